@@ -10,15 +10,17 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// Object is an API object with metadata: everything that the store keeps.
-type Object interface {
+// Object is an API object with metadata: everything that the store keeps. It
+// is an alias, as Record is, so that consensus can use the same type without
+// importing this package.
+type Object = interface {
 	runtime.Object
 	metav1.Object
 }
 
 // Record is one version of one object. It is immutable and shared by every
 // reader: whoever wants to change the object makes a deep copy first.
-type Record interface {
+type Record = interface {
 	// Object carries its resourceVersion.
 	Object() Object
 	// Revision is the raft index of the write that made this version.
