@@ -1,0 +1,176 @@
+package kinds
+
+import (
+	"strings"
+	"time"
+
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+)
+
+// Kind is one row of the table that the API server reads. Every function is
+// pure: it reads its arguments, changes at most the first one where its name
+// says so, and keeps nothing. In rows of Builtin, every function is set,
+// except GetScale, SetScale, ToStored and FromStored where they do not apply.
+type Kind struct {
+	GVK        schema.GroupVersionKind
+	Plural     string
+	Singular   string
+	ShortNames []string
+	Categories []string
+	Namespaced bool
+
+	// New and NewList return empty objects.
+	New, NewList func() runtime.Object
+
+	// Status says that the kind has a status subresource: a plain update keeps
+	// the stored status, an update of the status keeps all the rest.
+	Status bool
+
+	// GetScale and SetScale are the scale subresource. SetScale changes obj.
+	GetScale func(obj runtime.Object) *autoscalingv1.Scale
+	SetScale func(obj runtime.Object, s *autoscalingv1.Scale)
+
+	// Stored, if not empty, is the Resource() of the row under whose name and
+	// in whose type objects of this kind are kept; the two functions convert.
+	Stored               string
+	ToStored, FromStored func(obj runtime.Object) (runtime.Object, error)
+
+	// Default fills in what the writer left out. It is idempotent.
+	Default func(obj runtime.Object)
+
+	// PrepareForCreate drops what a creator may not say (the status) and sets
+	// what the server says of a new object (generation, QoS class).
+	PrepareForCreate func(obj runtime.Object)
+	// PrepareForUpdate and PrepareForStatusUpdate copy from old into obj what
+	// this kind of update may not change, and count the generation up where
+	// the spec changed.
+	PrepareForUpdate       func(obj, old runtime.Object)
+	PrepareForStatusUpdate func(obj, old runtime.Object)
+
+	// Validate is of a new object, the others are of an update; they include
+	// all of the object's metadata.
+	Validate             func(obj runtime.Object) field.ErrorList
+	ValidateUpdate       func(obj, old runtime.Object) field.ErrorList
+	ValidateStatusUpdate func(obj, old runtime.Object) field.ErrorList
+
+	// Warnings returns what to tell the writer of an accepted object; old is
+	// nil at creation.
+	Warnings func(obj, old runtime.Object) []string
+
+	// FieldNames are the fields by which a field selector may select; Fields
+	// are their values.
+	FieldNames []string
+	Fields     func(obj runtime.Object) fields.Set
+
+	// Columns and Cells are the table that kubectl prints, one cell a column.
+	Columns []metav1.TableColumnDefinition
+	Cells   func(obj runtime.Object, now time.Time) []any
+}
+
+// GVR is the resource of the row in its own version.
+func (k *Kind) GVR() schema.GroupVersionResource {
+	return schema.GroupVersionResource{Group: k.GVK.Group, Version: k.GVK.Version, Resource: k.Plural}
+}
+
+// Resource is the name under which the store keeps the kind: "pods",
+// "deployments.apps".
+func (k *Kind) Resource() string {
+	if k.GVK.Group == "" {
+		return k.Plural
+	}
+	return k.Plural + "." + k.GVK.Group
+}
+
+// Name selectors that every kind has.
+var metadataFieldNames = []string{"metadata.name", "metadata.namespace"}
+
+// object is what every API type is.
+type object interface {
+	runtime.Object
+	metav1.Object
+}
+
+// metadataFields is the part of Fields that every kind has.
+func metadataFields(namespaced bool, obj metav1.Object) fields.Set {
+	set := fields.Set{"metadata.name": obj.GetName()}
+	if namespaced {
+		set["metadata.namespace"] = obj.GetNamespace()
+	}
+	return set
+}
+
+// one, two and their like lend a typed function to a row. A row is only ever
+// handed objects that its New made, so the assertion cannot fail.
+func one[T runtime.Object](f func(T)) func(runtime.Object) {
+	return func(o runtime.Object) { f(o.(T)) }
+}
+
+func two[T runtime.Object](f func(obj, old T)) func(obj, old runtime.Object) {
+	return func(obj, old runtime.Object) { f(obj.(T), old.(T)) }
+}
+
+func check[T runtime.Object](f func(T) field.ErrorList) func(runtime.Object) field.ErrorList {
+	return func(o runtime.Object) field.ErrorList { return f(o.(T)) }
+}
+
+func checkTwo[T runtime.Object](f func(obj, old T) field.ErrorList) func(obj, old runtime.Object) field.ErrorList {
+	return func(obj, old runtime.Object) field.ErrorList { return f(obj.(T), old.(T)) }
+}
+
+// complete fills in what a row left out because it is the same for all.
+func (k *Kind) complete() *Kind {
+	if k.Singular == "" {
+		k.Singular = strings.ToLower(k.GVK.Kind)
+	}
+	if k.Default == nil {
+		k.Default = func(runtime.Object) {}
+	}
+	if k.PrepareForCreate == nil {
+		k.PrepareForCreate = func(runtime.Object) {}
+	}
+	if k.PrepareForUpdate == nil {
+		k.PrepareForUpdate = func(_, _ runtime.Object) {}
+	}
+	if k.PrepareForStatusUpdate == nil {
+		k.PrepareForStatusUpdate = func(_, _ runtime.Object) {}
+	}
+	if k.Validate == nil {
+		k.Validate = func(runtime.Object) field.ErrorList { return nil }
+	}
+	if k.ValidateUpdate == nil {
+		k.ValidateUpdate = func(_, _ runtime.Object) field.ErrorList { return nil }
+	}
+	if k.ValidateStatusUpdate == nil {
+		k.ValidateStatusUpdate = k.ValidateUpdate
+	}
+	if k.Warnings == nil {
+		k.Warnings = func(_, _ runtime.Object) []string { return nil }
+	}
+	extra := k.Fields
+	k.FieldNames = append(metadataFieldNames[:1:1], k.FieldNames...)
+	if k.Namespaced {
+		k.FieldNames = append(metadataFieldNames[:2:2], k.FieldNames[1:]...)
+	}
+	k.Fields = func(obj runtime.Object) fields.Set {
+		set := metadataFields(k.Namespaced, obj.(object))
+		if extra != nil {
+			for name, value := range extra(obj) {
+				set[name] = value
+			}
+		}
+		return set
+	}
+	if k.Columns == nil {
+		k.Columns = []metav1.TableColumnDefinition{nameColumn, ageColumn}
+		k.Cells = func(obj runtime.Object, now time.Time) []any {
+			o := obj.(object)
+			return []any{o.GetName(), age(o.GetCreationTimestamp(), now)}
+		}
+	}
+	return k
+}
