@@ -1,0 +1,174 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// freeSubnet picks a /24 of 10.88.0.0/16 that no address of this machine lies in.
+func freeSubnet() (netip.Prefix, error) {
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("addresses of this machine: %w", err)
+	}
+	for third := range 256 {
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 88, byte(third), 0}), 24)
+		taken := false
+		for _, a := range addrs {
+			ip, _ := netip.AddrFromSlice(a.IP.To4())
+			ones, _ := a.Mask.Size()
+			taken = taken || p.Overlaps(netip.PrefixFrom(ip, ones))
+		}
+		if !taken {
+			return p, nil
+		}
+	}
+	return netip.Prefix{}, errors.New("every /24 of 10.88.0.0/16 is in use here: choose one with --subnet")
+}
+
+func makeBridge(name string, address netip.Addr) error {
+	if _, err := netlink.LinkByName(name); err == nil {
+		return fmt.Errorf("link %s exists already and is not this lab's: choose another name for the lab", name)
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	bridge := &netlink.Bridge{LinkAttrs: attrs}
+	if err := netlink.LinkAdd(bridge); err != nil {
+		return fmt.Errorf("bridge %s: %w", name, err)
+	}
+	err := netlink.AddrAdd(bridge, address4(netip.PrefixFrom(address, 24)))
+	if err == nil {
+		err = netlink.LinkSetUp(bridge)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("bridge %s: %w", name, err), netlink.LinkDel(bridge))
+	}
+	return nil
+}
+
+func address4(p netip.Prefix) *netlink.Addr {
+	return &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), 32)}}
+}
+
+// plug gives the network namespace of a process a link eth0 to the bridge.
+func plug(bridge, port string, pid int, address netip.Prefix, gateway netip.Addr) error {
+	br, err := netlink.LinkByName(bridge)
+	if err != nil {
+		return fmt.Errorf("bridge %s: %w", bridge, err)
+	}
+	if err := removeLink(port); err != nil {
+		return err
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MasterIndex = port, br.Attrs().Index
+	veth := netlink.NewVeth(attrs)
+	veth.PeerName, veth.PeerNamespace = "eth0", netlink.NsPid(pid)
+	if err := netlink.LinkAdd(veth); err != nil {
+		return fmt.Errorf("link %s: %w", port, err)
+	}
+	if err := netlink.LinkSetUp(veth); err != nil {
+		return fmt.Errorf("link %s: %w", port, err)
+	}
+	ns, err := netns.GetFromPid(pid)
+	if err != nil {
+		return fmt.Errorf("network namespace of process %d: %w", pid, err)
+	}
+	defer ns.Close()
+	inside, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		return fmt.Errorf("network namespace of process %d: %w", pid, err)
+	}
+	defer inside.Close()
+	for _, name := range []string{"lo", "eth0"} {
+		link, err := inside.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("link %s: %w", name, err)
+		}
+		if name == "eth0" {
+			if err := inside.AddrAdd(link, address4(address)); err != nil {
+				return fmt.Errorf("address %s: %w", address, err)
+			}
+		}
+		if err := inside.LinkSetUp(link); err != nil {
+			return fmt.Errorf("link %s: %w", name, err)
+		}
+	}
+	if err := inside.RouteAdd(&netlink.Route{Gw: gateway.AsSlice()}); err != nil {
+		return fmt.Errorf("default route by %s: %w", gateway, err)
+	}
+	return nil
+}
+
+func linkDown(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("link %s: %w", name, err)
+	}
+	return netlink.LinkSetDown(link)
+}
+
+// removeLink removes a link of this machine; one that is not there is no error.
+func removeLink(name string) error {
+	link, err := netlink.LinkByName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	// The host's namespace may take its end of the pair, and so ours, with it.
+	if err != nil && !errors.Is(err, unix.ENODEV) && !errors.As(err, &netlink.LinkNotFoundError{}) {
+		return fmt.Errorf("remove link %s: %w", name, err)
+	}
+	return nil
+}
+
+// cutTable is the nftables table that holds a host's cuts.
+const cutTable = "conclave-lab"
+
+// dropFrom makes the network namespace of a process drop everything that comes
+// from these addresses, before any other rule sees it, and nothing else.
+func dropFrom(pid int, addresses []netip.Addr) error {
+	ns, err := netns.GetFromPid(pid)
+	if err != nil {
+		return fmt.Errorf("network namespace of process %d: %w", pid, err)
+	}
+	defer ns.Close()
+	conn, err := nftables.New(nftables.WithNetNSFd(int(ns)))
+	if err != nil {
+		return err
+	}
+	table := &nftables.Table{Name: cutTable, Family: nftables.TableFamilyIPv4}
+	conn.AddTable(table) // deleting one that is not there would fail the batch
+	conn.DelTable(table)
+	if len(addresses) > 0 {
+		conn.AddTable(table)
+		chain := conn.AddChain(&nftables.Chain{
+			Name: "cut", Table: table, Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(-400),
+		})
+		for _, a := range addresses {
+			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+				// ip saddr
+				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint32(ipv4(a))},
+				&expr.Verdict{Kind: expr.VerdictDrop},
+			}})
+		}
+	}
+	return conn.Flush()
+}
+
+func ipv4(a netip.Addr) uint32 {
+	b := a.As4()
+	return uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
+}
