@@ -1,0 +1,47 @@
+// Package agent runs this node's pods: it is Conclave's kubelet.
+//
+// It owns the folder pods/ of the data folder (what the node must know to start
+// its pods with no master in sight), the folders volumes/ and etc/ of the run
+// folder (what pods see and what must not outlive a reboot), this node's Node
+// object, the status of the pods bound to this node, and the kubelet API.
+//
+// # What always holds
+//
+//   - A pod's next step is decided by step, a pure function of the pod and of
+//     what is observed of it. What is observed comes from the runtime; only
+//     what the runtime cannot know (how often a container was started, how it
+//     ended before a reboot, that the node gave the pod up) is kept in one
+//     small file per pod, written when it changes and only then. A restart of
+//     this process therefore loses nothing and restarts nothing.
+//   - A pod that is gone from the API is stopped; a pod being deleted leaves
+//     the API only after its containers have ended and its network, volumes
+//     and mounts are gone.
+//   - A pod's status is computed as a whole and written when it differs from
+//     what the API has. A status that could not be written is written later,
+//     in its newest form.
+//   - Nothing is polled and nothing is written to disk while nothing happens.
+//     What waits, waits for an event or for the one time that matters next.
+//   - What a pod's folder on disk holds suffices to start it again: manifest,
+//     the ConfigMaps and Secrets that it names, its tokens. Secrets and tokens
+//     go through Config.Seal first.
+//
+// # Goroutines
+//
+// All are started below Run and have ended when it returns; pods go on running.
+//
+//   - one podWorker per pod: a loop of one select. What may take long (pulling,
+//     stopping, waiting for an object) it does in goroutines of its own, at
+//     most one for each container and for the pod, and waits for them.
+//   - one prober per probe of a running container, ended by its worker.
+//   - one follower for the pods of this node, one for services, one for this
+//     node's Node object, one per ConfigMap or Secret that pods here name.
+//   - the status writer with a few workers, the event recorder, the node
+//     loop, the runtime watcher, which turns the runtime's hints into wake-ups
+//     of the workers concerned, and the HTTP server of the kubelet API.
+//
+// # Restart of containers
+//
+// The n-th start of container "web" has the runtime ID "web_n", n counting from
+// 0: it is the container's restart count. The last two are kept, so that
+// `kubectl logs --previous` has something to read.
+package agent

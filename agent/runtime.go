@@ -1,0 +1,154 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/netip"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Runtime is what the agent asks of the container runtime. All methods may be
+// called from several goroutines. Containers must be found again after a
+// restart of this process; the runtime may forget them when the host reboots.
+type Runtime interface {
+	// StartPod makes what a pod's containers share: its cgroup and the process
+	// that stays with it. It is idempotent.
+	StartPod(ctx context.Context, c PodConfig) error
+	// StopPod kills what is left of a pod and removes all traces of it but the
+	// log files. It is idempotent.
+	StopPod(ctx context.Context, podID string) error
+	// Pods lists the IDs of the pods that StartPod made and StopPod did not
+	// remove.
+	Pods() []string
+	// RunContainer creates and starts a container of a started pod. If a
+	// container could be created but its command not be started, the error is
+	// returned and Containers shows it Exited with the reason StartError.
+	RunContainer(ctx context.Context, c ContainerConfig) error
+	// StopContainer asks a container to end, kills it after grace, and returns
+	// when it has ended.
+	StopContainer(ctx context.Context, podID, id string, grace time.Duration) error
+	RemoveContainer(ctx context.Context, podID, id string) error
+	// Containers is the newest known state of a pod's containers, of all pods
+	// if podID is empty. It answers from memory.
+	Containers(podID string) []ContainerStatus
+	// Subscribe returns a channel that receives after any container or pod
+	// changed; several changes may be one signal. The function ends it.
+	Subscribe() (<-chan struct{}, func())
+	Exec(ctx context.Context, podID, id string, cmd []string, tty bool, stdin io.Reader, stdout, stderr io.Writer, resize <-chan [2]uint16) (int, error)
+	Attach(ctx context.Context, podID, id string, stdin io.Reader, stdout, stderr io.Writer, resize <-chan [2]uint16) error
+	// Stats measures a container, or the whole pod if id is empty.
+	Stats(podID, id string) (Stats, error)
+	// Pull fetches an image. Its errors match ErrImageNotFound,
+	// ErrRegistryUnavailable and ErrInvalidImageName.
+	Pull(ctx context.Context, ref string, auth PullAuth) (Image, error)
+	Image(ref string) (Image, bool)
+	Images() []Image
+	RemoveImage(ctx context.Context, ref string) error
+}
+
+// Outcomes of Runtime.Pull and RunContainer, matched with errors.Is.
+var (
+	ErrImageNotFound       = errors.New("image not found")
+	ErrRegistryUnavailable = errors.New("registry unavailable")
+	ErrInvalidImageName    = errors.New("invalid image name")
+)
+
+// Network is what the agent asks of the pod network. Pods of the host network
+// never reach it.
+type Network interface {
+	// Attach makes the pod's network namespace and gives it its addresses. It
+	// is idempotent: for a pod already attached, also by an earlier process, it
+	// returns what the pod has. It may wait until the node has a pod range.
+	Attach(ctx context.Context, pod *corev1.Pod) (netns string, ips []netip.Addr, err error)
+	// Detach frees what Attach made. It is idempotent.
+	Detach(ctx context.Context, podUID string) error
+	// Ready says why pods cannot be attached now.
+	Ready() error
+}
+
+// PullAuth is what a registry is told of who pulls; the zero value is nobody.
+type PullAuth struct{ Username, Password, Token string }
+
+// PodConfig is a pod as the runtime sees it.
+type PodConfig struct {
+	ID               string // the pod's UID
+	Namespace, Name  string
+	Hostname         string
+	NetNS            string // path; empty: the host's
+	CgroupParent     string // "burstable", "besteffort" or "" for guaranteed pods
+	Resources        *specs.LinuxResources
+	HostPID, HostIPC bool
+	ShareProcesses   bool
+	Sysctls          map[string]string
+}
+
+// ContainerConfig is one start of one container.
+type ContainerConfig struct {
+	PodID                             string
+	ID                                string // container name and attempt: "web_0"
+	Image                             string // image ID
+	Command, Args                     []string
+	Env                               []string
+	WorkingDir                        string
+	Mounts                            []specs.Mount
+	Resources                         *specs.LinuxResources
+	OOMScoreAdj                       *int
+	UID, GID                          *int64
+	Groups                            []int64
+	AddCapabilities, DropCapabilities []string
+	Privileged, ReadOnlyRoot          bool
+	NoNewPrivileges                   bool
+	TTY, Stdin, StdinOnce             bool
+	LogPath                           string
+	LogMaxSize                        int64
+	LogMaxFiles                       int
+	StopSignal                        string
+}
+
+// State is what a container is doing.
+type State string
+
+// The states of a container.
+const (
+	Created State = "Created"
+	Running State = "Running"
+	Exited  State = "Exited"
+)
+
+// ContainerStatus is what the runtime knows of one start of one container.
+type ContainerStatus struct {
+	PodID, ID, Image string
+	State            State
+	PID              int
+	StartedAt        time.Time
+	FinishedAt       time.Time
+	ExitCode         int
+	OOMKilled        bool
+	Reason, Message  string
+}
+
+// Image is an image in the node's store.
+type Image struct {
+	ID                   string
+	Names                []string
+	Digests              []string
+	Size                 int64
+	User                 string
+	Env, Entrypoint, Cmd []string
+	WorkingDir           string
+	StopSignal           string
+}
+
+// Stats is what a container uses.
+type Stats struct {
+	Time             time.Time
+	CPUNanoseconds   uint64 // since its start
+	MemoryUsage      uint64 // bytes, page cache included
+	MemoryWorkingSet uint64 // bytes that cannot be reclaimed at once
+	MemoryRSS        uint64
+	Processes        uint64
+}
