@@ -1,0 +1,3 @@
+// Package runtime owns containers: images, root filesystems, OCI specs and
+// processes.
+package runtime

@@ -1,0 +1,4 @@
+// Command pod is the small program that stays with each pod.
+package main
+
+func main() {}
