@@ -1,0 +1,90 @@
+# Conclave's desk. `make help` lists the targets.
+
+SHELL      := /bin/bash
+GOARCH     ?= $(shell go env GOARCH)
+VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS    := -s -w -X conclave/cli.version=$(VERSION)
+POD_TAGS   := netgo osusergo
+POD        := runtime/embedded/conclave-pod-$(GOARCH)
+BIN        := bin/conclave
+CC_arm64   := aarch64-linux-gnu-gcc
+CC_amd64   := $(if $(filter amd64,$(shell go env GOHOSTARCH)),cc,x86_64-linux-gnu-gcc)
+SUDO       := $(if $(filter 0,$(shell id -u)),,sudo)
+# Debian packages: what the build needs, and what the tests and the demo need besides.
+APT_BUILD  := gcc libc6-dev
+APT_TEST   := busybox-static docker-registry
+# The tests that need the machine for themselves run apart from the units.
+HOSTS_PKG  := ./test/hosts/...
+UNITS       = $(shell go list ./... | grep -v -e /test/hosts -e /zz_)
+
+.PHONY: help deps deps-test build pod kubectl test units race hosts bench lint demo release clean conformance
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+deps: ## install what the build needs, or name it
+	@command -v go >/dev/null || { echo "Go 1.26 or newer is missing: install it from https://go.dev/dl"; exit 1; }
+	@command -v cc >/dev/null || $(MAKE) --no-print-directory apt PACKAGES="$(APT_BUILD)"
+
+deps-test: deps ## install what the tests and the demo need
+	@missing=; for p in $(APT_TEST); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	  [ -z "$$missing" ] || $(MAKE) --no-print-directory apt PACKAGES="$$missing"
+
+.PHONY: apt
+apt:
+	@command -v apt-get >/dev/null || { echo "install these by hand, this machine has no apt-get: $(PACKAGES)"; exit 1; }
+	@echo "installing $(PACKAGES)"
+	@$(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null
+
+build: deps $(BIN) ## build bin/conclave for this machine
+
+# The small program that stays with each pod: static, the only cgo.
+POD_SOURCES := $(shell find runtime/pod runtime/internal -name '*.go' 2>/dev/null) go.mod
+pod: $(POD)
+$(POD): $(POD_SOURCES)
+	CGO_ENABLED=1 GOARCH=$(GOARCH) CC=$(CC_$(GOARCH)) go build -tags "$(POD_TAGS)" -trimpath -ldflags "-s -w -extldflags -static" -o $@ ./runtime/pod
+
+.PHONY: $(BIN)
+$(BIN): $(POD)
+	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o $@ .
+
+kubectl: bin/kubectl ## build kubectl of the version that Conclave serves
+bin/kubectl: tools/kubectl/main.go tools/kubectl/go.mod
+	cd tools/kubectl && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v1.37.2 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=37" -o ../../bin/kubectl .
+
+test: deps-test build kubectl units hosts ## all tests: units, nodes in one process, hosts
+
+units: deps pod ## tests that need no built binary
+	go vet $(UNITS)
+	go test -timeout 10m $(UNITS)
+
+race: deps pod ## the units under the race detector
+	go test -race -timeout 15m $(UNITS)
+
+hosts: deps-test build kubectl ## tests on hosts made of namespaces, with the built binary (root)
+	go test -count=1 -timeout 20m $(HOSTS_PKG)
+
+bench: deps-test build kubectl ## measure the rows of the targets, each beside its target
+	go run ./test/bench
+
+lint: deps ## gofmt, vet, and the rules of the house
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+	go vet ./...
+	go test ./cli -run 'TestDependencies|TestPackageComments'
+
+demo: deps-test build ## three hosts, one application, a dead leader, a dead host, one table of times
+	go run ./test/demo
+
+conformance: ## write docs/conformance.md from the results of the last test run
+	go run ./test/conformance
+
+release: deps ## static binaries for linux/amd64 and linux/arm64 in bin/release
+	@command -v $(CC_arm64) >/dev/null || $(MAKE) --no-print-directory apt PACKAGES="gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
+	@mkdir -p bin/release
+	@for arch in amd64 arm64; do \
+	  $(MAKE) --no-print-directory pod GOARCH=$$arch && \
+	  CGO_ENABLED=0 GOARCH=$$arch go build -trimpath -ldflags "$(LDFLAGS)" -o bin/release/conclave-linux-$$arch . || exit 1; \
+	done; ls -l bin/release
+
+clean: ## remove what was built
+	rm -rf bin runtime/embedded/conclave-pod-*
