@@ -1,0 +1,78 @@
+package consensus
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// Codec turns objects into the bytes of the log and of snapshots, and back.
+// Whatever must not be readable on disk is sealed inside it.
+type Codec interface {
+	Encode(Object) ([]byte, error)
+	Decode([]byte) (Object, error)
+}
+
+// Caller posts to a peer by its node id over mutual TLS and returns the body
+// of a 200 answer; any other answer is an error.
+type Caller interface {
+	Call(ctx context.Context, id, path string, body []byte) ([]byte, error)
+}
+
+// Member is what gossip says of one node. A node that left or that is unknown
+// is not in the list, or is in it with Alive false.
+type Member struct {
+	ID, Name, Zone string
+	Alive          bool
+	Suspect        bool // gossip has doubts: nothing new is given to it
+	NoMaster       bool // never a voter nor a standby
+	Memory         uint64
+	DiskLatency    time.Duration
+	Started        time.Time
+}
+
+// Timing is raft's clockwork. Zero fields take the defaults.
+type Timing struct {
+	// Heartbeat is how long a follower hears nothing before it stands for
+	// election; Election how long one attempt lasts at most. 300 ms.
+	Heartbeat, Election time.Duration
+	// Lease is how long a leader that reaches no quorum still calls itself
+	// leader: at most Heartbeat.
+	Lease time.Duration
+}
+
+// Config is what a Node needs from the rest of the process.
+type Config struct {
+	ID, Name string
+	Dir      string // the folder raft/ of the data folder
+
+	Stream    raft.StreamLayer
+	Addresses raft.ServerAddressProvider
+	Codec     Codec
+	Caller    Caller
+	// PeerID returns the node id of the caller's certificate, "" if none.
+	PeerID func(*http.Request) string
+
+	// Members is called from the leader's loop and must not block.
+	Members func() []Member
+	// MembersChanged returns a channel that is closed at the next change after
+	// the call; it is called anew after each.
+	MembersChanged func() <-chan struct{}
+	// Prepare makes node id ready to run consensus (hands it the masters' keys
+	// and has it start its Node). The leader calls it before it adds the node,
+	// and again when an added node does not answer: it must be idempotent.
+	Prepare func(ctx context.Context, id string) error
+	// Retired is called at most once, from a goroutine of its own, when this
+	// node is no longer in the configuration: the caller stops the node and
+	// wipes Dir.
+	Retired func()
+
+	LeaseDuration time.Duration // of node leases; 3 s
+	Window        int           // events kept for watchers; 20,000
+	WindowBytes   int           // of their encoded size; 8 MiB
+	Timing        Timing
+	Log           *slog.Logger
+}
