@@ -1,0 +1,3 @@
+// Package gossip owns membership: who is here and alive, and what each node
+// offers.
+package gossip
