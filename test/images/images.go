@@ -1,0 +1,314 @@
+// Package images makes container images without a registry on the internet:
+// from Debian's packages and from static Go programs, for the demo, the examples
+// and the tests. It holds no state and starts nothing that outlives a call.
+package images
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+)
+
+// Recipe says what an image is made of.
+type Recipe struct {
+	Name       string   // as pods name it: "conclave.test/nginx:1"
+	Packages   []string // Debian packages; the shared libraries that they need come along
+	GoProgram  string   // import path of a program to build static as /NAME
+	Busybox    bool     // a shell and its tools in /bin, from busybox-static
+	Files      map[string]string
+	Entrypoint []string
+	Cmd        []string
+	Env        []string
+	User       string
+	WorkingDir string
+	Ports      []string // "80/tcp"
+}
+
+// Recipes are the images that the examples, the demo and the tests use.
+var Recipes = map[string]Recipe{
+	"busybox": {Name: "conclave.test/busybox:1", Busybox: true, Cmd: []string{"sh"}},
+	"web": {
+		Name: "conclave.test/web:1", GoProgram: "conclave/examples/web", Busybox: true,
+		Entrypoint: []string{"/web"}, Ports: []string{"8080/tcp"},
+	},
+	"nginx": {
+		Name: "conclave.test/nginx:1", Packages: []string{"nginx", "nginx-common"}, Busybox: true,
+		Files: map[string]string{
+			"etc/nginx/nginx.conf": "user root;\nworker_processes 1;\npid /tmp/nginx.pid;\nerror_log /dev/stderr;\n" +
+				"events { worker_connections 256; }\nhttp {\n  access_log /dev/stdout;\n  include /etc/nginx/mime.types;\n" +
+				"  server { listen 80; root /usr/share/nginx/html; }\n}\n",
+			"etc/passwd": "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/var/www:/bin/false\n",
+			"etc/group":  "root:x:0:\nwww-data:x:33:\n",
+			"tmp/":       "", "var/lib/nginx/": "", "var/log/nginx/": "",
+		},
+		Entrypoint: []string{"/usr/sbin/nginx", "-g", "daemon off;"}, Ports: []string{"80/tcp"},
+	},
+	"redis": {
+		Name: "conclave.test/redis:1", Packages: []string{"redis-server", "redis-tools"}, Busybox: true,
+		Files: map[string]string{
+			"etc/passwd": "root:x:0:0:root:/root:/bin/sh\nredis:x:999:999::/data:/bin/false\n",
+			"etc/group":  "root:x:0:\nredis:x:999:\n", "data/": "", "tmp/": "",
+		},
+		Entrypoint: []string{"/usr/bin/redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--dir", "/data"},
+		Ports:      []string{"6379/tcp"}, WorkingDir: "/data",
+	},
+}
+
+// Build makes the image of a recipe. It runs `go build` and `apt-get download`
+// as the recipe asks.
+func Build(ctx context.Context, r Recipe) (v1.Image, error) {
+	root, err := os.MkdirTemp("", "conclave-image-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(root)
+	steps := []struct {
+		wanted bool
+		do     func() error
+	}{
+		{len(r.Packages) > 0, func() error { return unpackDebian(ctx, root, r.Packages) }},
+		{r.Busybox, func() error { return addBusybox(ctx, root) }},
+		{r.GoProgram != "", func() error { return addProgram(ctx, root, r.GoProgram) }},
+		{true, func() error { return addFiles(root, r.Files) }},
+	}
+	for _, s := range steps {
+		if s.wanted {
+			if err := s.do(); err != nil {
+				return nil, fmt.Errorf("image %s: %w", r.Name, err)
+			}
+		}
+	}
+	var layer bytes.Buffer
+	if err := writeTar(&layer, root); err != nil {
+		return nil, fmt.Errorf("image %s: %w", r.Name, err)
+	}
+	opened, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(layer.Bytes())), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	img, err := mutate.AppendLayers(empty.Image, opened)
+	if err != nil {
+		return nil, err
+	}
+	file, err := img.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	file = file.DeepCopy()
+	file.OS, file.Architecture = "linux", runtime.GOARCH
+	file.Config = v1.Config{
+		Entrypoint: r.Entrypoint, Cmd: r.Cmd, User: r.User, WorkingDir: r.WorkingDir,
+		Env: append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, r.Env...),
+	}
+	for _, p := range r.Ports {
+		if file.Config.ExposedPorts == nil {
+			file.Config.ExposedPorts = map[string]struct{}{}
+		}
+		file.Config.ExposedPorts[p] = struct{}{}
+	}
+	return mutate.ConfigFile(img, file)
+}
+
+// Save writes an image as a tar that `conclave image import` and `docker load` read.
+func Save(img v1.Image, ref, file string) error {
+	tag, err := name.NewTag(ref)
+	if err != nil {
+		return err
+	}
+	return tarball.WriteToFile(file, tag, img)
+}
+
+// Push sends an image to a registry, by plain HTTP.
+func Push(ctx context.Context, img v1.Image, ref string) error {
+	tag, err := name.NewTag(ref, name.Insecure)
+	if err != nil {
+		return err
+	}
+	return remote.Write(tag, img, remote.WithContext(ctx))
+}
+
+func run(ctx context.Context, dir string, env []string, argv ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	var out, errs bytes.Buffer
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = dir, append(os.Environ(), env...), &out, &errs
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, strings.TrimSpace(errs.String()))
+	}
+	return out.String(), nil
+}
+
+func addProgram(ctx context.Context, root, importPath string) error {
+	_, err := run(ctx, "", []string{"CGO_ENABLED=0"}, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(root, path.Base(importPath)), importPath)
+	return err
+}
+
+// addBusybox links every applet to one static busybox.
+func addBusybox(ctx context.Context, root string) error {
+	source, err := exec.LookPath("busybox")
+	if err != nil {
+		return errors.New("busybox is missing: apt-get install busybox-static")
+	}
+	raw, err := os.ReadFile(source)
+	if err != nil {
+		return err
+	}
+	bin := filepath.Join(root, "bin")
+	if target, err := os.Readlink(bin); err == nil { // merged /usr
+		bin = filepath.Join(root, target)
+	}
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(bin, "busybox"), raw, 0o755); err != nil {
+		return err
+	}
+	applets, err := run(ctx, "", nil, source, "--list")
+	if err != nil {
+		return err
+	}
+	for _, applet := range strings.Fields(applets) {
+		err := os.Symlink("busybox", filepath.Join(bin, applet))
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func addFiles(root string, files map[string]string) error {
+	for file, content := range files {
+		to := filepath.Join(root, file)
+		if strings.HasSuffix(file, "/") {
+			if err := os.MkdirAll(to, 0o777); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(to, []byte(content), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var libraryRE = regexp.MustCompile(`^(lib|zlib)`)
+
+// unpackDebian unpacks packages, and the shared libraries that they depend on,
+// without running any of their scripts.
+func unpackDebian(ctx context.Context, root string, packages []string) error {
+	wanted := slices.Clone(packages)
+	for i := 0; i < len(wanted); i++ {
+		out, err := run(ctx, "", nil, "apt-cache", "depends", "--important", wanted[i])
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(out) {
+			dependency, ok := strings.CutPrefix(strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(line), "|")), "Depends: ")
+			if ok && libraryRE.MatchString(dependency) && !slices.Contains(wanted, dependency) {
+				wanted = append(wanted, dependency)
+			}
+		}
+	}
+	debs, err := os.MkdirTemp("", "conclave-debs-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(debs)
+	if err := os.Chmod(debs, 0o777); err != nil { // apt downloads as its own user
+		return err
+	}
+	if _, err := run(ctx, debs, nil, append([]string{"apt-get", "download", "-qq"}, wanted...)...); err != nil {
+		return fmt.Errorf("%w (is `apt-get update` due?)", err)
+	}
+	files, err := filepath.Glob(filepath.Join(debs, "*.deb"))
+	if err != nil {
+		return err
+	}
+	for _, deb := range files {
+		if _, err := run(ctx, "", nil, "dpkg-deb", "-x", deb, root); err != nil {
+			return err
+		}
+	}
+	// Packages built for a merged /usr may still carry /lib64 beside it.
+	for _, bulk := range []string{"usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian"} {
+		if err := os.RemoveAll(filepath.Join(root, bulk)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeTar packs a folder, owned by root, in the order of names and without
+// times, so that the same content is the same layer.
+func writeTar(w io.Writer, root string) error {
+	out := tar.NewWriter(w)
+	err := filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) error {
+		if err != nil || file == root {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		link := ""
+		if info.Mode()&fs.ModeSymlink != 0 {
+			if link, err = os.Readlink(file); err != nil {
+				return err
+			}
+		}
+		header, err := tar.FileInfoHeader(info, link)
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(root, file)
+		if err != nil {
+			return err
+		}
+		header.Name, header.Uid, header.Gid, header.Uname, header.Gname = rel, 0, 0, "", ""
+		if info.IsDir() {
+			header.Name += "/"
+		}
+		header.ModTime, header.AccessTime, header.ChangeTime = zero, zero, zero
+		if err := out.WriteHeader(header); err != nil || !info.Mode().IsRegular() {
+			return err
+		}
+		in, err := os.Open(file)
+		if err != nil {
+			return err
+		}
+		defer in.Close()
+		_, err = io.Copy(out, in)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return out.Close()
+}
+
+var zero = time.Unix(0, 0)
