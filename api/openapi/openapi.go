@@ -1,0 +1,24 @@
+// Package openapi owns the OpenAPI documents of the built-in kinds, which
+// kubectl reads to explain, to validate and to patch. They are made ahead of
+// time from the published Go types and the table of api/kinds, and embedded
+// compressed as bytes of the binary, and handed out as they are: they cost no
+// memory until somebody reads them, and then none of the heap. The package runs nothing.
+//
+// After a change to the table of kinds or to a version of Kubernetes' modules
+// (in tools/openapi/go.mod too), make them anew, at the root of the project:
+//
+//	go generate ./api/openapi
+package openapi
+
+//go:generate go -C ../../tools/openapi generate .
+
+import "maps"
+
+// V2 is the document of version 2.0 (swagger) of all groups: JSON, compressed
+// with gzip. It must not be changed.
+func V2() []byte { return v2 }
+
+// V3 is one document of version 3.0 for each group and version, by its path
+// ("api/v1", "apis/apps/v1"): JSON, compressed with gzip. They must not be
+// changed.
+func V3() map[string][]byte { return maps.Clone(v3) }
