@@ -3,11 +3,19 @@ package controller
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
+	"sync"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+
+	"golang.org/x/sync/errgroup"
 
 	"conclave/api"
 )
@@ -56,9 +64,64 @@ type Config struct {
 	Log      *slog.Logger
 }
 
+// Controller makes objects of one sort from other objects. It is level
+// triggered: Reconcile looks at the whole state of its key, never at the event
+// that called it.
+type Controller struct {
+	Name string
+	// Inputs say which changes concern which keys.
+	Inputs []Input
+	// Outputs are all that Reconcile writes. No two controllers may own the
+	// same: the Manager refuses to start.
+	Outputs []Output
+	// Workers is how many keys are reconciled at a time.
+	Workers int
+	// Reconcile brings the world nearer to what the key's object asks for. It
+	// is called again after the returned delay, if that is not 0; after an
+	// error with growing delays; and whenever an input says so.
+	Reconcile func(ctx context.Context, key Key) (again time.Duration, err error)
+	// queue belongs to the Manager.
+	queue *queue
+}
+
+// Input maps the changes of a resource to the keys that they concern.
+type Input struct {
+	Resource schema.GroupVersionResource
+	Keys     func(Change) []Key
+}
+
+// Output names one thing that a controller owns: a field of a resource, or
+// which objects of it there are.
+type Output struct {
+	Resource schema.GroupVersionResource
+	Field    string
+}
+
+// self is the Keys of an Input whose objects are themselves the keys.
+func self(c Change) []Key { return []Key{keyOf(c.either())} }
+
+// env is what all controllers share.
+type env struct {
+	Config
+	*store
+	events *recorder
+	// states is the last answer of Liveness per node name; see liveness.go.
+	states *states
+}
+
 // Manager runs every controller.
 type Manager struct {
-	config Config
+	env         *env
+	controllers []*Controller
+	byInput     map[schema.GroupVersionResource][]boundInput
+	// fillOnce guards ready, which is closed when every resource was listed.
+	mu    sync.Mutex
+	ready chan struct{}
+}
+
+type boundInput struct {
+	*Controller
+	keys func(Change) []Key
 }
 
 // New prepares a Manager; nothing runs before Run.
@@ -66,12 +129,153 @@ func New(c Config) (*Manager, error) {
 	if c.Client == nil || c.Liveness == nil {
 		return nil, errors.New("controller: a Client and a Liveness are needed")
 	}
-	return &Manager{config: c}, nil
+	if c.PodCIDR.IsValid() {
+		if c.NodeMask == 0 {
+			c.NodeMask = 24
+		}
+		if c.NodeMask < c.PodCIDR.Bits() || c.NodeMask > c.PodCIDR.Addr().BitLen() {
+			return nil, fmt.Errorf("controller: a node's range of /%d bits does not fit into %v", c.NodeMask, c.PodCIDR)
+		}
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.RootCA == nil {
+		c.RootCA = func() []byte { return nil }
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, needed := range needed {
+		if !slices.Contains(c.Kinds, needed) {
+			c.Kinds = append(slices.Clone(c.Kinds), needed)
+		}
+	}
+	m := &Manager{byInput: map[schema.GroupVersionResource][]boundInput{}, ready: make(chan struct{})}
+	m.env = &env{Config: c, events: newRecorder(c), states: newStates(c.Liveness)}
+	m.env.store = &store{client: c.Client, cache: newCache(c.Kinds), changed: m.dispatch}
+	addIndexes(m.env.cache)
+	for _, add := range []func(*env) *Controller{
+		newReplicaSets, newDeployments, newEndpointSlices, newEndpoints, newMirror,
+		newNodes, newTaintEviction, newPodGC, newGarbage, newNamespaces,
+		newServiceAccounts, newRootCA, newExpiry,
+	} {
+		if err := m.add(add(m.env)); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// add registers a controller, unless it claims what another one owns.
+func (m *Manager) add(c *Controller) error {
+	for _, other := range m.controllers {
+		for _, o := range other.Outputs {
+			if slices.Contains(c.Outputs, o) {
+				return fmt.Errorf("controllers %s and %s both own %s of %s", other.Name, c.Name, o.Field, o.Resource.Resource)
+			}
+		}
+	}
+	c.queue = newQueue()
+	m.controllers = append(m.controllers, c)
+	for _, in := range c.Inputs {
+		if _, followed := m.env.cache.tables[in.Resource]; !followed {
+			return fmt.Errorf("controller %s needs %s, which is not served", c.Name, in.Resource.Resource)
+		}
+		m.byInput[in.Resource] = append(m.byInput[in.Resource], boundInput{c, in.Keys})
+	}
+	return nil
 }
 
 // Run reconciles until ctx, which is leadership's, ends, and returns when all
-// that it started has ended.
+// that it started has ended. A Manager runs once.
 func (m *Manager) Run(ctx context.Context) error {
-	<-ctx.Done()
+	g, ctx := errgroup.WithContext(ctx)
+	for resource := range m.env.cache.tables {
+		g.Go(func() error {
+			err := api.Follow(ctx, m.env.client, resource, "", metav1.ListOptions{}, &follower{ctx, m, resource})
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("follow %s: %w", resource.Resource, err)
+		})
+	}
+	g.Go(func() error { m.env.events.run(ctx, m.env.client); return nil })
+	g.Go(func() error { m.watchLiveness(ctx); return nil })
+	for _, c := range m.controllers {
+		defer c.queue.close()
+		for range max(c.Workers, 1) {
+			g.Go(func() error { m.work(ctx, c); return nil })
+		}
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
 	return context.Cause(ctx)
+}
+
+// work is one worker of one controller. It begins when every resource has been
+// listed: a controller that saw only half of the world would undo the other.
+func (m *Manager) work(ctx context.Context, c *Controller) {
+	select {
+	case <-m.ready:
+	case <-ctx.Done():
+		return
+	}
+	for {
+		key, ok := c.queue.next(ctx)
+		if !ok {
+			return
+		}
+		again, err := c.Reconcile(ctx, key)
+		if err != nil && ctx.Err() == nil {
+			level := slog.LevelWarn
+			if apierrors.IsConflict(err) {
+				level = slog.LevelDebug // somebody was faster: look again
+			}
+			m.env.Log.Log(ctx, level, "reconciliation failed", "controller", c.Name, "key", key.String(), "error", err)
+		}
+		c.queue.done(key, again, err)
+	}
+}
+
+// dispatch tells the controllers of changes.
+func (m *Manager) dispatch(r schema.GroupVersionResource, changes []Change) {
+	for _, change := range changes {
+		for _, in := range m.byInput[r] {
+			in.queue.add(in.keys(change)...)
+		}
+	}
+}
+
+// follower feeds one resource into the cache.
+type follower struct {
+	ctx      context.Context // Run's: the calls of a Handler carry none
+	m        *Manager
+	resource schema.GroupVersionResource
+}
+
+func (f *follower) Replace(objects []api.Object) {
+	changes, missing := f.m.env.cache.replace(f.resource, objects)
+	f.m.dispatch(f.resource, changes)
+	for _, o := range missing {
+		f.m.env.refresh(f.ctx, f.resource, o)
+	}
+	f.m.mu.Lock()
+	defer f.m.mu.Unlock()
+	select {
+	case <-f.m.ready:
+	default:
+		if f.m.env.cache.synced() {
+			close(f.m.ready)
+		}
+	}
+}
+
+func (f *follower) Apply(t watch.EventType, o api.Object) {
+	if t == watch.Deleted {
+		f.m.dispatch(f.resource, f.m.env.cache.remove(f.resource, o, true))
+		return
+	}
+	f.m.dispatch(f.resource, f.m.env.cache.apply(f.resource, o))
 }

@@ -1,0 +1,297 @@
+package controller
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
+
+	"conclave/api"
+)
+
+// newTaintEviction deletes the pods that do not tolerate a NoExecute taint of
+// their node, or no longer do.
+func newTaintEviction(e *env) *Controller {
+	c := &evictionController{env: e, since: map[Key]time.Time{}}
+	return &Controller{
+		Name:      "taint-eviction",
+		Workers:   8,
+		Inputs:    []Input{{pods, c.keysOfPod}, {nodes, podsOfNode(e)}},
+		Outputs:   []Output{{pods, "deletions for NoExecute taints"}},
+		Reconcile: c.reconcile,
+	}
+}
+
+type evictionController struct {
+	*env
+	mu sync.Mutex
+	// since is when a pod was found to tolerate its node only for a while, for
+	// taints that do not say when they were added.
+	since map[Key]time.Time
+}
+
+func (c *evictionController) keysOfPod(change Change) []Key {
+	if change.Old != nil && change.New != nil {
+		a, b := change.Old.(*corev1.Pod), change.New.(*corev1.Pod)
+		if a.Spec.NodeName == b.Spec.NodeName && equality.Semantic.DeepEqual(a.Spec.Tolerations, b.Spec.Tolerations) {
+			return nil
+		}
+	}
+	if change.either().(*corev1.Pod).Spec.NodeName == "" {
+		return nil
+	}
+	return self(change)
+}
+
+// podsOfNode maps a node to its pods when its taints changed, when it came or
+// went, and when its liveness did (a change that changes nothing).
+func podsOfNode(e *env) func(Change) []Key {
+	return func(c Change) []Key {
+		if c.Old != nil && c.New != nil && c.Old != c.New &&
+			equality.Semantic.DeepEqual(c.Old.(*corev1.Node).Spec.Taints, c.New.(*corev1.Node).Spec.Taints) {
+			return nil
+		}
+		var keys []Key
+		for _, pod := range indexed[*corev1.Pod](e.cache, pods, podsByNode, c.either().GetName()) {
+			keys = append(keys, keyOf(pod))
+		}
+		return keys
+	}
+}
+
+func (c *evictionController) reconcile(ctx context.Context, key Key) (time.Duration, error) {
+	pod, ok := get[*corev1.Pod](c.cache, pods, key.Namespace, key.Name)
+	if !ok || pod.DeletionTimestamp != nil || pod.Spec.NodeName == "" {
+		c.forget(key)
+		return 0, nil
+	}
+	node, ok := get[*corev1.Node](c.cache, nodes, "", pod.Spec.NodeName)
+	if !ok {
+		return 0, nil // the pod collector's
+	}
+	left, evict := c.tolerated(key, pod, node)
+	switch {
+	case !evict:
+		if c.forget(key) {
+			c.events.record("taint-eviction-controller", about(pod), corev1.EventTypeNormal, "TaintManagerEviction", "Cancelling deletion of Pod %s/%s", pod.Namespace, pod.Name)
+		}
+		return 0, nil
+	case left > 0:
+		return left, nil
+	}
+	c.events.record("taint-eviction-controller", about(pod), corev1.EventTypeNormal, "TaintManagerEviction", "Marking for deletion Pod %s/%s", pod.Namespace, pod.Name)
+	options := metav1.DeleteOptions{}
+	if c.states.of(node) == Dead {
+		// Nobody is there to end it gracefully; the lease that ran out says
+		// that what must not run twice has stopped.
+		options.GracePeriodSeconds = new(int64)
+	}
+	pod, err := markDisrupted(ctx, c.env, pod, pod.Status.Phase, "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint")
+	if err != nil || pod == nil {
+		return 0, err
+	}
+	if err := c.delete(ctx, pods, pod, options); err != nil {
+		return 0, err
+	}
+	c.forget(key)
+	return 0, nil
+}
+
+// tolerated says whether a pod must go, and how much time it has left.
+func (c *evictionController) tolerated(key Key, pod *corev1.Pod, node *corev1.Node) (left time.Duration, evict bool) {
+	now := c.Now()
+	for _, taint := range node.Spec.Taints {
+		if taint.Effect != corev1.TaintEffectNoExecute {
+			continue
+		}
+		seconds, forever := toleration(pod.Spec.Tolerations, &taint)
+		if forever {
+			continue
+		}
+		if seconds <= 0 {
+			return 0, true
+		}
+		start := c.noticed(key, now)
+		if taint.TimeAdded != nil && taint.TimeAdded.Before(&metav1.Time{Time: start}) {
+			start = taint.TimeAdded.Time
+			if s := podCondition(pod, corev1.PodScheduled); s != nil && s.LastTransitionTime.After(start) {
+				start = s.LastTransitionTime.Time
+			}
+		}
+		until := start.Add(time.Duration(seconds) * time.Second).Sub(now)
+		if until <= 0 {
+			return 0, true
+		}
+		if !evict || until < left {
+			left, evict = until, true
+		}
+	}
+	return left, evict
+}
+
+// toleration returns for how many seconds a taint is tolerated: the least that
+// any matching toleration names, 0 if none matches.
+func toleration(all []corev1.Toleration, taint *corev1.Taint) (seconds int64, forever bool) {
+	matched := false
+	for _, t := range all {
+		if !t.ToleratesTaint(klog.Background(), taint, true) {
+			continue
+		}
+		switch {
+		case t.TolerationSeconds == nil && !matched:
+			matched, forever = true, true
+		case t.TolerationSeconds == nil:
+		case !matched || forever || *t.TolerationSeconds < seconds:
+			matched, forever, seconds = true, false, *t.TolerationSeconds
+		}
+	}
+	return seconds, forever
+}
+
+func (c *evictionController) noticed(key Key, now time.Time) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.since[key]; !ok {
+		c.since[key] = now
+	}
+	return c.since[key]
+}
+
+func (c *evictionController) forget(key Key) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, ok := c.since[key]
+	delete(c.since, key)
+	return ok
+}
+
+// markDisrupted writes down why a pod is about to be deleted. nil says that it
+// is gone already.
+func markDisrupted(ctx context.Context, e *env, pod *corev1.Pod, phase corev1.PodPhase, reason, message string) (*corev1.Pod, error) {
+	changed := edit(pod)
+	changed.Status.Phase = phase
+	if podCondition(changed, corev1.DisruptionTarget) == nil {
+		changed.Status.Conditions = append(changed.Status.Conditions, corev1.PodCondition{
+			Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: reason, Message: message,
+			LastTransitionTime: metav1.NewTime(e.Now()).Rfc3339Copy(),
+		})
+	}
+	if equality.Semantic.DeepEqual(changed.Status, pod.Status) {
+		return pod, nil
+	}
+	made, err := e.update(ctx, pods, changed, "status")
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return made.(*corev1.Pod), nil
+}
+
+// orphanGrace is how long a pod that must not run twice is left alone after
+// its Node object was deleted: the node may yet live and register again.
+const orphanGrace = 40 * time.Second
+
+// newPodGC deletes for good the pods that no agent will ever finish: of nodes
+// that are dead or deleted, and those deleted before they had a node.
+func newPodGC(e *env) *Controller {
+	c := &podGC{env: e, since: map[Key]time.Time{}}
+	return &Controller{
+		Name:      "pod-gc",
+		Workers:   4,
+		Inputs:    []Input{{pods, c.keysOfPod}, {nodes, podsOfNode(e)}},
+		Outputs:   []Output{{pods, "deletions for want of an agent"}},
+		Reconcile: c.reconcile,
+	}
+}
+
+type podGC struct {
+	*env
+	mu    sync.Mutex
+	since map[Key]time.Time // when its node was first found missing
+}
+
+func (c *podGC) keysOfPod(change Change) []Key {
+	if change.New == nil {
+		return self(change) // to forget it
+	}
+	pod := change.New.(*corev1.Pod)
+	_, known := get[*corev1.Node](c.cache, nodes, "", pod.Spec.NodeName)
+	if pod.DeletionTimestamp != nil || pod.Spec.NodeName != "" && !known {
+		return self(change)
+	}
+	return nil
+}
+
+func (c *podGC) reconcile(ctx context.Context, key Key) (time.Duration, error) {
+	pod, ok := get[*corev1.Pod](c.cache, pods, key.Namespace, key.Name)
+	if !ok {
+		c.after(key, false)
+		return 0, nil
+	}
+	if pod.Spec.NodeName == "" {
+		if pod.DeletionTimestamp == nil {
+			return 0, nil
+		}
+		return 0, c.finish(ctx, pod)
+	}
+	if node, ok := get[*corev1.Node](c.cache, nodes, "", pod.Spec.NodeName); ok {
+		c.after(key, false)
+		if pod.DeletionTimestamp != nil && c.states.of(node) == Dead {
+			return 0, c.finish(ctx, pod)
+		}
+		return 0, nil
+	}
+	// The cache may be behind with nodes while it is not with pods.
+	if node, err := c.peek(ctx, nodes, "", pod.Spec.NodeName); node != nil || err != nil {
+		return time.Second, err
+	}
+	if left := orphanGrace - c.after(key, true); left > 0 && fenced(pod) {
+		return left, nil
+	}
+	phase := pod.Status.Phase
+	if !podFinished(pod) {
+		phase = corev1.PodFailed
+	}
+	pod, err := markDisrupted(ctx, c.env, pod, phase, "DeletionByPodGC", "PodGC: node no longer exists")
+	if err != nil || pod == nil {
+		return 0, err
+	}
+	return 0, c.finish(ctx, pod)
+}
+
+func (c *podGC) finish(ctx context.Context, pod api.Object) error {
+	return c.delete(ctx, pods, pod, metav1.DeleteOptions{GracePeriodSeconds: new(int64)})
+}
+
+// after is since when a pod's node is missing; it forgets if it is not.
+func (c *podGC) after(key Key, missing bool) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !missing {
+		delete(c.since, key)
+		return 0
+	}
+	if _, ok := c.since[key]; !ok {
+		c.since[key] = c.Now()
+	}
+	return c.Now().Sub(c.since[key])
+}
+
+// fenced says that two copies of a pod must never run: it has an identity or a
+// claim of its own.
+func fenced(pod *corev1.Pod) bool {
+	if _, ok := controllerKey(pod, "StatefulSet"); ok {
+		return true
+	}
+	return slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
+		return v.PersistentVolumeClaim != nil || v.Ephemeral != nil
+	})
+}
