@@ -375,12 +375,25 @@ func TestJoinAndRenew(t *testing.T) {
 	}
 }
 
-// handshake connects two configs over a pipe.
+// handshake connects two configs.
 func handshake(t *testing.T, server, client *tls.Config, proto string) (sErr, cErr error, s, c tls.ConnectionState) {
 	t.Helper()
-	a, b := net.Pipe()
-	defer a.Close()
+	// Not net.Pipe: it has no buffer, and both ends may send an alert at once.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	b, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer b.Close()
+	a, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
 	client = client.Clone()
 	client.NextProtos = []string{proto}
 	done := make(chan error, 1)
