@@ -82,7 +82,7 @@ func Create(c Config) (*Lab, error) {
 		return nil, fmt.Errorf("lab %q exists already: `conclave lab down --lab %s` removes it", c.Name, c.Name)
 	}
 	if !l.Subnet.IsValid() {
-		subnet, err := freeSubnet()
+		subnet, err := FreeSubnet()
 		if err != nil {
 			return nil, err
 		}

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// freeSubnet picks a /24 of 10.88.0.0/16 that no address of this machine lies in.
-func freeSubnet() (netip.Prefix, error) {
+// FreeSubnet picks a /24 of 10.88.0.0/16 that no address of this machine lies in.
+func FreeSubnet() (netip.Prefix, error) {
 	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
 	if err != nil {
 		return netip.Prefix{}, fmt.Errorf("addresses of this machine: %w", err)

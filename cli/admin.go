@@ -1,0 +1,288 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"time"
+
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"conclave/gossip"
+	"conclave/identity"
+)
+
+// The commands talk to the node on their own machine over a unix socket in the
+// data folder, which only root can open. It answers for this node (status,
+// images, leave) and hands out credentials for the cluster's API.
+
+func socketPath(dataDir string) string { return dataDir + "/run/conclave.sock" }
+
+func (s *Server) listenAdmin() (net.Listener, error) {
+	path := socketPath(s.config.DataDir)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("admin socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("admin socket: %w", err)
+	}
+	return l, os.Chmod(path, 0o600)
+}
+
+// serveHTTP answers on a listener until ctx ends. Long-lived requests (watches,
+// logs, exec) end with ctx too: they are their server's to end.
+func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
+	server := &http.Server{
+		Handler: h, ReadHeaderTimeout: 30 * time.Second, IdleTimeout: 10 * time.Minute,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(l) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+		grace, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if server.Shutdown(grace) != nil {
+			server.Close()
+		}
+		<-ended
+		return nil
+	}
+}
+
+// Status is what `conclave status -o json` prints.
+type Status struct {
+	Node     MemberStatus   `json:"node"` // the one that answers
+	Cluster  string         `json:"cluster"`
+	Leader   string         `json:"leader,omitempty"` // the leader's name
+	Term     uint64         `json:"term,omitempty"`
+	Members  []MemberStatus `json:"members"`
+	Problems []string       `json:"problems,omitempty"`
+}
+
+// MemberStatus is one node of the cluster.
+type MemberStatus struct {
+	ID      string `json:"id"`
+	Name    string `json:"name"`
+	Address string `json:"address"`
+	State   string `json:"state"` // alive, suspect, dead or left
+	Role    string `json:"role"`  // leader, master, standby or node
+	Lag     uint64 `json:"lag,omitempty"`
+	Zone    string `json:"zone,omitempty"`
+}
+
+// consensusStatus is the part of a Status that only masters know.
+type consensusStatus struct {
+	Leader  string
+	Term    uint64
+	Voters  map[string]bool // id → votes
+	Lag     map[string]uint64
+	Problem string
+}
+
+var stateNames = map[gossip.State]string{
+	gossip.Alive: "alive", gossip.Suspect: "suspect", gossip.Dead: "dead", gossip.Left: "left",
+}
+
+func (m *master) status() consensusStatus {
+	raw := m.consensus.Status()
+	c := consensusStatus{Leader: raw.Leader, Term: raw.Term, Voters: map[string]bool{}, Lag: map[string]uint64{}}
+	for _, server := range raw.Servers {
+		c.Voters[server.ID], c.Lag[server.ID] = server.Voter, server.Lag
+	}
+	if raw.DiskFull {
+		c.Problem = "the disk that holds the log is full: free some space, nothing can be written until then"
+	}
+	return c
+}
+
+func (s *Server) status(ctx context.Context) Status {
+	var c consensusStatus
+	var problems []string
+	if m := s.master.Load(); m != nil {
+		c = m.status()
+	} else if err := s.askMaster(ctx, "/conclave/v1/status", nil, &c); err != nil {
+		problems = append(problems, fmt.Sprintf("no master answers: %v", err))
+	}
+	if c.Problem != "" {
+		problems = append(problems, c.Problem)
+	}
+	cluster, _ := s.node.Cluster()
+	status := Status{Cluster: cluster.ID, Term: c.Term}
+	for _, m := range s.pool.Members() {
+		row := MemberStatus{ID: m.ID, Name: m.Name, Address: m.Addr.String(), State: stateNames[m.State], Role: "node", Zone: m.Zone, Lag: c.Lag[m.ID]}
+		if votes, listed := c.Voters[m.ID]; listed && votes {
+			row.Role = "master"
+		} else if listed {
+			row.Role = "standby"
+		}
+		if m.ID == c.Leader {
+			row.Role, status.Leader = "leader", m.Name
+		}
+		if m.ID == s.node.ID() {
+			status.Node = row
+		}
+		if m.State == gossip.Suspect || m.State == gossip.Dead {
+			problems = append(problems, fmt.Sprintf("node %s (%s) does not answer since %s", m.Name, m.Addr, m.Since.Format(time.TimeOnly)))
+		}
+		status.Members = append(status.Members, row)
+	}
+	if c.Leader == "" && c.Voters != nil {
+		problems = append(problems, "no leader: fewer than half of the masters can be reached, nothing can be written")
+	}
+	if err := s.agent.Ready(); err != nil {
+		problems = append(problems, fmt.Sprintf("this node cannot run pods: %v", err))
+	}
+	slices.SortFunc(status.Members, func(a, b MemberStatus) int { return compareNames(a.Name, b.Name) })
+	status.Problems = problems
+	return status
+}
+
+func compareNames(a, b string) int {
+	if len(a) != len(b) {
+		return len(a) - len(b)
+	}
+	return slices.Compare([]byte(a), []byte(b))
+}
+
+// serveStatus tells another node what masters know.
+func (s *Server) serveStatus(m *master, _ string, w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, m.status())
+}
+
+// credentials are what a client of the whole cluster needs.
+type credentials struct {
+	CA, Certificate, Key []byte // PEM
+	Token                string
+}
+
+// credentialLife is how long an administrator's certificate is good for.
+const credentialLife = 365 * 24 * time.Hour
+
+func (s *Server) issue(m *master) (credentials, error) {
+	cert, key, err := m.authority.SignClient("conclave-admin", []string{"system:masters"}, credentialLife)
+	if err != nil {
+		return credentials{}, err
+	}
+	var addresses []string
+	for _, member := range s.pool.Members() {
+		if member.State == gossip.Alive && len(addresses) < 4 {
+			addresses = append(addresses, fmt.Sprintf("%s:%d", member.Addr, member.APIPort))
+		}
+	}
+	return credentials{
+		CA: m.authority.Cluster().CA, Certificate: cert, Key: key, Token: m.authority.Token(addresses).String(),
+	}, nil
+}
+
+// serveCredentials answers nodes that may become masters: those may be handed
+// the CA's key at any time, so nothing is given away (docs/decisions/0003).
+func (s *Server) serveCredentials(m *master, _ string, w http.ResponseWriter, r *http.Request) {
+	if !identity.PeerEligible(r.TLS) {
+		http.Error(w, "a node that was started with --no-master is given no administrator's credentials: ask on another node", http.StatusForbidden)
+		return
+	}
+	c, err := s.issue(m)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	writeJSON(w, c)
+}
+
+func (s *Server) credentials(ctx context.Context) (c credentials, err error) {
+	if m := s.master.Load(); m != nil {
+		return s.issue(m)
+	}
+	err = s.askMaster(ctx, "/conclave/v1/credentials", nil, &c)
+	return c, err
+}
+
+// askMaster calls the masters in turn until one answers.
+func (s *Server) askMaster(ctx context.Context, path string, body []byte, answer any) error {
+	err := errors.New("no master is known")
+	for _, id := range s.masters() {
+		var raw []byte
+		if raw, err = s.dialer.Call(ctx, id, path, body); err != nil {
+			continue
+		}
+		if answer == nil {
+			return nil
+		}
+		return json.Unmarshal(raw, answer)
+	}
+	return err
+}
+
+// kubeconfig is what kubectl needs to use the cluster by this node.
+func (s *Server) kubeconfig(ctx context.Context) ([]byte, error) {
+	c, err := s.credentials(ctx)
+	if err != nil {
+		return nil, err
+	}
+	config := clientcmdapi.NewConfig()
+	config.Clusters["conclave"] = &clientcmdapi.Cluster{
+		Server: fmt.Sprintf("https://%s:%d", s.own.get(), apiPort), CertificateAuthorityData: c.CA,
+	}
+	config.AuthInfos["conclave-admin"] = &clientcmdapi.AuthInfo{ClientCertificateData: c.Certificate, ClientKeyData: c.Key}
+	config.Contexts["conclave"] = &clientcmdapi.Context{Cluster: "conclave", AuthInfo: "conclave-admin"}
+	config.CurrentContext = "conclave"
+	return clientcmd.Write(*config)
+}
+
+// adminHandler answers the commands on this machine. stop ends the server.
+func (s *Server) adminHandler(stop context.CancelFunc) http.Handler {
+	mux := http.NewServeMux()
+	answer := func(pattern string, serve func(r *http.Request) (any, error)) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			body, err := serve(r)
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusInternalServerError)
+				return
+			}
+			writeJSON(w, body)
+		})
+	}
+	answer("GET /status", func(r *http.Request) (any, error) { return s.status(r.Context()), nil })
+	answer("GET /token", func(r *http.Request) (any, error) {
+		c, err := s.credentials(r.Context())
+		return c.Token, err
+	})
+	answer("GET /kubeconfig", func(r *http.Request) (any, error) {
+		raw, err := s.kubeconfig(r.Context())
+		return string(raw), err
+	})
+	answer("GET /images", func(*http.Request) (any, error) { return s.engine.Images(), nil })
+	answer("POST /images", func(r *http.Request) (any, error) { return s.engine.Import(r.Context(), r.Body) })
+	answer("DELETE /images", func(r *http.Request) (any, error) {
+		return nil, s.engine.RemoveImage(r.Context(), r.URL.Query().Get("ref"))
+	})
+	mux.HandleFunc("POST /leave", func(w http.ResponseWriter, r *http.Request) {
+		say := func(format string, args ...any) {
+			fmt.Fprintf(w, format+"\n", args...)
+			http.NewResponseController(w).Flush()
+		}
+		if err := s.leave(r.Context(), say); err != nil {
+			say("error: %v", err)
+			return
+		}
+		say("left")
+		s.left.Store(true)
+		stop()
+	})
+	return mux
+}
+
+func writeJSON(w http.ResponseWriter, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(body) // the client went away: nobody to tell
+}

@@ -1,0 +1,98 @@
+package cli
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+
+	"conclave/api"
+)
+
+// switchClient is this node's client of the cluster: the server in this process
+// while that is a master which has caught up, a master elsewhere otherwise. A
+// watch that was begun at one ends when that one goes; Follow begins it anew.
+type switchClient struct {
+	remote api.Client
+	// reachable says whether a master elsewhere is known to live.
+	reachable func() bool
+	// changed is a channel that is closed when reachable may answer differently.
+	changed func() <-chan struct{}
+	// local holds the client of this process, or nil, and is told of a change by
+	// closing switched, which is made anew then.
+	local atomic.Pointer[localClient]
+}
+
+type localClient struct {
+	api.Client               // nil: this node is no master, or has not caught up
+	switched   chan struct{} // closed when another localClient takes this one's place
+}
+
+func newSwitchClient(remote api.Client, reachable func() bool, changed func() <-chan struct{}) *switchClient {
+	c := &switchClient{remote: remote, reachable: reachable, changed: changed}
+	c.local.Store(&localClient{switched: make(chan struct{})})
+	return c
+}
+
+// use makes the client local, or remote again with nil.
+func (c *switchClient) use(local api.Client) {
+	close(c.local.Swap(&localClient{local, make(chan struct{})}).switched)
+}
+
+// masterWait is how long a call waits for a master to be there at all: a node
+// that has just started has one in a moment.
+const masterWait = 2 * time.Second
+
+func (c *switchClient) now(ctx context.Context) api.Client {
+	timeout := time.NewTimer(masterWait)
+	defer timeout.Stop()
+	for {
+		changed, local := c.changed(), c.local.Load()
+		if local.Client != nil {
+			return local.Client
+		}
+		if c.reachable() {
+			return c.remote
+		}
+		select {
+		case <-changed:
+		case <-local.switched:
+		case <-timeout.C:
+			return c.remote // whose error says what is missing
+		case <-ctx.Done():
+			return c.remote
+		}
+	}
+}
+
+func (c *switchClient) Get(ctx context.Context, r schema.GroupVersionResource, namespace, name string, o metav1.GetOptions) (api.Object, error) {
+	return c.now(ctx).Get(ctx, r, namespace, name, o)
+}
+
+func (c *switchClient) List(ctx context.Context, r schema.GroupVersionResource, namespace string, o metav1.ListOptions) ([]api.Object, metav1.ListMeta, error) {
+	return c.now(ctx).List(ctx, r, namespace, o)
+}
+
+func (c *switchClient) Watch(ctx context.Context, r schema.GroupVersionResource, namespace string, o metav1.ListOptions) (watch.Interface, error) {
+	return c.now(ctx).Watch(ctx, r, namespace, o)
+}
+
+func (c *switchClient) Create(ctx context.Context, r schema.GroupVersionResource, namespace, name string, obj api.Object, o metav1.CreateOptions, subresource ...string) (api.Object, error) {
+	return c.now(ctx).Create(ctx, r, namespace, name, obj, o, subresource...)
+}
+
+func (c *switchClient) Update(ctx context.Context, r schema.GroupVersionResource, namespace string, obj api.Object, o metav1.UpdateOptions, subresource ...string) (api.Object, error) {
+	return c.now(ctx).Update(ctx, r, namespace, obj, o, subresource...)
+}
+
+func (c *switchClient) Patch(ctx context.Context, r schema.GroupVersionResource, namespace, name string, t types.PatchType, data []byte, o metav1.PatchOptions, subresource ...string) (api.Object, error) {
+	return c.now(ctx).Patch(ctx, r, namespace, name, t, data, o, subresource...)
+}
+
+func (c *switchClient) Delete(ctx context.Context, r schema.GroupVersionResource, namespace, name string, o metav1.DeleteOptions) error {
+	return c.now(ctx).Delete(ctx, r, namespace, name, o)
+}

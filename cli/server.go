@@ -1,0 +1,1209 @@
+package cli
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/hashicorp/raft"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	apiversion "k8s.io/apimachinery/pkg/version"
+
+	"conclave/agent"
+	"conclave/api"
+	"conclave/api/kinds"
+	"conclave/api/openapi"
+	"conclave/consensus"
+	"conclave/controller"
+	"conclave/gossip"
+	"conclave/identity"
+	"conclave/liveness"
+	"conclave/network"
+	"conclave/runtime"
+	"conclave/scheduler"
+	"conclave/wire"
+)
+
+// The ports of a node (design, decision 8).
+const (
+	apiPort     = 6443
+	gossipPort  = 7946
+	kubeletPort = 10250
+)
+
+// leaseDuration is how long the leader believes in a node that it does not hear.
+const leaseDuration = 3 * time.Second
+
+// ServerConfig is one node. The zero value of a field is its flag's default.
+type ServerConfig struct {
+	DataDir               string
+	Name                  string     // the host's name if empty
+	Address               netip.Addr // found and followed if invalid
+	Labels                map[string]string
+	NoMaster              bool
+	CgroupParent          string
+	InsecureRegistries    []string
+	UnreachableToleration time.Duration
+
+	// Join is the token to join with; nil founds a cluster, unless the data
+	// folder is a member of one already.
+	Join          *identity.Token
+	JoinAddresses []string
+
+	// Tell is told what a user wants to read about the start, a line at a time.
+	Tell func(format string, args ...any)
+	Log  *slog.Logger
+}
+
+// Server is one node of the cluster: every room, wired together.
+type Server struct {
+	config ServerConfig
+	log    *slog.Logger
+	start  time.Time
+
+	own    *ownAddress
+	node   *identity.Node
+	certs  *identity.Certificates
+	pool   *gossip.Pool
+	dialer *wire.Dialer
+	port   *wire.Port
+	lease  *consensus.LeaseClient
+	engine *runtime.Engine
+	net    *network.Network
+	agent  *agent.Agent
+	client *switchClient
+
+	agentCtx  context.Context // ends with the server, or before it when the node leaves
+	stopAgent context.CancelFunc
+
+	master  atomic.Pointer[master]     // nil on a node that is none
+	promote chan *identity.Authority   // what this node needs to become a master
+	left    atomic.Bool                // this node has left the cluster: forget it on the way out
+	cluster atomic.Pointer[hintChange] // closed at each change of the members
+}
+
+// hintChange is a channel that is closed once.
+type hintChange struct{ c chan struct{} }
+
+// NewServer checks what can be checked before anything is changed.
+func NewServer(c ServerConfig) (*Server, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("conclave runs containers and programs the network, which needs root: run it with sudo")
+	}
+	if c.Name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return nil, fmt.Errorf("this machine's name: %w: give one with --name", err)
+		}
+		c.Name = strings.ToLower(host)
+	}
+	own, err := newOwnAddress(c.Address)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{config: c, log: c.Log, start: time.Now(), own: own,
+		promote: make(chan *identity.Authority)}
+	s.cluster.Store(&hintChange{make(chan struct{})})
+	return s, nil
+}
+
+func (s *Server) path(parts ...string) string {
+	return filepath.Join(append([]string{s.config.DataDir}, parts...)...)
+}
+
+// Run is the node, from its start to its end. Pods outlive it.
+func (s *Server) Run(ctx context.Context) error {
+	unlock, err := s.claimFolder()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	// Probes come before anything is founded or joined, so that a machine that
+	// cannot run pods changes nothing.
+	listener, err := net.Listen("tcp", fmt.Sprintf(":%d", apiPort))
+	if err != nil {
+		return fmt.Errorf("the cluster's port: %w", err)
+	}
+	defer listener.Close()
+	s.engine, err = runtime.New(runtime.Config{
+		Root: s.config.DataDir, RunDir: s.path("run", "runtime"), CgroupParent: s.config.CgroupParent,
+		InsecureRegistries: s.config.InsecureRegistries, Log: s.log.With("room", "runtime"),
+	})
+	if err != nil {
+		return err
+	}
+	authority, founded, peers, err := s.enter(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.connect(listener); err != nil {
+		return err
+	}
+	if err := s.equip(ctx); err != nil {
+		return err
+	}
+	if err := s.run(ctx, authority, founded, peers); err != nil || !s.left.Load() {
+		return err
+	}
+	return s.forget()
+}
+
+// claimFolder makes the data folder, keeps every other conclave out of it, and
+// mounts the part of it that must not outlive a reboot.
+func (s *Server) claimFolder() (release func(), err error) {
+	if err := os.MkdirAll(s.config.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("data folder: %w", err)
+	}
+	lock, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("data folder: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("conclave runs already with data folder %s: stop it first, or see `conclave status`", s.config.DataDir)
+	}
+	run := s.path("run")
+	if err := os.MkdirAll(run, 0o700); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("data folder: %w", err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(run, &fs); err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("data folder: %w", err)
+	}
+	if fs.Type != unix.TMPFS_MAGIC || !mountPoint(run) {
+		if err := unix.Mount("conclave", run, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700"); err != nil {
+			lock.Close()
+			return nil, fmt.Errorf("mount a tmpfs on %s: %w", run, err)
+		}
+	}
+	return func() { lock.Close() }, nil
+}
+
+// mountPoint says whether something is mounted on a folder.
+func mountPoint(dir string) bool {
+	var here, above unix.Stat_t
+	return unix.Lstat(dir, &here) == nil && unix.Lstat(filepath.Dir(dir), &above) == nil && here.Dev != above.Dev
+}
+
+// enter gives this node its place in a cluster: the one that it is a member of,
+// the one that the token names, or a new one.
+func (s *Server) enter(ctx context.Context) (authority *identity.Authority, founded bool, peers []string, err error) {
+	s.node, err = identity.Open(s.path("identity"))
+	if err != nil {
+		return nil, false, nil, err
+	}
+	if cluster, member := s.node.Cluster(); member {
+		if s.config.Join != nil && !s.config.Join.Matches(cluster.CA) {
+			return nil, false, nil, fmt.Errorf("data folder %s is a member of another cluster: `conclave leave` that one first, or choose another --data-dir", s.config.DataDir)
+		}
+		s.config.Name, s.config.NoMaster = s.node.Name(), s.node.NoMaster()
+		s.config.Tell("resuming node %s of cluster %.8s", s.config.Name, cluster.ID)
+		authority, err = identity.OpenAuthority(s.path("master"))
+		if errors.Is(err, os.ErrNotExist) {
+			authority, err = nil, nil
+		}
+		return authority, false, nil, err
+	}
+	if s.config.Join == nil {
+		if s.config.NoMaster {
+			return nil, false, nil, errors.New("the first node of a cluster is its first master: leave --no-master away")
+		}
+		authority, err = s.node.Found(ctx, identity.FoundOptions{
+			Name: s.config.Name, Addresses: s.own.list(), MasterDir: s.path("master"),
+			Domain:  "cluster.local",
+			PodCIDR: netip.MustParsePrefix("10.244.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"),
+			DNS: netip.MustParseAddr("10.96.0.10"),
+		})
+		if err == nil {
+			s.config.Tell("founding a cluster on %s (%s)", s.config.Name, s.own.get())
+		}
+		return authority, true, nil, err
+	}
+	token := *s.config.Join
+	token.Addresses = append(slices.Clone(s.config.JoinAddresses), token.Addresses...)
+	if found, err := gossip.Discover(ctx, token.CAHash[:]); err == nil && len(s.config.JoinAddresses) == 0 {
+		for _, a := range found {
+			token.Addresses = append(token.Addresses, a.String())
+		}
+	}
+	reply, err := identity.Join(ctx, identity.JoinConfig{
+		Token: token, Node: s.node, Name: s.config.Name, Addresses: s.own.list(), NoMaster: s.config.NoMaster,
+	})
+	if err != nil {
+		return nil, false, nil, err
+	}
+	s.config.Tell("joined cluster %.8s as %s (%s)", reply.Cluster.ID, s.config.Name, s.own.get())
+	return nil, false, reply.Peers, nil
+}
+
+// connect makes what lets this node talk to the others.
+func (s *Server) connect(listener net.Listener) (err error) {
+	cluster, _ := s.node.Cluster()
+	s.certs, err = identity.NewCertificates(identity.CertificatesConfig{
+		Node: s.node, Addresses: s.own.list, Log: s.log.With("room", "identity"),
+		Renew: func(ctx context.Context, csr []byte) ([]byte, error) {
+			if m := s.master.Load(); m != nil {
+				return m.authority.SignNode(csr, s.node.Name(), s.own.list(), nil, s.node.NoMaster(), time.Now())
+			}
+			return identity.RenewFrom(s.node, s.masterAddresses)(ctx, csr)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	meta := gossip.Meta{
+		Name: s.node.Name(), Zone: s.config.Labels[corev1.LabelTopologyZone], Role: gossip.RoleNode,
+		NoMaster: s.config.NoMaster, Memory: totalMemory(), CPU: float64(goruntime.NumCPU()), Started: s.start,
+		APIPort: apiPort, KubeletPort: kubeletPort, Addresses: s.own.list(),
+	}
+	s.pool, err = gossip.New(gossip.Config{
+		ID: s.node.ID(), Meta: meta, Bind: netip.AddrPortFrom(netip.IPv4Unspecified(), gossipPort), Advertise: s.own.get(),
+		Key: cluster.GossipKey, Dir: s.path("gossip"), Log: s.log.With("room", "gossip"),
+		Discover: func(ctx context.Context) ([]netip.AddrPort, error) {
+			found, err := gossip.Discover(ctx, identity.CAHash(cluster.CA))
+			for i := range found {
+				found[i] = netip.AddrPortFrom(found[i].Addr(), gossipPort)
+			}
+			return found, err
+		},
+	})
+	if err != nil {
+		return err
+	}
+	s.dialer = &wire.Dialer{Certs: s.certs, Resolve: s.resolve, Log: s.log.With("room", "wire")}
+	s.port = wire.New(wire.Config{
+		Listener: listener, PeerID: identity.PeerID, Log: s.log.With("room", "wire"),
+		TLS:    func() *tls.Config { return s.certs.Server(wire.ProtoRaft, wire.ProtoNode, wire.ProtoJoin) },
+		APITLS: s.apiTLS, Splice: s.splice,
+	})
+	s.lease = consensus.NewLease(consensus.LeaseConfig{
+		ID: s.node.ID(), Name: s.node.Name(), Caller: s.dialer, Masters: s.masters, Duration: leaseDuration,
+		Log: s.log.With("room", "lease"),
+	})
+	return nil
+}
+
+// equip makes what runs pods.
+func (s *Server) equip(ctx context.Context) (err error) {
+	cluster, _ := s.node.Cluster()
+	s.client = newSwitchClient(api.NewHTTP(&url.URL{Scheme: "https", Host: "conclave"}, &masterTransport{server: s}),
+		func() bool { ids := s.masters(); return len(ids) > 1 || len(ids) == 1 && ids[0] != s.node.ID() }, s.membersChanged)
+	s.net, err = network.New(network.Config{
+		NodeName: s.node.Name(), Client: s.client, Dir: s.path("network"), RunDir: s.path("run", "network"),
+		Address: s.own.get, AddressChanged: s.own.watch(),
+		PodCIDR: cluster.PodCIDR, ServiceCIDR: cluster.ServiceCIDR, ClusterDNS: cluster.DNS, Domain: cluster.Domain,
+		Log: s.log.With("room", "network"),
+	})
+	if err != nil {
+		return err
+	}
+	kubelet, err := (&net.ListenConfig{}).Listen(ctx, "tcp", fmt.Sprintf(":%d", kubeletPort))
+	if err != nil {
+		return fmt.Errorf("the kubelet API's port: %w", err)
+	}
+	s.agent, err = agent.New(agent.Config{
+		NodeName: s.node.Name(), NodeID: s.node.ID(), Client: s.client, Runtime: engineRuntime{s.engine}, Network: s.net,
+		Dir: s.config.DataDir, RunDir: s.path("run"), Addresses: s.own.list, AddressesChanged: s.own.watch(),
+		Labels: s.config.Labels, Zone: s.config.Labels[corev1.LabelTopologyZone],
+		Listener: kubelet, TLS: s.certs.Server("h2", "http/1.1"), Authorize: s.authorizeKubelet,
+		ClusterDNS: cluster.DNS, ClusterDomain: cluster.Domain,
+		APIServer:  netip.AddrPortFrom(cluster.ServiceCIDR.Masked().Addr().Next(), 443),
+		CgroupRoot: s.config.CgroupParent, Version: serverVersion().GitVersion, Log: s.log.With("room", "agent"),
+	})
+	return err
+}
+
+// run is everything that goes on at the same time. The first failure ends the rest.
+func (s *Server) run(ctx context.Context, authority *identity.Authority, founded bool, peers []string) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	admin, err := s.listenAdmin()
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	s.agentCtx, s.stopAgent = context.WithCancel(ctx)
+	defer s.stopAgent()
+	for room, work := range map[string]func(context.Context) error{
+		"address":      func(ctx context.Context) error { return s.own.run(ctx, s.log) },
+		"certificates": s.certs.Run,
+		"gossip":       s.pool.Run,
+		"wire":         s.port.Run,
+		"node calls":   func(ctx context.Context) error { return wire.ServeNode(ctx, s.port.Node(), s.nodeHandler(), s.log) },
+		"API":          func(ctx context.Context) error { return serveHTTP(ctx, s.port.API(), s.apiHandler()) },
+		"admin":        func(ctx context.Context) error { return serveHTTP(ctx, admin, s.adminHandler(stop)) },
+		"lease":        s.lease.Run,
+		"runtime":      s.engine.Run,
+		"network":      s.net.Run,
+		"agent":        s.runAgent,
+		"masters":      func(ctx context.Context) error { return s.runMasters(ctx, authority, founded) },
+		"membership":   func(ctx context.Context) error { return s.followMembers(ctx, peers) },
+		"discovery":    s.announce,
+	} {
+		g.Go(func() error {
+			err := work(ctx)
+			if err != nil && ctx.Err() == nil {
+				return fmt.Errorf("%s: %w", room, err)
+			}
+			return nil
+		})
+	}
+	g.Go(func() error { return s.tellReady(ctx, founded) })
+	err = g.Wait()
+	s.dialer.Close()
+	return err
+}
+
+// runAgent runs the agent until ctx ends, or until leave stops it first.
+func (s *Server) runAgent(ctx context.Context) error {
+	if err := s.agent.Run(s.agentCtx); err != nil && s.agentCtx.Err() == nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// followMembers joins the peers that the join told of, and turns gossip's hints
+// into what the rooms wait for.
+func (s *Server) followMembers(ctx context.Context, peers []string) error {
+	if len(peers) > 0 {
+		if _, err := s.pool.Join(ctx, peers); err != nil {
+			s.log.Warn("no peer answered to gossip yet: trying on", "peers", peers, "error", err)
+		}
+	}
+	hints, cancel := s.pool.Subscribe()
+	defer cancel()
+	moved := s.own.watch()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-moved:
+			s.pool.SetAdvertise(s.own.get())
+			s.pool.SetMeta(func(m *gossip.Meta) { m.Addresses = s.own.list() })
+			s.certs.Kick()
+		case <-hints:
+		}
+		close(s.cluster.Swap(&hintChange{make(chan struct{})}).c)
+	}
+}
+
+func (s *Server) membersChanged() <-chan struct{} { return s.cluster.Load().c }
+
+// announce answers those who look for this cluster on the LAN.
+func (s *Server) announce(ctx context.Context) error {
+	cluster, _ := s.node.Cluster()
+	err := gossip.Announce(ctx, gossip.Beacon{
+		ID: s.node.ID(), CAHash: identity.CAHash(cluster.CA), Port: apiPort, Log: s.log.With("room", "discovery"),
+	})
+	if err != nil && ctx.Err() == nil {
+		s.log.Warn("this node cannot be found by multicast: joining needs its address", "error", err)
+		<-ctx.Done()
+	}
+	return nil
+}
+
+// resolve is where the peer with this id answers now.
+func (s *Server) resolve(id string) []netip.AddrPort {
+	if id == s.node.ID() {
+		return []netip.AddrPort{netip.AddrPortFrom(s.own.get(), apiPort)}
+	}
+	m, ok := s.pool.Member(id)
+	if !ok {
+		return nil
+	}
+	return []netip.AddrPort{netip.AddrPortFrom(m.Addr, m.APIPort)}
+}
+
+// masters are the ids of the nodes that may know the leader, this one first.
+func (s *Server) masters() []string {
+	var ids []string
+	for _, m := range s.pool.Members() {
+		if m.Role == gossip.RoleMaster && m.State == gossip.Alive && m.ID != s.node.ID() {
+			ids = append(ids, m.ID)
+		}
+	}
+	if s.master.Load() != nil {
+		ids = append([]string{s.node.ID()}, ids...)
+	}
+	return ids
+}
+
+func (s *Server) masterAddresses() []string {
+	var all []string
+	for _, id := range s.masters() {
+		for _, a := range s.resolve(id) {
+			all = append(all, a.String())
+		}
+	}
+	return all
+}
+
+// splice connects an API client to a master, where this node is none.
+func (s *Server) splice(ctx context.Context) (net.Conn, error) {
+	if m := s.master.Load(); m != nil && m.ready.Load() {
+		return nil, wire.ErrLocal
+	}
+	var failed error
+	for _, id := range s.masters() {
+		if id == s.node.ID() {
+			continue
+		}
+		for _, a := range s.resolve(id) {
+			conn, err := (&net.Dialer{Timeout: 2 * time.Second}).DialContext(ctx, "tcp", a.String())
+			if err == nil {
+				return conn, nil
+			}
+			failed = err
+		}
+	}
+	if s.master.Load() != nil {
+		return nil, wire.ErrLocal
+	}
+	if failed == nil {
+		failed = errors.New("no master is known")
+	}
+	return nil, failed
+}
+
+func (s *Server) apiTLS() *tls.Config {
+	m := s.master.Load()
+	if m == nil {
+		return s.certs.Server("http/1.1")
+	}
+	return m.tls
+}
+
+// apiHandler answers as the API server that runs now.
+func (s *Server) apiHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if m := s.master.Load(); m != nil {
+			m.api.ServeHTTP(w, r)
+			return
+		}
+		http.Error(w, "this node is no master any more: connect again", http.StatusServiceUnavailable)
+	})
+}
+
+// authorizeKubelet lets the API servers in, and nobody else.
+func (s *Server) authorizeKubelet(r *http.Request) error {
+	if r.TLS != nil {
+		if id, ok := identity.PeerID(r.TLS); ok && identity.PeerEligible(r.TLS) {
+			if m, known := s.pool.Member(id); id == s.node.ID() || known && m.Role == gossip.RoleMaster {
+				return nil
+			}
+		}
+	}
+	return errors.New("only the cluster's masters may use the kubelet API")
+}
+
+// --- masters ---------------------------------------------------------------
+
+// master is what a node runs besides, while it is one.
+type master struct {
+	authority *identity.Authority
+	consensus *consensus.Node
+	api       *api.Server
+	judge     *liveness.Judge
+	tls       *tls.Config
+	ready     atomic.Bool // has caught up with the cluster once
+}
+
+// runMasters runs a master whenever this node is one.
+func (s *Server) runMasters(ctx context.Context, authority *identity.Authority, founded bool) error {
+	if authority != nil && !founded {
+		has, err := consensus.HasState(s.path("raft"))
+		if err != nil {
+			return err
+		}
+		if !has {
+			authority = nil // promoted, but stopped before it was added: the leader tries again
+		}
+	}
+	for {
+		if authority == nil {
+			select {
+			case <-ctx.Done():
+				return nil
+			case authority = <-s.promote:
+			}
+		}
+		retired, err := s.runMaster(ctx, authority, founded)
+		if err != nil || ctx.Err() != nil {
+			return err
+		}
+		if retired {
+			s.log.Info("this node is no longer a master")
+			if err := errors.Join(os.RemoveAll(s.path("raft")), os.RemoveAll(s.path("master"))); err != nil {
+				return fmt.Errorf("forget what masters know: %w", err)
+			}
+		}
+		authority, founded = nil, false
+	}
+}
+
+func (s *Server) runMaster(ctx context.Context, authority *identity.Authority, bootstrap bool) (retired bool, err error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var gone atomic.Bool
+	m := &master{authority: authority}
+	m.consensus, err = consensus.New(consensus.Config{
+		ID: s.node.ID(), Name: s.node.Name(), Dir: s.path("raft"),
+		Stream: s.dialer.StreamLayer(s.port.Raft(), s.node.ID()), Addresses: idAddresses{},
+		Codec: sealedCodec{authority.Sealer()}, Caller: s.dialer, PeerID: peerOf,
+		Members: s.consensusMembers, MembersChanged: s.membersChanged,
+		Prepare: func(ctx context.Context, id string) error {
+			_, err := s.dialer.Call(ctx, id, "/conclave/v1/master", authority.Bundle())
+			return err
+		},
+		Retired:       func() { gone.Store(true); stop() },
+		LeaseDuration: leaseDuration, Log: s.log.With("room", "consensus"),
+	})
+	if err != nil {
+		return false, err
+	}
+	if bootstrap {
+		if err := m.consensus.Bootstrap(); err != nil {
+			return false, err
+		}
+	}
+	m.api, err = api.New(api.Config{
+		Storage: storage{m.consensus}, Kinds: kinds.Builtin(), OpenAPI: openapiDocuments{},
+		ClientCAs:            func() *x509.CertPool { return authority.Roots() },
+		ServiceAccountSigner: authority.ServiceAccountSigner,
+		ServiceCIDR:          authority.Cluster().ServiceCIDR,
+		Nodes:                kubelets{s}, Leases: m.leases,
+		Ready:                 func() error { return m.readiness() },
+		UnreachableToleration: s.config.UnreachableToleration,
+		Version:               serverVersion(), Log: s.log.With("room", "api"),
+	})
+	if err != nil {
+		return false, err
+	}
+	m.tls = &tls.Config{
+		MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, ClientAuth: tls.RequestClientCert,
+		GetCertificate: authority.Serving([]string{"conclave://node/" + s.node.ID()}, s.memberAddresses),
+	}
+	m.judge = liveness.New(liveness.Config{
+		Members: s.livenessMembers, Subscribe: s.pool.Subscribe, Lease: m.consensus.Lease,
+	})
+	local := m.api.Local(api.User{Name: "system:node:" + s.node.Name(), Groups: []string{"system:nodes", "system:authenticated"}})
+	s.master.Store(m)
+	defer s.master.Store(nil)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return m.consensus.Run(ctx) })
+	g.Go(func() error { return m.api.Run(ctx) })
+	g.Go(func() error { return m.consensus.Lead(ctx, func(ctx context.Context) error { return s.lead(ctx, m) }) })
+	g.Go(func() error {
+		// A replica that has just started may hold an old state: nobody here
+		// reads it before it has caught up once.
+		for m.consensus.Sync(ctx) != nil {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+		m.ready.Store(true)
+		s.client.use(local)
+		s.pool.SetMeta(func(meta *gossip.Meta) { meta.Role = gossip.RoleMaster })
+		<-ctx.Done()
+		s.client.use(nil)
+		s.pool.SetMeta(func(meta *gossip.Meta) { meta.Role = gossip.RoleNode })
+		return nil
+	})
+	err = g.Wait()
+	if gone.Load() {
+		return true, nil
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	return false, err
+}
+
+func (m *master) readiness() error {
+	switch {
+	case m.consensus.Leader() == "":
+		return errors.New("no leader is elected")
+	case !m.ready.Load():
+		return errors.New("this master has not caught up with the others yet")
+	}
+	return nil
+}
+
+// lead is what the leader alone does, until leadership's context ends.
+func (s *Server) lead(ctx context.Context, m *master) error {
+	system := func(name string) api.Client {
+		return m.api.Local(api.User{Name: name, Groups: []string{"system:masters", "system:authenticated"}})
+	}
+	if err := retry(ctx, s.log, "create what every cluster has", m.api.EnsureDefaults); err != nil {
+		return err
+	}
+	var served []schema.GroupVersionResource
+	for _, k := range kinds.Builtin() {
+		if k.Stored == "" {
+			served = append(served, k.GVR())
+		}
+	}
+	cluster := m.authority.Cluster()
+	manager, err := controller.New(controller.Config{
+		Client: system("system:kube-controller-manager"), Kinds: served, Liveness: judgements{m.judge},
+		RootCA: func() []byte { return cluster.CA }, PodCIDR: cluster.PodCIDR, NodeMask: 24,
+		Log: s.log.With("room", "controller"),
+	})
+	if err != nil {
+		return err
+	}
+	placer, err := scheduler.New(scheduler.Config{
+		Client: system("system:kube-scheduler"), Log: s.log.With("room", "scheduler"),
+		Suspect: func(nodeName string) bool {
+			for _, member := range s.pool.Members() {
+				if member.Name == nodeName {
+					return m.judge.State(nodeName, member.ID) != liveness.Alive
+				}
+			}
+			return false
+		},
+	})
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return m.judge.Run(ctx) })
+	g.Go(func() error { return manager.Run(ctx) })
+	g.Go(func() error { return placer.Run(ctx) })
+	g.Go(func() error {
+		for {
+			changed := s.membersChanged()
+			if err := retry(ctx, s.log, "publish the masters' addresses", func(ctx context.Context) error {
+				return m.api.SetMasters(ctx, s.liveMasters())
+			}); err != nil {
+				return nil
+			}
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-changed:
+			}
+		}
+	})
+	return g.Wait()
+}
+
+// liveMasters are where the kubernetes Service leads.
+func (s *Server) liveMasters() []netip.AddrPort {
+	var all []netip.AddrPort
+	for _, m := range s.pool.Members() {
+		if m.Role == gossip.RoleMaster && m.State == gossip.Alive {
+			all = append(all, netip.AddrPortFrom(m.Addr, m.APIPort))
+		}
+	}
+	slices.SortFunc(all, netip.AddrPort.Compare)
+	return all
+}
+
+// retry does something until it succeeds or ctx ends.
+func retry(ctx context.Context, log *slog.Logger, what string, do func(context.Context) error) error {
+	for pause := 20 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		err := do(ctx)
+		if err == nil || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		log.Warn("cannot "+what+": trying again", "error", err, "in", pause)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+// --- calls between nodes -----------------------------------------------------
+
+// nodeHandler answers the other nodes, below /conclave/v1/.
+func (s *Server) nodeHandler() http.Handler {
+	join := identity.JoinServer{
+		Authority: func() *identity.Authority {
+			if m := s.master.Load(); m != nil {
+				return m.authority
+			}
+			return nil
+		},
+		Admit: s.admit, Masters: s.masterAddresses, Log: s.log.With("room", "identity"),
+		Peers: func() []string {
+			var all []string
+			for _, m := range s.pool.Members() {
+				if m.State == gossip.Alive {
+					all = append(all, netip.AddrPortFrom(m.Addr, m.Port).String())
+				}
+			}
+			return all
+		},
+	}
+	mux := http.NewServeMux()
+	mux.Handle("POST /conclave/v1/join", identity.JoinHandler(join))
+	mux.Handle("POST /conclave/v1/renew", identity.RenewHandler(join))
+	mux.HandleFunc("POST /conclave/v1/master", s.becomeMaster)
+	mux.HandleFunc("POST /conclave/v1/credentials", s.forMaster(s.serveCredentials))
+	mux.HandleFunc("POST /conclave/v1/status", s.forMaster(s.serveStatus))
+	mux.HandleFunc("POST /conclave/v1/drain", s.forMaster(s.serveDrain))
+	mux.HandleFunc("POST /conclave/v1/leave", s.forMaster(s.serveLeave))
+	mux.HandleFunc("/conclave/v1/", s.forMaster(func(m *master, id string, w http.ResponseWriter, r *http.Request) {
+		m.consensus.Handler().ServeHTTP(w, r)
+	}))
+	return mux
+}
+
+// forMaster answers only members, and only where a master runs.
+func (s *Server) forMaster(serve func(m *master, id string, w http.ResponseWriter, r *http.Request)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		id := peerOf(r)
+		if id == "" {
+			http.Error(w, "only members of the cluster may call this", http.StatusForbidden)
+			return
+		}
+		m := s.master.Load()
+		if m == nil {
+			http.Error(w, "this node is no master", http.StatusServiceUnavailable)
+			return
+		}
+		serve(m, id, w, r)
+	}
+}
+
+func peerOf(r *http.Request) string {
+	if r.TLS == nil {
+		return ""
+	}
+	id, _ := identity.PeerID(r.TLS)
+	return id
+}
+
+// admit refuses a name that a live node has, and gives up a dead node's.
+func (s *Server) admit(ctx context.Context, name, id string) error {
+	for _, m := range s.pool.Members() {
+		if m.Name == name && m.ID != id && (m.State == gossip.Alive || m.State == gossip.Suspect) {
+			return identity.ErrNameTaken
+		}
+	}
+	return nil
+}
+
+// becomeMaster takes the masters' keys from the leader and starts a master.
+func (s *Server) becomeMaster(w http.ResponseWriter, r *http.Request) {
+	if peerOf(r) == "" || !identity.PeerEligible(r.TLS) {
+		http.Error(w, "only a master may make another", http.StatusForbidden)
+		return
+	}
+	if s.node.NoMaster() {
+		http.Error(w, "this node was started with --no-master", http.StatusConflict)
+		return
+	}
+	if s.master.Load() != nil {
+		return // it runs already: the leader asked twice
+	}
+	bundle, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	authority, err := identity.SaveBundle(s.path("master"), bundle)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	select {
+	case s.promote <- authority:
+	case <-r.Context().Done():
+		http.Error(w, "this node is busy", http.StatusServiceUnavailable)
+	}
+}
+
+// serveLeave takes the caller out of the cluster's records.
+func (s *Server) serveLeave(m *master, id string, w http.ResponseWriter, r *http.Request) {
+	err := m.consensus.Remove(r.Context(), id)
+	if err == nil {
+		if member, ok := s.pool.Member(id); ok {
+			err = m.forgetNode(r.Context(), member.Name)
+		}
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+	}
+}
+
+// --- seams: where one room's types become another's --------------------------
+
+// storage is the replicated store as the API server asks for it.
+type storage struct{ *consensus.Node }
+
+var storageErrors = map[error]error{
+	consensus.ErrNotFound: api.ErrNotFound, consensus.ErrExists: api.ErrExists, consensus.ErrConflict: api.ErrConflict,
+	consensus.ErrExpired: api.ErrExpired, consensus.ErrFuture: api.ErrFuture, consensus.ErrNoLeader: api.ErrNoLeader,
+	consensus.ErrUnknownOutcome: api.ErrUnknownOutcome, consensus.ErrTooLarge: api.ErrTooLarge, consensus.ErrDiskFull: api.ErrDiskFull,
+}
+
+// seamError is an error of one room that also matches another room's sentinel.
+type seamError struct {
+	error
+	as error
+}
+
+func (e seamError) Unwrap() []error { return []error{e.error, e.as} }
+
+// translate makes an error match the sentinel of the room that reads it.
+func translate(table map[error]error, err error) error {
+	if err == nil {
+		return nil
+	}
+	for from, to := range table {
+		if errors.Is(err, from) {
+			return seamError{err, to}
+		}
+	}
+	return err
+}
+
+func (st storage) Get(resource, namespace, name string) api.Record {
+	return st.Store().Get(resource, namespace, name)
+}
+
+func (st storage) List(resource, namespace string) ([]api.Record, uint64) {
+	return st.Store().List(resource, namespace)
+}
+
+func (st storage) ListAt(resource, namespace string, revision uint64) ([]api.Record, error) {
+	records, err := st.Store().ListAt(resource, namespace, revision)
+	return records, translate(storageErrors, err)
+}
+
+func (st storage) Watch(resource, namespace string, after uint64) (api.Watcher, error) {
+	w, err := st.Store().Watch(resource, namespace, after)
+	if err != nil {
+		return nil, translate(storageErrors, err)
+	}
+	return watcher{w}, nil
+}
+
+func (st storage) ListAndWatch(resource, namespace string) ([]api.Record, api.Watcher, error) {
+	records, w, err := st.Store().ListAndWatch(resource, namespace)
+	if err != nil {
+		return nil, nil, translate(storageErrors, err)
+	}
+	return records, watcher{w}, nil
+}
+
+func (st storage) Revision() uint64 { return st.Store().Revision() }
+
+func (st storage) Sync(ctx context.Context) error {
+	return translate(storageErrors, st.Node.Sync(ctx))
+}
+
+func (st storage) WaitFor(ctx context.Context, revision uint64) error {
+	return translate(storageErrors, st.Store().WaitFor(ctx, revision))
+}
+
+func (st storage) Write(ctx context.Context, w api.Write) (api.Record, error) {
+	record, err := st.Node.Write(ctx, consensus.Write{
+		Verb: consensus.Verb(w.Verb), Resource: w.Resource, Namespace: w.Namespace, Name: w.Name,
+		Object: w.Object, Version: w.Version, UID: w.UID,
+	})
+	return record, translate(storageErrors, err)
+}
+
+type watcher struct{ *consensus.Watcher }
+
+func (w watcher) Next(ctx context.Context) ([]api.Event, uint64, error) {
+	events, revision, err := w.Watcher.Next(ctx)
+	if err != nil {
+		return nil, revision, translate(storageErrors, err)
+	}
+	out := make([]api.Event, len(events))
+	for i, e := range events {
+		out[i] = api.Event(e)
+	}
+	return out, revision, nil
+}
+
+// sealedCodec is the storage form of objects; those of Secrets are sealed. The
+// first byte tells them apart.
+type sealedCodec struct{ sealer *identity.Sealer }
+
+const (
+	plainObject  = 0
+	sealedObject = 1
+)
+
+var secretContext = []byte("conclave secret")
+
+func (c sealedCodec) Encode(obj consensus.Object) ([]byte, error) {
+	raw, err := api.EncodeStored(obj)
+	if err != nil {
+		return nil, err
+	}
+	if _, secret := obj.(*corev1.Secret); !secret {
+		return append([]byte{plainObject}, raw...), nil
+	}
+	sealed, err := c.sealer.Seal(raw, secretContext)
+	if err != nil {
+		return nil, fmt.Errorf("seal secret %s/%s: %w", obj.GetNamespace(), obj.GetName(), err)
+	}
+	return append([]byte{sealedObject}, sealed...), nil
+}
+
+func (c sealedCodec) Decode(raw []byte) (consensus.Object, error) {
+	if len(raw) == 0 {
+		return nil, errors.New("a stored object is empty")
+	}
+	form, body := raw[0], raw[1:]
+	if form == sealedObject {
+		opened, err := c.sealer.Open(body, secretContext)
+		if err != nil {
+			return nil, fmt.Errorf("open a sealed object: %w", err)
+		}
+		body = opened
+	}
+	return api.DecodeStored(body)
+}
+
+// idAddresses tells raft that its addresses are node ids: wire resolves them.
+type idAddresses struct{}
+
+func (idAddresses) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
+	return raft.ServerAddress(id), nil
+}
+
+func (s *Server) consensusMembers() []consensus.Member {
+	members := s.pool.Members()
+	all := make([]consensus.Member, 0, len(members))
+	for _, m := range members {
+		all = append(all, consensus.Member{
+			ID: m.ID, Name: m.Name, Zone: m.Zone, NoMaster: m.NoMaster, Memory: m.Memory, DiskLatency: m.DiskLatency,
+			Started: m.Started, Suspect: m.State == gossip.Suspect,
+			Alive: m.State == gossip.Alive || m.State == gossip.Suspect,
+		})
+	}
+	return all
+}
+
+func (s *Server) livenessMembers() []liveness.Member {
+	members := s.pool.Members()
+	all := make([]liveness.Member, 0, len(members))
+	for _, m := range members {
+		all = append(all, liveness.Member{
+			ID: m.ID, Name: m.Name, Alive: m.State == gossip.Alive, Address: netip.AddrPortFrom(m.Addr, m.APIPort),
+		})
+	}
+	return all
+}
+
+// memberAddresses are all that a client of the API may have dialled.
+func (s *Server) memberAddresses() []netip.Addr {
+	all := []netip.Addr{s.own.get()}
+	for _, m := range s.pool.Members() {
+		all = append(all, m.Addr)
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all)
+}
+
+type judgements struct{ *liveness.Judge }
+
+func (j judgements) State(nodeName, nodeID string) controller.NodeState {
+	return controller.NodeState(j.Judge.State(nodeName, nodeID))
+}
+
+func (m *master) leases() []api.NodeLease {
+	var all []api.NodeLease
+	for _, l := range m.consensus.Leases() {
+		all = append(all, api.NodeLease{Name: l.Name, Holder: l.Name, Renewed: l.Renewed, Acquired: l.Renewed, Duration: leaseDuration})
+	}
+	return all
+}
+
+type openapiDocuments struct{}
+
+func (openapiDocuments) V2() []byte            { return openapi.V2() }
+func (openapiDocuments) V3() map[string][]byte { return openapi.V3() }
+
+// kubelets reaches the kubelet API of every node by its certificate.
+type kubelets struct{ s *Server }
+
+func (k kubelets) Kubelet(ctx context.Context, nodeName string) (*url.URL, http.RoundTripper, error) {
+	for _, m := range k.s.pool.Members() {
+		if m.Name != nodeName {
+			continue
+		}
+		host := netip.AddrPortFrom(m.Addr, m.KubeletPort).String()
+		return &url.URL{Scheme: "https", Host: host}, &http.Transport{
+			TLSClientConfig: k.s.certs.Client(m.ID), ForceAttemptHTTP2: false, IdleConnTimeout: 30 * time.Second,
+			DialContext: (&net.Dialer{Timeout: 5 * time.Second}).DialContext, MaxIdleConnsPerHost: 1,
+		}, nil
+	}
+	return nil, nil, fmt.Errorf("no node %q is known to gossip", nodeName)
+}
+
+// masterTransport sends API requests to a master; to another one after a failure.
+type masterTransport struct {
+	server *Server
+	mu     sync.Mutex
+	sticky string
+}
+
+func (t *masterTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	ids := t.server.masters()
+	t.mu.Lock()
+	if i := slices.Index(ids, t.sticky); i > 0 {
+		ids[0], ids[i] = ids[i], ids[0]
+	}
+	t.mu.Unlock()
+	var failed error = errors.New("no master is known")
+	for _, id := range ids {
+		if id == t.server.node.ID() {
+			continue // this node's own store has not caught up: ask another
+		}
+		if failed != nil && r.Body != nil && r.GetBody != nil {
+			body, err := r.GetBody()
+			if err != nil {
+				return nil, err
+			}
+			r = r.Clone(r.Context())
+			r.Body = body
+		}
+		response, err := t.server.dialer.HTTP(id).RoundTrip(r)
+		if err == nil {
+			t.mu.Lock()
+			t.sticky = id
+			t.mu.Unlock()
+			return response, nil
+		}
+		failed = err
+		var dial *net.OpError
+		if !errors.As(err, &dial) || dial.Op != "dial" {
+			break // it may have been answered: the caller decides whether to ask again
+		}
+	}
+	return nil, failed
+}
+
+// engineRuntime is the container engine as the agent asks for it.
+type engineRuntime struct{ *runtime.Engine }
+
+var runtimeErrors = map[error]error{
+	runtime.ErrImageNotFound: agent.ErrImageNotFound, runtime.ErrUnauthorized: agent.ErrImageNotFound,
+	runtime.ErrRegistryUnavailable: agent.ErrRegistryUnavailable, runtime.ErrInvalidImageName: agent.ErrInvalidImageName,
+}
+
+func (e engineRuntime) StartPod(ctx context.Context, c agent.PodConfig) error {
+	return e.Engine.StartPod(ctx, runtime.PodConfig(c))
+}
+
+func (e engineRuntime) RunContainer(ctx context.Context, c agent.ContainerConfig) error {
+	return translate(runtimeErrors, e.Engine.RunContainer(ctx, runtime.ContainerConfig(c)))
+}
+
+func (e engineRuntime) Containers(podID string) []agent.ContainerStatus {
+	all := e.Engine.Containers(podID)
+	out := make([]agent.ContainerStatus, len(all))
+	for i, c := range all {
+		out[i] = agent.ContainerStatus{
+			PodID: c.PodID, ID: c.ID, Image: c.Image, State: agent.State(c.State), PID: c.PID,
+			StartedAt: c.StartedAt, FinishedAt: c.FinishedAt, ExitCode: c.ExitCode, OOMKilled: c.OOMKilled,
+			Reason: c.Reason, Message: c.Message,
+		}
+	}
+	return out
+}
+
+func (e engineRuntime) Subscribe() (<-chan struct{}, func()) {
+	events, cancel := e.Engine.Subscribe()
+	hints := make(chan struct{}, 1)
+	go func() { // ends when cancel closes events
+		for range events {
+			select {
+			case hints <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	return hints, cancel
+}
+
+func (e engineRuntime) Stats(podID, id string) (agent.Stats, error) {
+	u, err := e.Engine.Stats(podID, id)
+	return agent.Stats{
+		Time: u.Time, CPUNanoseconds: uint64(u.CPU), MemoryUsage: u.Memory, MemoryWorkingSet: u.WorkingSet,
+		MemoryRSS: u.RSS, Processes: u.PIDs,
+	}, err
+}
+
+func (e engineRuntime) Pull(ctx context.Context, ref string, auth agent.PullAuth) (agent.Image, error) {
+	var o runtime.PullOptions
+	if auth != (agent.PullAuth{}) {
+		o.Auth = authn.FromConfig(authn.AuthConfig{Username: auth.Username, Password: auth.Password, RegistryToken: auth.Token})
+	}
+	img, err := e.Engine.Pull(ctx, ref, o)
+	return agentImage(img), translate(runtimeErrors, err)
+}
+
+func (e engineRuntime) Image(ref string) (agent.Image, bool) {
+	img, ok := e.Engine.Image(ref)
+	return agentImage(img), ok
+}
+
+func (e engineRuntime) Images() []agent.Image {
+	var all []agent.Image
+	for _, img := range e.Engine.Images() {
+		all = append(all, agentImage(img))
+	}
+	return all
+}
+
+func agentImage(i runtime.Image) agent.Image {
+	return agent.Image{
+		ID: i.ID, Names: i.Names, Digests: i.Digests, Size: i.Size, User: i.User,
+		Env: i.Env, Entrypoint: i.Entrypoint, Cmd: i.Cmd, WorkingDir: i.WorkingDir, StopSignal: i.StopSignal,
+	}
+}
+
+// forgetNode deletes a node that left.
+func (m *master) forgetNode(ctx context.Context, name string) error {
+	client := m.api.Local(api.User{Name: "system:conclave", Groups: []string{"system:masters", "system:authenticated"}})
+	err := client.Delete(ctx, corev1.SchemeGroupVersion.WithResource("nodes"), "", name, metav1.DeleteOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+func serverVersion() apiversion.Info {
+	return apiversion.Info{
+		Major: "1", Minor: "37", GitVersion: "v1.37.2+conclave-" + version, GoVersion: goruntime.Version(),
+		Compiler: goruntime.Compiler, Platform: goruntime.GOOS + "/" + goruntime.GOARCH,
+	}
+}

@@ -1,0 +1,247 @@
+// Package cluster gives the demo, the benchmark and the tests on hosts a real
+// cluster: lab hosts that run the built binary, kubectl of the same version, and
+// images without a registry. It owns the lab that it made and removes it; it
+// starts no goroutine that outlives a call.
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"conclave/lab"
+	"conclave/test/images"
+)
+
+// Cluster is a lab whose hosts form a cluster.
+type Cluster struct {
+	*lab.Lab
+	Root       string // the project's folder
+	Dir        string // scratch space of this cluster
+	Kubeconfig string
+	Client     *kubernetes.Clientset
+}
+
+// Config says what to make.
+type Config struct {
+	Name  string // of the lab
+	Hosts int
+	Args  []string // further arguments of every host's conclave
+	// Bare hosts run nothing yet: Form starts them.
+	Bare bool
+	Say  func(format string, args ...any)
+}
+
+// Root finds the project's folder from anywhere inside it.
+func Root() (string, error) {
+	dir, err := os.Getwd()
+	for ; err == nil; dir = filepath.Dir(dir) {
+		if raw, err := os.ReadFile(filepath.Join(dir, "go.mod")); err == nil && bytes.HasPrefix(raw, []byte("module conclave\n")) {
+			return dir, nil
+		}
+		if dir == "/" {
+			return "", errors.New("run this inside the project's folder")
+		}
+	}
+	return "", err
+}
+
+// New makes the hosts and, unless they are to stay bare, the cluster.
+func New(ctx context.Context, c Config) (_ *Cluster, err error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("hosts are made of namespaces, which needs root")
+	}
+	root, err := Root()
+	if err != nil {
+		return nil, err
+	}
+	binary := filepath.Join(root, "bin", "conclave")
+	if _, err := os.Stat(binary); err != nil {
+		return nil, fmt.Errorf("%w: run `make build` first", err)
+	}
+	if c.Say == nil {
+		c.Say = func(string, ...any) {}
+	}
+	// Unix sockets live below this folder, and their paths are short.
+	dir, err := os.MkdirTemp("/var/tmp", "conclave-")
+	if err != nil {
+		return nil, err
+	}
+	cl := &Cluster{Root: root, Dir: dir}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, cl.Down())
+		}
+	}()
+	cl.Lab, err = lab.Create(lab.Config{Name: c.Name, Dir: filepath.Join(dir, "lab"), Binary: binary, Args: c.Args})
+	if err != nil {
+		return nil, err
+	}
+	for range c.Hosts {
+		if _, err := cl.Add(); err != nil {
+			return nil, err
+		}
+	}
+	if c.Bare {
+		return cl, nil
+	}
+	if err := cl.Form(ctx, c.Say); err != nil {
+		return nil, err
+	}
+	return cl, cl.Connect(ctx)
+}
+
+// Connect makes the clients, by way of the first host that answers.
+func (c *Cluster) Connect(ctx context.Context) error {
+	text, err := c.Ask(ctx, "kubeconfig")
+	if err != nil {
+		return err
+	}
+	c.Kubeconfig = filepath.Join(c.Dir, "kubeconfig")
+	if err := os.WriteFile(c.Kubeconfig, []byte(text), 0o600); err != nil {
+		return err
+	}
+	c.Client, err = c.ClientFor("", func(*rest.Config) {})
+	return err
+}
+
+// ClientFor is a client that talks to one host, the kubeconfig's own if empty.
+func (c *Cluster) ClientFor(host string, change func(*rest.Config)) (*kubernetes.Clientset, error) {
+	config, err := c.RESTConfig(host)
+	if err != nil {
+		return nil, err
+	}
+	change(config)
+	return kubernetes.NewForConfig(config)
+}
+
+// RESTConfig is what clients of one host need, the kubeconfig's own if empty.
+func (c *Cluster) RESTConfig(host string) (*rest.Config, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	config.QPS, config.Burst = 1000, 1000
+	if host != "" {
+		h, err := c.Host(host)
+		if err != nil {
+			return nil, err
+		}
+		config.Host = fmt.Sprintf("https://%s:6443", h.Address)
+	}
+	return config, nil
+}
+
+// Kubectl runs kubectl of the version that Conclave serves, and returns what it
+// printed on both streams.
+func (c *Cluster) Kubectl(ctx context.Context, args ...string) (string, error) {
+	return c.KubectlInput(ctx, "", args...)
+}
+
+// KubectlInput is Kubectl with standard input.
+func (c *Cluster) KubectlInput(ctx context.Context, input string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(c.Root, "bin", "kubectl"), args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.Kubeconfig, "HOME="+c.Dir, "KUBECACHEDIR="+filepath.Join(c.Dir, "cache"))
+	cmd.Stdin = strings.NewReader(input)
+	cmd.WaitDelay = time.Second
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	}
+	return string(out), err
+}
+
+// On runs a command on a host and returns what it printed.
+func (c *Cluster) On(ctx context.Context, host string, argv ...string) (string, error) {
+	return c.OnInput(ctx, host, nil, argv...)
+}
+
+// OnInput is On with standard input.
+func (c *Cluster) OnInput(ctx context.Context, host string, input io.Reader, argv ...string) (string, error) {
+	var out bytes.Buffer
+	code, err := c.Exec(ctx, host, argv, input, &out, &out)
+	if err == nil && code != 0 {
+		err = fmt.Errorf("exit status %d", code)
+	}
+	if err != nil {
+		err = fmt.Errorf("on %s: %s: %w: %s", host, strings.Join(argv, " "), err, strings.TrimSpace(out.String()))
+	}
+	return out.String(), err
+}
+
+// Import builds images by their recipes' names and imports them on every host.
+func (c *Cluster) Import(ctx context.Context, names ...string) error {
+	for _, name := range names {
+		tar, err := Image(ctx, c.Root, name)
+		if err != nil {
+			return err
+		}
+		for _, h := range c.Hosts {
+			if _, err := c.On(ctx, h.Name, c.Binary, "image", "import", tar); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Image builds an image once and keeps its tar in bin/images.
+func Image(ctx context.Context, root, name string) (string, error) {
+	recipe, ok := images.Recipes[name]
+	if !ok {
+		return "", fmt.Errorf("no recipe for an image %q", name)
+	}
+	tar := filepath.Join(root, "bin", "images", name+".tar")
+	if _, err := os.Stat(tar); err == nil {
+		return tar, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(tar), 0o755); err != nil {
+		return "", err
+	}
+	img, err := images.Build(ctx, recipe)
+	if err != nil {
+		return "", err
+	}
+	if err := images.Save(img, recipe.Name, tar+".part"); err != nil {
+		return "", err
+	}
+	return tar, os.Rename(tar+".part", tar)
+}
+
+// Down removes the hosts and all that was made for them.
+func (c *Cluster) Down() error {
+	var failed error
+	if c.Lab != nil {
+		failed = c.Lab.Down()
+	}
+	if failed != nil {
+		return failed // the state file is needed to try again
+	}
+	return os.RemoveAll(c.Dir)
+}
+
+// Eventually tries until it succeeds, or returns the last error when ctx ends.
+func Eventually(ctx context.Context, try func() error) error {
+	for {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w (gave up: %w)", err, context.Cause(ctx))
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
