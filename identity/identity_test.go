@@ -352,7 +352,7 @@ func TestJoinAndRenew(t *testing.T) {
 		t.Fatalf("second join: %v", err)
 	}
 
-	renew := RenewFrom(n, func() []string { return []string{nobody, via} }, nil)
+	renew := RenewFrom(n, func() []string { return []string{nobody, via} })
 	ip := netip.MustParseAddr("192.0.2.9")
 	csr, _ := n.CSR("another-name", []netip.Addr{ip})
 	certPEM, err := renew(t.Context(), csr)

@@ -183,7 +183,7 @@ func verifyPinned(cs tls.ConnectionState, caHash [32]byte) (*x509.Certificate, e
 
 // RenewFrom is a CertificatesConfig.Renew for a node that is no master: it
 // asks masters (host:port of TLS ports) to sign.
-func RenewFrom(n *Node, masters func() []string, dial DialFunc) func(ctx context.Context, csrDER []byte) ([]byte, error) {
+func RenewFrom(n *Node, masters func() []string) func(ctx context.Context, csrDER []byte) ([]byte, error) {
 	return func(ctx context.Context, csrDER []byte) ([]byte, error) {
 		cluster, ok := n.Cluster()
 		if !ok {
@@ -216,7 +216,7 @@ func RenewFrom(n *Node, masters func() []string, dial DialFunc) func(ctx context
 			}
 		}
 		var reply renewReply
-		err = askAny(ctx, masters(), config, dial, renewPath,
+		err = askAny(ctx, masters(), config, nil, renewPath,
 			func(*tls.ConnectionState) (any, error) { return req, nil },
 			func(_ *tls.ConnectionState, body []byte) error {
 				reply = renewReply{}

@@ -59,13 +59,18 @@ type Cluster struct {
 	CA         []byte `json:"ca"` // PEM
 }
 
-// CAHash is what a token and a LAN announcement say of the cluster's CA.
-func (c Cluster) CAHash() [32]byte {
-	block, _ := pem.Decode(c.CA)
+// CAHash is what a token says of the cluster's CA.
+func (c Cluster) CAHash() [32]byte { return [32]byte(CAHash(c.CA)) }
+
+// CAHash is the SHA-256 of a CA's certificate in DER, given in PEM; all zeros
+// if that is none.
+func CAHash(caPEM []byte) []byte {
+	block, _ := pem.Decode(caPEM)
 	if block == nil {
-		return [32]byte{}
+		return make([]byte, sha256.Size)
 	}
-	return sha256.Sum256(block.Bytes)
+	sum := sha256.Sum256(block.Bytes)
+	return sum[:]
 }
 
 // Open reads the identity in dir (data-dir/identity). At first start it makes
