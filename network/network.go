@@ -3,12 +3,22 @@ package network
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 
 	"conclave/api"
-
-	corev1 "k8s.io/api/core/v1"
 )
 
 // Config is what a Network needs to know.
@@ -39,39 +49,493 @@ type Config struct {
 	Log       *slog.Logger
 }
 
+const (
+	// coalesce is how long a change waits for others to join it.
+	coalesce = 2 * time.Millisecond
+	// retryFirst and retryMost bound the pause after a failed pass.
+	retryFirst = 100 * time.Millisecond
+	retryMost  = 10 * time.Second
+	// leakAge is how long the address of a pod that the cluster no longer
+	// knows stays its own: its processes may still be ending.
+	leakAge = 10 * time.Minute
+)
+
 // Network is this node's part in the cluster's network.
 type Network struct {
-	cfg Config
+	cfg     Config
+	cluster *cluster
+	ipam    *ipam
+	host    *host
+	dns     *resolver
+	pods    keyedMutex // by UID: one Attach or Detach at a time
+
+	kick chan struct{} // capacity 1: something has changed
+
+	mu sync.Mutex
+	// wanted counts the changes asked for; done is the last that the kernel
+	// has. progress is closed and replaced at the end of each pass.
+	wanted, done uint64
+	progress     chan struct{}
+	bridged      bool         // the bridge, and DNS's address on it, are there
+	linked       netip.Prefix // the range whose links are there
+	gone         []netip.Addr // addresses of detached pods whose flows must be forgotten
+	problems     map[string]error
+}
+
+// The resources that are followed. Pods are followed for leaks alone.
+var followed = map[string]schema.GroupVersionResource{
+	"nodes":          corev1.SchemeGroupVersion.WithResource("nodes"),
+	"services":       corev1.SchemeGroupVersion.WithResource("services"),
+	"pods":           corev1.SchemeGroupVersion.WithResource("pods"),
+	"endpointslices": {Group: "discovery.k8s.io", Version: "v1", Resource: "endpointslices"},
 }
 
 // New checks that this kernel and process can do the work, and says what is
 // missing if not.
 func New(cfg Config) (*Network, error) {
-	return &Network{cfg: cfg}, nil
+	if cfg.Domain == "" {
+		cfg.Domain = "cluster.local"
+	}
+	for what, missing := range map[string]bool{
+		"NodeName": cfg.NodeName == "", "Client": cfg.Client == nil, "Dir": cfg.Dir == "", "RunDir": cfg.RunDir == "", "Log": cfg.Log == nil,
+		"Address": cfg.Address == nil, "PodCIDR": !cfg.PodCIDR.IsValid() || !cfg.PodCIDR.Addr().Is4(),
+		"ServiceCIDR": !cfg.ServiceCIDR.IsValid() || !cfg.ServiceCIDR.Addr().Is4(), "ClusterDNS": !cfg.ServiceCIDR.Contains(cfg.ClusterDNS),
+	} {
+		if missing {
+			return nil, fmt.Errorf("network: the configuration lacks a usable %s", what)
+		}
+	}
+	cfg.PodCIDR, cfg.ServiceCIDR = cfg.PodCIDR.Masked(), cfg.ServiceCIDR.Masked()
+	if err := probe(); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.RunDir, 0o711); err != nil {
+		return nil, fmt.Errorf("making the folder of network namespaces: %w", err)
+	}
+	p, err := openIPAM(cfg.Dir, cfg.Log)
+	if err != nil {
+		return nil, err
+	}
+	n := &Network{
+		cfg: cfg, ipam: p, host: &host{runDir: cfg.RunDir},
+		kick: make(chan struct{}, 1), progress: make(chan struct{}),
+		problems: map[string]error{"links": errors.New("not set up yet"), "rules": errors.New("not set up yet"), "DNS": errors.New("not served yet")},
+	}
+	n.cluster = newCluster(n.changed)
+	n.dns = newResolver(cfg, n.cluster)
+	return n, nil
+}
+
+// changed is called after every change of what we know of the cluster. DNS
+// reads the cluster itself.
+func (n *Network) changed(string) { n.want() }
+
+// want asks for a pass and returns its number.
+func (n *Network) want() uint64 {
+	n.mu.Lock()
+	n.wanted++
+	w := n.wanted
+	n.mu.Unlock()
+	select {
+	case n.kick <- struct{}{}:
+	default:
+	}
+	return w
+}
+
+// await returns once ok does, which is asked after each pass.
+func (n *Network) await(ctx context.Context, what string, ok func() bool) error {
+	for {
+		n.mu.Lock()
+		met, progress := ok(), n.progress
+		n.mu.Unlock()
+		if met {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			err := fmt.Errorf("waiting for %s: %w", what, ctx.Err())
+			if r := n.Ready(); r != nil {
+				err = fmt.Errorf("%w (%w)", err, r)
+			}
+			return err
+		case <-progress:
+		}
+	}
 }
 
 // Run programs links and rules and serves DNS until ctx ends. What pods need
 // stays in the kernel afterwards: their traffic flows on while this process
 // is away.
 func (n *Network) Run(ctx context.Context) error {
-	<-ctx.Done()
+	g, ctx := errgroup.WithContext(ctx)
+	handlers := n.cluster.handlers()
+	for name, resource := range followed {
+		var o metav1.ListOptions
+		if name == "pods" {
+			o.FieldSelector = "spec.nodeName=" + n.cfg.NodeName
+		}
+		g.Go(func() error {
+			return ended(ctx, api.Follow(ctx, n.cfg.Client, resource, "", o, handlers[name]))
+		})
+	}
+	g.Go(func() error { return n.program(ctx) })
+	g.Go(func() error {
+		return n.dns.run(ctx, func() error {
+			return n.await(ctx, "the address of DNS", func() bool { return n.bridged })
+		}, func(err error) { n.problem("DNS", err) })
+	})
+	err := g.Wait()
+	n.problem("DNS", errors.New("not served any more"))
+	return err
+}
+
+// ended turns the end of ctx into the end that was asked for.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// program is the loop that brings the kernel to what is wanted.
+func (n *Network) program(ctx context.Context) error {
+	var (
+		k       kernel
+		links   *hostConfig // what the host was last set to
+		leaks   = map[types.UID]time.Time{}
+		moved   = n.cfg.AddressChanged
+		pause   = retryFirst
+		timer   = time.NewTimer(0) // the first pass
+		soon    = true             // the timer is about to fire
+		leakDue = time.NewTimer(leakAge)
+	)
+	defer timer.Stop()
+	defer leakDue.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case _, open := <-moved:
+			if !open {
+				moved = nil
+			}
+			soon = n.hurry(timer, soon)
+			continue
+		case <-n.kick:
+			soon = n.hurry(timer, soon)
+			continue
+		case <-leakDue.C:
+		case <-timer.C:
+			soon = false
+		}
+		var err error
+		if links, err = n.pass(&k, links); err != nil {
+			n.cfg.Log.Warn("programming the network failed, trying again", "in", pause, "err", err)
+			timer.Reset(pause)
+			pause = min(2*pause, retryMost)
+		} else {
+			pause = retryFirst
+		}
+		if wait := n.reclaim(leaks, time.Now()); wait > 0 {
+			leakDue.Reset(wait)
+		} else {
+			leakDue.Stop()
+		}
+	}
+}
+
+// hurry makes the timer fire as soon as changes may have come together.
+// Further changes do not put it off.
+func (n *Network) hurry(timer *time.Timer, soon bool) bool {
+	if !soon {
+		timer.Reset(coalesce)
+	}
+	return true
+}
+
+// pass brings links, then rules, to what is wanted now. It returns what the
+// links were set to, nil if that failed.
+func (n *Network) pass(k *kernel, links *hostConfig) (*hostConfig, error) {
+	n.mu.Lock()
+	pass, gone := n.wanted, n.gone
+	n.gone = nil
+	n.mu.Unlock()
+
+	want, linkErr := n.hostConfig()
+	if linkErr == nil && (links == nil || !want.equal(*links)) {
+		linkErr = n.host.set(want)
+	}
+	kept, ruleErr := n.applyRules(k, gone)
+
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.problems["links"], n.problems["rules"] = linkErr, ruleErr
+	if linkErr == nil {
+		links, n.bridged, n.linked = &want, true, want.Range
+		if !want.Range.IsValid() {
+			n.problems["links"] = errors.New("this node has no range of pod addresses yet")
+		}
+	} else {
+		links = nil
+	}
+	if ruleErr == nil {
+		n.done = pass
+	}
+	if ruleErr != nil || kept {
+		n.gone = append(n.gone, gone...)
+	}
+	close(n.progress)
+	n.progress = make(chan struct{})
+	return links, errors.Join(linkErr, ruleErr)
+}
+
+// hostConfig is what the links shall be now. It learns this node's range.
+func (n *Network) hostConfig() (hostConfig, error) {
+	c := hostConfig{DNS: n.cfg.ClusterDNS, ServiceCIDR: n.cfg.ServiceCIDR, Address: n.cfg.Address().Unmap()}
+	if !c.Address.Is4() {
+		c.Address = netip.Addr{} // the overlay is of IPv4
+	}
+	synced := n.cluster.isSynced("nodes")
+	n.cluster.mu.RLock()
+	own := n.cluster.nodes[n.cfg.NodeName]
+	if synced {
+		c.Peers = []peer{}
+		for name, o := range n.cluster.nodes {
+			if name != n.cfg.NodeName && o.addr.IsValid() && o.pods.IsValid() && o.addr != c.Address && o.pods != own.pods {
+				c.Peers = append(c.Peers, peer{o.pods, o.addr})
+			}
+		}
+	}
+	n.cluster.mu.RUnlock()
+	// Two nodes with one range cannot be told apart; the order only keeps the
+	// choice from changing.
+	slices.SortFunc(c.Peers, func(a, b peer) int {
+		if d := a.Range.Addr().Compare(b.Range.Addr()); d != 0 {
+			return d
+		}
+		return a.Address.Compare(b.Address)
+	})
+	c.Peers = slices.CompactFunc(c.Peers, func(a, b peer) bool { return a.Range == b.Range })
+	if own.pods.IsValid() {
+		if !n.cfg.PodCIDR.Overlaps(own.pods) || own.pods.Bits() > 30 {
+			return c, fmt.Errorf("this node's range %s is no usable part of %s", own.pods, n.cfg.PodCIDR)
+		}
+		changed, err := n.ipam.setRange(own.pods)
+		if err != nil {
+			return c, err
+		}
+		if changed {
+			n.cfg.Log.Info("this node's range of pod addresses", "range", own.pods)
+		}
+	}
+	c.Range = n.ipam.node()
+	return c, nil
+}
+
+// applyRules brings the rules up to date. Until services, their endpoints and
+// the nodes have all been seen once, the rules that an earlier process left
+// are kept as they are, because they know more than we do.
+func (n *Network) applyRules(k *kernel, gone []netip.Addr) (kept bool, err error) {
+	if k.applied == nil && !n.cluster.isSynced("services", "endpointslices", "nodes") {
+		if there, err := k.exists(); err != nil || there {
+			return there, err
+		}
+	}
+	old := k.applied
+	r := n.cluster.rules(Base{n.cfg.PodCIDR, n.cfg.ServiceCIDR, n.cfg.ClusterDNS}, n.cfg.NodeName, n.ipam.all())
+	if err := k.apply(r); err != nil {
+		return false, err
+	}
+	return false, staleAfter(old, r, gone).forget()
+}
+
+// reclaim frees the addresses of pods that the cluster has not known for long,
+// and returns when to look again, 0 if not before something changes.
+func (n *Network) reclaim(leaks map[types.UID]time.Time, now time.Time) time.Duration {
+	if !n.cluster.isSynced("pods") {
+		return 0
+	}
+	var next time.Duration
+	known := func(uid types.UID) bool {
+		n.cluster.mu.RLock()
+		defer n.cluster.mu.RUnlock()
+		_, ok := n.cluster.localPods[uid]
+		return ok
+	}
+	for uid := range leaks {
+		if _, held := n.ipam.get(uid); !held || known(uid) {
+			delete(leaks, uid)
+		}
+	}
+	for _, r := range n.ipam.all() {
+		if known(r.UID) {
+			continue
+		}
+		since, ok := leaks[r.UID]
+		if !ok {
+			since, leaks[r.UID] = now, now
+		}
+		left := leakAge - now.Sub(since)
+		if left <= 0 {
+			n.cfg.Log.Warn("reclaiming the address of a pod that is long gone", "pod", r.Namespace+"/"+r.Name, "address", r.Address)
+			if err := n.detach(r.UID); err != nil {
+				n.cfg.Log.Warn("reclaiming a pod's address failed", "pod", r.Namespace+"/"+r.Name, "err", err)
+				leaks[r.UID], left = now, leakAge
+			} else {
+				delete(leaks, r.UID)
+				continue
+			}
+		}
+		if next == 0 || left < next {
+			next = left
+		}
+	}
+	return next
+}
+
+func (n *Network) problem(what string, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.problems[what] = err
+}
+
+// Ready returns nil once pods can be attached, or what is missing.
+func (n *Network) Ready() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, what := range []string{"links", "rules", "DNS"} {
+		if err := n.problems[what]; err != nil {
+			return fmt.Errorf("network: %s: %w", what, err)
+		}
+	}
 	return nil
 }
 
+func (n *Network) netns(uid types.UID) string { return filepath.Join(n.cfg.RunDir, string(uid)) }
+
 // Attach gives a pod its network namespace, with address, routes and host
 // ports, and returns the file that names the namespace. It waits for this
-// node's range to be known. It is idempotent by the pod's UID: the same
-// answer, also after a restart of this process.
+// node's range to be known, and for Run to have set the links up. It is
+// idempotent by the pod's UID: the same answer, also after a restart of this
+// process. A pod on the host's network gets no namespace: the name is empty.
 func (n *Network) Attach(ctx context.Context, pod *corev1.Pod) (netns string, ips []netip.Addr, err error) {
-	return "", nil, errors.ErrUnsupported
+	if pod.Spec.HostNetwork {
+		if a := n.cfg.Address(); a.IsValid() {
+			ips = []netip.Addr{a}
+		}
+		return "", ips, nil
+	}
+	defer n.pods.lock(string(pod.UID))()
+	if err := n.await(ctx, "this node's range of pod addresses", func() bool {
+		return n.linked.IsValid() && n.linked == n.ipam.node()
+	}); err != nil {
+		return "", nil, fmt.Errorf("attaching pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	r, err := n.ipam.reserve(pod)
+	if err != nil {
+		return "", nil, fmt.Errorf("attaching pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	path := n.netns(pod.UID)
+	if !n.host.attached(path, r) {
+		err := n.host.detach(path, pod.UID) // what a crash may have left
+		if err == nil {
+			err = n.host.attach(path, r, gatewayOf(n.ipam.node()))
+		}
+		if err != nil {
+			return "", nil, fmt.Errorf("attaching pod %s/%s: %w", pod.Namespace, pod.Name, err)
+		}
+	}
+	pass := n.want()
+	if len(r.HostPorts) > 0 {
+		if err := n.await(ctx, "the pod's host ports", func() bool { return n.done >= pass }); err != nil {
+			return "", nil, fmt.Errorf("attaching pod %s/%s: %w", pod.Namespace, pod.Name, err)
+		}
+	}
+	return path, []netip.Addr{r.Address}, nil
 }
 
 // Detach undoes Attach. A pod that is not attached is no error.
-func (n *Network) Detach(ctx context.Context, podUID string) error { return errors.ErrUnsupported }
+func (n *Network) Detach(ctx context.Context, podUID string) error {
+	if err := n.detach(types.UID(podUID)); err != nil {
+		return fmt.Errorf("detaching pod %s: %w", podUID, err)
+	}
+	return nil
+}
 
-// Ready returns nil once pods can be attached, or what is missing.
-func (n *Network) Ready() error { return errors.ErrUnsupported }
+func (n *Network) detach(uid types.UID) error {
+	if !validUID(uid) {
+		return nil // never attached
+	}
+	defer n.pods.lock(string(uid))()
+	if err := n.host.detach(n.netns(uid), uid); err != nil {
+		return err
+	}
+	r, held := n.ipam.get(uid)
+	if !held {
+		return nil
+	}
+	if err := n.ipam.release(uid); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.gone = append(n.gone, r.Address)
+	n.mu.Unlock()
+	n.want()
+	return nil
+}
 
 // Teardown removes everything that was ever made here: links, namespaces,
 // rules, routes, addresses and reservations. Run must have returned.
-func (n *Network) Teardown(ctx context.Context) error { return errors.ErrUnsupported }
+func (n *Network) Teardown(ctx context.Context) error {
+	var errs []error
+	files, err := os.ReadDir(n.cfg.RunDir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, fmt.Errorf("listing network namespaces: %w", err))
+	}
+	for _, f := range files {
+		if validUID(types.UID(f.Name())) {
+			errs = append(errs, removeNamespace(n.netns(types.UID(f.Name()))))
+		}
+	}
+	errs = append(errs, (&kernel{}).remove(), n.host.teardown(), os.RemoveAll(n.cfg.Dir))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("taking the network down: %w", err)
+	}
+	return nil
+}
+
+// keyedMutex is one mutex per key in use.
+type keyedMutex struct {
+	mu    sync.Mutex
+	users map[string]*keyedLock
+}
+
+type keyedLock struct {
+	sync.Mutex
+	users int
+}
+
+// lock returns what unlocks.
+func (k *keyedMutex) lock(key string) func() {
+	k.mu.Lock()
+	if k.users == nil {
+		k.users = map[string]*keyedLock{}
+	}
+	l := k.users[key]
+	if l == nil {
+		l = &keyedLock{}
+		k.users[key] = l
+	}
+	l.users++
+	k.mu.Unlock()
+	l.Lock()
+	return func() {
+		l.Unlock()
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if l.users--; l.users == 0 {
+			delete(k.users, key)
+		}
+	}
+}

@@ -1,0 +1,598 @@
+package network
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+const (
+	bridgeName = "conclave0"
+	vxlanName  = "conclave.vx"
+	vethPrefix = "cvl" // then 12 hexadecimal digits of the hash of the pod's UID
+
+	vxlanID       = 1
+	vxlanPort     = 8472
+	vxlanOverhead = 50 // outer Ethernet, IPv4, UDP and VXLAN headers
+
+	// routeProtocol marks routes as ours.
+	routeProtocol netlink.RouteProtocol = 0xc0
+)
+
+// hostConfig is how this host's links, addresses and routes shall be.
+type hostConfig struct {
+	DNS         netip.Addr
+	ServiceCIDR netip.Prefix
+	// Address is this node's own: the source of overlay packets.
+	Address netip.Addr
+	// Range is invalid as long as the node has none; then there are no pods
+	// and no overlay.
+	Range netip.Prefix
+	// Peers are the other nodes, sorted by range. Nil means unknown: then
+	// what the kernel has stays.
+	Peers []peer
+}
+
+// peer is another node, as the overlay sees it.
+type peer struct {
+	Range   netip.Prefix
+	Address netip.Addr
+}
+
+func (c hostConfig) equal(d hostConfig) bool {
+	return c.DNS == d.DNS && c.ServiceCIDR == d.ServiceCIDR && c.Address == d.Address && c.Range == d.Range &&
+		(c.Peers == nil) == (d.Peers == nil) && slices.Equal(c.Peers, d.Peers)
+}
+
+// host programs the network namespace that this process runs in.
+type host struct {
+	runDir string
+}
+
+// set makes everything as the configuration says, changing only what differs.
+func (h *host) set(c hostConfig) error {
+	for path, value := range map[string]string{
+		"ipv4/ip_forward": "1",
+		// Pods reach each other by way of the bridge's address, on purpose;
+		// nobody shall tell them of a shorter way. (The kernel sends redirects
+		// where either "all" or the link says so, so other links keep theirs.)
+		"ipv4/conf/all/send_redirects": "0",
+	} {
+		if err := h.sysctl(path, value); err != nil {
+			return err
+		}
+	}
+	mtu, err := podMTU(c.Address)
+	if err != nil {
+		return err
+	}
+	bridge, err := h.setBridge(c, mtu)
+	if err != nil {
+		return fmt.Errorf("setting up the bridge %s: %w", bridgeName, err)
+	}
+	if !c.Range.IsValid() {
+		return nil
+	}
+	// Processes of this host reach services from the bridge's address, which
+	// pods everywhere know the way back to.
+	if err := setRoutes(bridge, []netlink.Route{{
+		LinkIndex: bridge.Attrs().Index, Dst: ipNet(c.ServiceCIDR), Src: gatewayOf(c.Range).AsSlice(),
+		Scope: netlink.SCOPE_LINK, Protocol: routeProtocol,
+	}}); err != nil {
+		return err
+	}
+	if !c.Address.IsValid() {
+		return nil
+	}
+	if err := h.setOverlay(c, mtu); err != nil {
+		return fmt.Errorf("setting up the overlay %s: %w", vxlanName, err)
+	}
+	return nil
+}
+
+// podMTU is what fits into an overlay packet on the link that has our address.
+func podMTU(own netip.Addr) (int, error) {
+	uplink := 1500
+	if own.IsValid() {
+		addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+		if err != nil {
+			return 0, fmt.Errorf("listing this host's addresses: %w", err)
+		}
+		for _, a := range addrs {
+			if !a.IP.Equal(own.AsSlice()) {
+				continue
+			}
+			link, err := netlink.LinkByIndex(a.LinkIndex)
+			if err != nil {
+				return 0, fmt.Errorf("looking up the link of %s: %w", own, err)
+			}
+			// Nothing is gained by jumbo packets on loopback.
+			uplink = min(link.Attrs().MTU, 9000)
+		}
+	}
+	return uplink - vxlanOverhead, nil
+}
+
+func (h *host) setBridge(c hostConfig, mtu int) (netlink.Link, error) {
+	no := false
+	want := &netlink.Bridge{
+		LinkAttrs: netlink.LinkAttrs{Name: bridgeName, MTU: mtu, TxQLen: -1},
+		// Snooping would send queries of its own for ever.
+		MulticastSnooping: &no,
+	}
+	link, err := ensureLink(want, func(netlink.Link) bool { return true })
+	if err != nil {
+		return nil, err
+	}
+	// Without an address of its own a bridge takes the lowest of its ports',
+	// and would change it as pods come and go: what it has now, it keeps.
+	if err := netlink.LinkSetHardwareAddr(link, link.Attrs().HardwareAddr); err != nil {
+		return nil, err
+	}
+	if link.Attrs().MTU != mtu {
+		if err := netlink.LinkSetMTU(link, mtu); err != nil {
+			return nil, err
+		}
+	}
+	for key, value := range map[string]string{
+		"send_redirects": "0",
+		// A process of this host that talks to a host port by 127.0.0.1 is led
+		// to a pod. What comes from pods to such addresses is dropped by rule.
+		"route_localnet": "1",
+	} {
+		if err := h.sysctl("ipv4/conf/"+bridgeName+"/"+key, value); err != nil {
+			return nil, err
+		}
+	}
+	addrs := []netip.Prefix{netip.PrefixFrom(c.DNS, 32)}
+	if c.Range.IsValid() {
+		addrs = append(addrs, netip.PrefixFrom(gatewayOf(c.Range), c.Range.Bits()))
+	}
+	return link, bringUp(link, addrs)
+}
+
+func (h *host) setOverlay(c hostConfig, mtu int) error {
+	// The link's own address is the sender's where a packet that goes into
+	// the overlay is masqueraded.
+	want := &netlink.Vxlan{
+		LinkAttrs: netlink.LinkAttrs{Name: vxlanName, MTU: mtu, HardwareAddr: overlayMAC(c.Range), TxQLen: -1},
+		VxlanId:   vxlanID, Port: vxlanPort, SrcAddr: c.Address.AsSlice(),
+	}
+	link, err := ensureLink(want, func(l netlink.Link) bool {
+		v, ok := l.(*netlink.Vxlan)
+		return ok && v.VxlanId == want.VxlanId && v.Port == want.Port && v.SrcAddr.Equal(want.SrcAddr) && !v.Learning &&
+			v.MTU == mtu && bytes.Equal(v.HardwareAddr, want.HardwareAddr)
+	})
+	if err != nil {
+		return err
+	}
+	if err := bringUp(link, []netip.Prefix{netip.PrefixFrom(c.Range.Addr(), 32)}); err != nil {
+		return err
+	}
+	if c.Peers == nil {
+		return nil
+	}
+	return setPeers(link, c)
+}
+
+// setPeers makes the kernel send a peer's range to that peer: a route to the
+// first address of the range, which nobody has, leads into the overlay; that
+// address's neighbour entry names the peer's overlay MAC, and the forwarding
+// entry of that MAC names the peer. Nothing is asked or learned on the wire.
+func setPeers(link netlink.Link, c hostConfig) error {
+	index := link.Attrs().Index
+	arp, fdb := map[string]netlink.Neigh{}, map[string]netlink.Neigh{}
+	var routes []netlink.Route
+	for _, p := range c.Peers {
+		mac, first := overlayMAC(p.Range), p.Range.Masked().Addr()
+		arp[first.String()] = netlink.Neigh{LinkIndex: index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT, IP: first.AsSlice(), HardwareAddr: mac}
+		fdb[mac.String()] = netlink.Neigh{LinkIndex: index, Family: unix.AF_BRIDGE, State: netlink.NUD_PERMANENT, Flags: netlink.NTF_SELF, IP: p.Address.AsSlice(), HardwareAddr: mac}
+		routes = append(routes, netlink.Route{
+			LinkIndex: index, Dst: ipNet(p.Range), Gw: first.AsSlice(), Src: gatewayOf(c.Range).AsSlice(),
+			Flags: int(netlink.FLAG_ONLINK), Protocol: routeProtocol,
+		})
+	}
+	if err := setNeighbours(index, unix.AF_BRIDGE, fdb, func(n netlink.Neigh) string { return n.HardwareAddr.String() }); err != nil {
+		return err
+	}
+	if err := setNeighbours(index, unix.AF_INET, arp, func(n netlink.Neigh) string { return n.IP.String() }); err != nil {
+		return err
+	}
+	return setRoutes(link, routes)
+}
+
+// setNeighbours makes the permanent entries of a link be those wanted.
+func setNeighbours(index, family int, want map[string]netlink.Neigh, key func(netlink.Neigh) string) error {
+	have, err := netlink.NeighList(index, family)
+	if err != nil {
+		return fmt.Errorf("listing neighbours: %w", err)
+	}
+	missing := make(map[string]netlink.Neigh, len(want))
+	for k, n := range want {
+		missing[k] = n
+	}
+	for _, n := range have {
+		w, ok := want[key(n)]
+		switch {
+		case ok && n.State&netlink.NUD_PERMANENT != 0 && n.IP.Equal(w.IP) && bytes.Equal(n.HardwareAddr, w.HardwareAddr):
+			delete(missing, key(n))
+		case !ok && n.State&netlink.NUD_PERMANENT != 0 && (family == unix.AF_INET || n.Flags&netlink.NTF_SELF != 0):
+			n.LinkIndex, n.Family = index, family
+			if err := netlink.NeighDel(&n); err != nil && !errors.Is(err, unix.ENOENT) {
+				return fmt.Errorf("removing the neighbour %s: %w", key(n), err)
+			}
+		}
+	}
+	for k, n := range missing {
+		if err := netlink.NeighSet(&n); err != nil {
+			return fmt.Errorf("setting the neighbour %s: %w", k, err)
+		}
+	}
+	return nil
+}
+
+// setRoutes makes our routes over a link be those wanted.
+func setRoutes(link netlink.Link, want []netlink.Route) error {
+	have, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{LinkIndex: link.Attrs().Index, Protocol: routeProtocol},
+		netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
+	if err != nil {
+		return fmt.Errorf("listing routes: %w", err)
+	}
+	same := func(a, b netlink.Route) bool {
+		return a.Dst != nil && b.Dst != nil && a.Dst.String() == b.Dst.String() && a.Gw.Equal(b.Gw) && a.Src.Equal(b.Src)
+	}
+	for _, r := range have {
+		if !slices.ContainsFunc(want, func(w netlink.Route) bool { return w.Dst.String() == r.Dst.String() }) {
+			if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("removing the route to %s: %w", r.Dst, err)
+			}
+		}
+	}
+	for _, w := range want {
+		if !slices.ContainsFunc(have, func(r netlink.Route) bool { return same(r, w) }) {
+			if err := netlink.RouteReplace(&w); err != nil {
+				return fmt.Errorf("setting the route to %s: %w", w.Dst, err)
+			}
+		}
+	}
+	return nil
+}
+
+// ensureLink returns the link of want's name and type, made anew unless same
+// accepts the one that is there. A link of that name but another type belongs
+// to somebody else.
+func ensureLink(want netlink.Link, same func(netlink.Link) bool) (netlink.Link, error) {
+	name := want.Attrs().Name
+	link, err := netlink.LinkByName(name)
+	switch {
+	case errors.As(err, &netlink.LinkNotFoundError{}):
+	case err != nil:
+		return nil, err
+	case link.Type() != want.Type():
+		return nil, fmt.Errorf("there is another link named %s, of type %s: it is not ours to change", name, link.Type())
+	case same(link):
+		return link, nil
+	default:
+		if err := netlink.LinkDel(link); err != nil {
+			return nil, fmt.Errorf("removing the old link: %w", err)
+		}
+	}
+	if err := netlink.LinkAdd(want); err != nil {
+		return nil, fmt.Errorf("adding the link: %w", err)
+	}
+	return netlink.LinkByName(name)
+}
+
+// bringUp gives a link of ours exactly these IPv4 addresses, no IPv6, and
+// turns it on.
+func bringUp(link netlink.Link, want []netip.Prefix) error {
+	name := link.Attrs().Name
+	if err := disableIPv6(name); err != nil {
+		return err
+	}
+	have, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	if err != nil {
+		return fmt.Errorf("listing addresses: %w", err)
+	}
+	missing := slices.Clone(want)
+	for _, a := range have {
+		ip, _ := netip.AddrFromSlice(a.IP.To4())
+		ones, _ := a.Mask.Size()
+		prefix := netip.PrefixFrom(ip, ones)
+		if i := slices.Index(missing, prefix); i >= 0 {
+			missing = slices.Delete(missing, i, i+1)
+		} else if err := netlink.AddrDel(link, &a); err != nil {
+			return fmt.Errorf("removing the address %s: %w", prefix, err)
+		}
+	}
+	for _, p := range missing {
+		if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), 32)}}); err != nil {
+			return fmt.Errorf("adding the address %s: %w", p, err)
+		}
+	}
+	if link.Attrs().Flags&net.FlagUp != 0 {
+		return nil
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("turning the link on: %w", err)
+	}
+	return nil
+}
+
+// overlayMAC is the overlay's MAC of the node that has a range. That it
+// follows from the range is why nobody needs to ask for it.
+func overlayMAC(r netip.Prefix) net.HardwareAddr {
+	a := r.Masked().Addr().As4()
+	return net.HardwareAddr{0x0e, 0xc0, a[0], a[1], a[2], a[3]}
+}
+
+// podMAC follows from the address too: an address used again has the MAC that
+// neighbours may still remember.
+func podMAC(a netip.Addr) net.HardwareAddr {
+	b := a.As4()
+	return net.HardwareAddr{0x0a, 0xc0, b[0], b[1], b[2], b[3]}
+}
+
+func vethName(uid types.UID) string {
+	sum := sha256.Sum256([]byte(uid))
+	return vethPrefix + hex.EncodeToString(sum[:6])
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Masked().Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// attach makes a pod's namespace and its link to the bridge.
+func (h *host) attach(path string, r reservation, gateway netip.Addr) error {
+	bridge, err := netlink.LinkByName(bridgeName)
+	if err != nil {
+		return fmt.Errorf("looking up the bridge: %w", err)
+	}
+	here, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return fmt.Errorf("opening this process's network namespace: %w", err)
+	}
+	defer here.Close()
+	name := vethName(r.UID)
+	if err := inNewNamespace(path, func() error { return makePodLink(name, int(here.Fd()), bridge.Attrs().MTU, r.Address, gateway) }); err != nil {
+		return err
+	}
+	if err := h.plug(name, bridge); err != nil {
+		return errors.Join(err, removeNamespace(path), deleteLink(name))
+	}
+	return nil
+}
+
+// makePodLink runs in the pod's namespace. The pod has its address alone and
+// reaches everything, its neighbours too, by way of the bridge's address: so
+// that rules of the IP layer see all packets both ways, whether or not the
+// kernel shows it those that a bridge forwards.
+func makePodLink(peerName string, hostNS, mtu int, addr, gateway netip.Addr) error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("looking up the pod's loopback: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("turning the pod's loopback on: %w", err)
+	}
+	if err := netlink.LinkAdd(&netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: "eth0", MTU: mtu, HardwareAddr: podMAC(addr), TxQLen: -1},
+		PeerName:  peerName, PeerNamespace: netlink.NsFd(hostNS),
+	}); err != nil {
+		return fmt.Errorf("adding the pod's link: %w", err)
+	}
+	eth, err := netlink.LinkByName("eth0")
+	if err != nil {
+		return fmt.Errorf("looking up the pod's link: %w", err)
+	}
+	for _, who := range []string{"all", "eth0"} {
+		if err := writeSysctl("ipv4/conf/"+who+"/accept_redirects", "0"); err != nil {
+			return err
+		}
+	}
+	if err := bringUp(eth, []netip.Prefix{netip.PrefixFrom(addr, 32)}); err != nil {
+		return err
+	}
+	for _, route := range []netlink.Route{
+		{LinkIndex: eth.Attrs().Index, Dst: ipNet(netip.PrefixFrom(gateway, 32)), Scope: netlink.SCOPE_LINK},
+		{LinkIndex: eth.Attrs().Index, Gw: gateway.AsSlice()},
+	} {
+		if err := netlink.RouteAdd(&route); err != nil {
+			return fmt.Errorf("adding the pod's route %s: %w", cmp.Or(route.Dst.String(), "default"), err)
+		}
+	}
+	return nil
+}
+
+// plug connects the host's end of a pod's link.
+func (h *host) plug(name string, bridge netlink.Link) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("looking up the host's end of a pod's link: %w", err)
+	}
+	if err := disableIPv6(name); err != nil {
+		return err
+	}
+	if err := netlink.LinkSetMaster(link, bridge); err != nil {
+		return fmt.Errorf("plugging a pod's link into the bridge: %w", err)
+	}
+	// Where the kernel applies IP rules to bridged packets, a pod that reaches
+	// itself through a service is sent back out of the port it came from.
+	if err := netlink.LinkSetHairpin(link, true); err != nil {
+		return fmt.Errorf("letting a pod reach itself: %w", err)
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("turning on the host's end of a pod's link: %w", err)
+	}
+	return nil
+}
+
+// attached says whether a pod has all that attach makes.
+func (h *host) attached(path string, r reservation) bool {
+	if !isNamespace(path) {
+		return false
+	}
+	bridge, err := netlink.LinkByName(bridgeName)
+	if err != nil {
+		return false
+	}
+	link, err := netlink.LinkByName(vethName(r.UID))
+	if err != nil || link.Attrs().MasterIndex != bridge.Attrs().Index || link.Attrs().Flags&net.FlagUp == 0 {
+		return false
+	}
+	return inNamespace(path, func() error {
+		eth, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		addrs, err := netlink.AddrList(eth, netlink.FAMILY_V4)
+		if err != nil {
+			return err
+		}
+		// The default route is the last thing that attach makes inside.
+		routes, err := netlink.RouteList(eth, netlink.FAMILY_V4)
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.Equal(r.Address.AsSlice()) }) ||
+			!slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Gw != nil }) {
+			return errors.New("incomplete")
+		}
+		return nil
+	}) == nil
+}
+
+// detach removes what attach made.
+func (h *host) detach(path string, uid types.UID) error {
+	// The link goes first and at once; the namespace goes when its last
+	// process has ended.
+	return errors.Join(deleteLink(vethName(uid)), removeNamespace(path))
+}
+
+func deleteLink(name string) error {
+	link, err := netlink.LinkByName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("removing the link %s: %w", name, err)
+	}
+	return nil
+}
+
+// teardown removes every link of ours, with its addresses and routes, and
+// gives the sysctls back.
+func (h *host) teardown() error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("listing links: %w", err)
+	}
+	var errs []error
+	for _, l := range links {
+		name := l.Attrs().Name
+		if name == vxlanName && l.Type() == "vxlan" || name == bridgeName && l.Type() == "bridge" || l.Type() == "veth" && isVethName(name) {
+			errs = append(errs, deleteLink(name))
+		}
+	}
+	return errors.Join(append(errs, h.restoreSysctls())...)
+}
+
+func isVethName(name string) bool {
+	digits, ok := strings.CutPrefix(name, vethPrefix)
+	_, err := hex.DecodeString(digits)
+	return ok && err == nil && len(digits) == 12
+}
+
+func disableIPv6(link string) error {
+	err := writeSysctl("ipv6/conf/"+link+"/disable_ipv6", "1")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // a kernel without IPv6
+	}
+	return err
+}
+
+func sysctlPath(key string) string { return filepath.Join("/proc/sys/net", key) }
+
+func writeSysctl(key, value string) error {
+	if err := os.WriteFile(sysctlPath(key), []byte(value), 0); err != nil {
+		return fmt.Errorf("setting the sysctl net/%s to %s: %w", key, value, err)
+	}
+	return nil
+}
+
+// sysctl sets a value and remembers, until the next boot, what it was.
+func (h *host) sysctl(key, value string) error {
+	b, err := os.ReadFile(sysctlPath(key))
+	if err != nil {
+		return fmt.Errorf("reading the sysctl net/%s: %w", key, err)
+	}
+	was := strings.TrimSpace(string(b))
+	if was == value {
+		return nil
+	}
+	saved, err := h.savedSysctls()
+	if err != nil {
+		return err
+	}
+	if _, ok := saved[key]; !ok {
+		saved[key] = was
+		b, err := json.Marshal(saved)
+		if err != nil {
+			return fmt.Errorf("encoding sysctls: %w", err)
+		}
+		if err := os.WriteFile(h.sysctlFile(), b, 0o600); err != nil {
+			return fmt.Errorf("remembering the sysctl net/%s: %w", key, err)
+		}
+	}
+	return writeSysctl(key, value)
+}
+
+func (h *host) sysctlFile() string { return filepath.Join(h.runDir, ".sysctls") }
+
+func (h *host) savedSysctls() (map[string]string, error) {
+	saved := map[string]string{}
+	b, err := os.ReadFile(h.sysctlFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return saved, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &saved)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the remembered sysctls: %w", err)
+	}
+	return saved, nil
+}
+
+func (h *host) restoreSysctls() error {
+	saved, err := h.savedSysctls()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for key, value := range saved {
+		// Those of our own links went with them.
+		if err := writeSysctl(key, value); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(append(errs, os.RemoveAll(h.sysctlFile()))...)
+}
