@@ -217,7 +217,7 @@ func (s *Server) enter(ctx context.Context) (authority *identity.Authority, foun
 		return nil, false, nil, err
 	}
 	if cluster, member := s.node.Cluster(); member {
-		if s.config.Join != nil && !s.config.Join.Matches(cluster.CA) {
+		if s.config.Join != nil && s.config.Join.CAHash != cluster.CAHash() {
 			return nil, false, nil, fmt.Errorf("data folder %s is a member of another cluster: `conclave leave` that one first, or choose another --data-dir", s.config.DataDir)
 		}
 		s.config.Name, s.config.NoMaster = s.node.Name(), s.node.NoMaster()
@@ -263,6 +263,7 @@ func (s *Server) enter(ctx context.Context) (authority *identity.Authority, foun
 // connect makes what lets this node talk to the others.
 func (s *Server) connect(listener net.Listener) (err error) {
 	cluster, _ := s.node.Cluster()
+	caHash := cluster.CAHash()
 	s.certs, err = identity.NewCertificates(identity.CertificatesConfig{
 		Node: s.node, Addresses: s.own.list, Log: s.log.With("room", "identity"),
 		Renew: func(ctx context.Context, csr []byte) ([]byte, error) {
@@ -284,7 +285,7 @@ func (s *Server) connect(listener net.Listener) (err error) {
 		ID: s.node.ID(), Meta: meta, Bind: netip.AddrPortFrom(netip.IPv4Unspecified(), gossipPort), Advertise: s.own.get(),
 		Key: cluster.GossipKey, Dir: s.path("gossip"), Log: s.log.With("room", "gossip"),
 		Discover: func(ctx context.Context) ([]netip.AddrPort, error) {
-			found, err := gossip.Discover(ctx, identity.CAHash(cluster.CA))
+			found, err := gossip.Discover(ctx, caHash[:])
 			for i := range found {
 				found[i] = netip.AddrPortFrom(found[i].Addr(), gossipPort)
 			}
@@ -417,8 +418,9 @@ func (s *Server) membersChanged() <-chan struct{} { return s.cluster.Load().c }
 // announce answers those who look for this cluster on the LAN.
 func (s *Server) announce(ctx context.Context) error {
 	cluster, _ := s.node.Cluster()
+	caHash := cluster.CAHash()
 	err := gossip.Announce(ctx, gossip.Beacon{
-		ID: s.node.ID(), CAHash: identity.CAHash(cluster.CA), Port: apiPort, Log: s.log.With("room", "discovery"),
+		ID: s.node.ID(), CAHash: caHash[:], Port: apiPort, Log: s.log.With("room", "discovery"),
 	})
 	if err != nil && ctx.Err() == nil {
 		s.log.Warn("this node cannot be found by multicast: joining needs its address", "error", err)
@@ -569,6 +571,10 @@ func (s *Server) runMasters(ctx context.Context, authority *identity.Authority, 
 func (s *Server) runMaster(ctx context.Context, authority *identity.Authority, bootstrap bool) (retired bool, err error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(authority.Cluster().CA) {
+		return false, errors.New("the cluster's CA cannot be read: restore data folder's master/ from another master")
+	}
 	var gone atomic.Bool
 	m := &master{authority: authority}
 	m.consensus, err = consensus.New(consensus.Config{
@@ -593,7 +599,7 @@ func (s *Server) runMaster(ctx context.Context, authority *identity.Authority, b
 	}
 	m.api, err = api.New(api.Config{
 		Storage: storage{m.consensus}, Kinds: kinds.Builtin(), OpenAPI: openapiDocuments{},
-		ClientCAs:            func() *x509.CertPool { return authority.Roots() },
+		ClientCAs:            func() *x509.CertPool { return roots },
 		ServiceAccountSigner: authority.ServiceAccountSigner,
 		ServiceCIDR:          authority.Cluster().ServiceCIDR,
 		Nodes:                kubelets{s}, Leases: m.leases,
