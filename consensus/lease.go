@@ -1,8 +1,11 @@
 package consensus
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
+	"slices"
+	"sync"
 	"time"
 )
 
@@ -13,55 +16,234 @@ type Lease struct {
 	Expired  bool
 }
 
-// Status describes a replica.
-type Status struct {
-	ID       string
-	Leader   string
-	State    string // "leader", "follower", "candidate", "stopped"
-	Term     uint64
-	Applied  uint64 // newest index applied
-	Last     uint64 // newest index in the log
-	DiskFull bool
-	Servers  []Server
+// leases is the leader's book of who renewed when. It is in memory: a new
+// leader knows nothing and gives everybody one whole lease.
+type leases struct {
+	duration time.Duration
+
+	mu    sync.Mutex
+	since time.Time // when this node began to lead; zero if it does not
+	byID  map[string]Lease
 }
 
-// Server is one member of the raft configuration.
-type Server struct {
-	ID    string
-	Voter bool
-	// Lag, known to the leader alone, is how many entries the server misses.
-	Lag     uint64
-	Contact time.Time // known to the leader alone
+// reset begins a leadership, or ends it if since is zero.
+func (b *leases) reset(since time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.since, b.byID = since, make(map[string]Lease)
 }
 
-// Metrics are counters since the start of the process.
-type Metrics struct {
-	Writes, Forwarded uint64
+// renew returns false if this node does not lead.
+func (b *leases) renew(id, name string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.since.IsZero() {
+		return false
+	}
+	b.byID[id] = Lease{ID: id, Name: name, Renewed: time.Now()}
+	return true
+}
+
+// seen completes a lease with what time says of it. Under mu.
+func (b *leases) seen(l Lease) Lease {
+	from := l.Renewed
+	if from.Before(b.since) {
+		from = b.since
+	}
+	l.Expired = !b.since.IsZero() && time.Since(from) > b.duration
+	return l
+}
+
+// Lease is when the node was last heard of, and whether its lease has ended.
+// An empty id looks the node up by its name. Only the leader knows: elsewhere
+// nothing is ever expired. A node that never renewed with this leader has the
+// zero time, and expires one lease after the leader began.
+func (n *Node) Lease(nodeName, id string) (renewed time.Time, expired bool) {
+	b := &n.leases
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	l, ok := b.byID[id]
+	if !ok && id == "" {
+		for _, o := range b.byID {
+			if o.Name == nodeName && o.Renewed.After(l.Renewed) {
+				l = o
+			}
+		}
+	}
+	l = b.seen(l)
+	return l.Renewed, l.Expired
+}
+
+// RenewLocal renews the lease of this node itself, if it leads.
+func (n *Node) RenewLocal() bool { return n.leases.renew(n.c.ID, n.c.Name) }
+
+// Leases are all leases that the leader knows, by name.
+func (n *Node) Leases() []Lease {
+	b := &n.leases
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out := make([]Lease, 0, len(b.byID))
+	for _, l := range b.byID {
+		out = append(out, b.seen(l))
+	}
+	slices.SortFunc(out, func(a, c Lease) int { return cmp.Or(cmp.Compare(a.Name, c.Name), cmp.Compare(a.ID, c.ID)) })
+	return out
 }
 
 // LeaseConfig is what a LeaseClient needs.
 type LeaseConfig struct {
 	ID, Name string
 	Caller   Caller
+	// Local renews with the Node of this process and says whether that leads:
+	// Node.RenewLocal. It may be nil, if Caller reaches this node itself.
+	Local    func() bool
 	Masters  func() []string // ids of nodes that may know the leader
 	Duration time.Duration   // as in Config.LeaseDuration; 3 s
 	Log      *slog.Logger
 }
 
-// LeaseClient keeps this node's lease with the leader.
-type LeaseClient struct{}
+// LeaseClient keeps this node's lease with the leader. Every node has one.
+type LeaseClient struct {
+	c      LeaseConfig
+	leader string // as last heard; Run's alone
 
-// NewLease returns a client that does nothing before Run.
-func NewLease(c LeaseConfig) *LeaseClient { return &LeaseClient{} }
+	mu      sync.Mutex
+	renewed time.Time
+	lost    chan struct{}
+	isLost  bool
+}
 
-// Run renews until ctx ends.
-func (l *LeaseClient) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+// NewLease returns a client without a lease: what Lost returns is closed.
+func NewLease(c LeaseConfig) *LeaseClient {
+	orDefault(&c.Duration, defaultNodeLease)
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	l := &LeaseClient{c: c, lost: make(chan struct{}), isLost: true}
+	close(l.lost)
+	return l
+}
+
+// Run renews until ctx ends: four times in a lease, and at once after a
+// failure.
+func (l *LeaseClient) Run(ctx context.Context) error {
+	every := min(l.c.Duration/4, time.Second)
+	next := time.NewTimer(0)
+	defer next.Stop()
+	end := time.NewTimer(l.c.Duration)
+	defer end.Stop()
+	results := make(chan time.Time, 1)
+	var tries sync.WaitGroup
+	defer tries.Wait()
+	for {
+		select {
+		case <-next.C:
+			tries.Go(func() { results <- l.renew(ctx) })
+		case at := <-results:
+			if at.IsZero() {
+				next.Reset(min(every, 100*time.Millisecond))
+				continue
+			}
+			l.renewedAt(at)
+			next.Reset(time.Until(at.Add(every)))
+			end.Reset(time.Until(at.Add(l.c.Duration * 2 / 3)))
+		case <-end.C:
+			l.lose()
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (l *LeaseClient) renewedAt(at time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.renewed = at
+	if l.isLost {
+		l.isLost, l.lost = false, make(chan struct{})
+	}
+}
+
+func (l *LeaseClient) lose() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.isLost {
+		l.isLost = true
+		close(l.lost)
+		l.c.Log.Warn("no leader renews this node's lease", "renewed", l.renewed)
+	}
+}
+
+// renew asks the leader, or everybody where it is not known. It returns when
+// the successful call was begun, or zero.
+func (l *LeaseClient) renew(ctx context.Context) time.Time {
+	if at := time.Now(); l.c.Local != nil && l.c.Local() {
+		return at
+	}
+	if l.leader != "" {
+		try, cancel := context.WithTimeout(ctx, l.c.Duration/6)
+		at, _, ok := l.ask(try, l.leader)
+		cancel()
+		if ok {
+			return at
+		}
+		l.leader = ""
+	}
+	type answer struct {
+		at   time.Time
+		from string
+	}
+	masters := l.c.Masters()
+	answers := make(chan answer, len(masters))
+	var asked sync.WaitGroup
+	defer asked.Wait()
+	try, cancel := context.WithTimeout(ctx, l.c.Duration/6)
+	defer cancel()
+	for _, id := range masters {
+		asked.Go(func() {
+			at, hint, ok := l.ask(try, id)
+			if !ok && hint != "" && hint != id {
+				id = hint
+				at, _, ok = l.ask(try, id)
+			}
+			if !ok {
+				at = time.Time{}
+			}
+			answers <- answer{at, id}
+		})
+	}
+	for range masters {
+		if a := <-answers; !a.at.IsZero() {
+			l.leader = a.from
+			return a.at
+		}
+	}
+	return time.Time{}
+}
+
+func (l *LeaseClient) ask(ctx context.Context, id string) (at time.Time, hint string, ok bool) {
+	at = time.Now()
+	var a leaseAnswer
+	if err := call(ctx, l.c.Caller, id, pathLease, leaseQuestion{Name: l.c.Name}, &a); err != nil {
+		return at, "", false
+	}
+	return at, a.Leader, a.Renewed
+}
 
 // Renewed is when the last successful renewal was begun: the lease cannot end
-// on the leader's clock before Renewed plus Duration.
-func (l *LeaseClient) Renewed() time.Time { return time.Time{} }
+// on the leader's clock before Renewed plus Duration. It is zero before the
+// first.
+func (l *LeaseClient) Renewed() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.renewed
+}
 
 // Lost returns a channel that is closed once two thirds of the lease have
 // passed without a renewal: what must not run twice has to stop within the
 // last third. After a renewal, Lost returns a new channel.
-func (l *LeaseClient) Lost() <-chan struct{} { return nil }
+func (l *LeaseClient) Lost() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lost
+}

@@ -1,0 +1,301 @@
+package consensus
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	"go.etcd.io/bbolt"
+)
+
+// The files of Config.Dir. raft's snapshots are in its own folder snapshots/.
+const (
+	logFile   = "log.db"
+	voteFile  = "vote"
+	snapsDir  = "snapshots"
+	keepSnaps = 2
+	// logLockWait is how long another process may keep the log open before it
+	// is called its owner: a predecessor that is just ending.
+	logLockWait = time.Second
+)
+
+// noSpace says whether an error means that the disk takes no more.
+func noSpace(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, ErrDiskFull)
+}
+
+// disk is what raft keeps on disk.
+type disk struct {
+	log   *guardedLog
+	bolt  *raftboltdb.BoltStore
+	vote  *voteStore
+	snaps *raft.FileSnapshotStore
+}
+
+// openDisk opens or makes the files in dir.
+func openDisk(dir string, log *raftLog) (d *disk, err error) {
+	defer func() {
+		if err == nil {
+			return
+		}
+		d.close()
+		if noSpace(err) && !errors.Is(err, ErrDiskFull) {
+			err = fmt.Errorf("%w: %w", ErrDiskFull, err)
+		}
+		err = fmt.Errorf("opening the log in %s: %w", dir, err)
+	}()
+	d = &disk{}
+	if err := os.MkdirAll(filepath.Join(dir, snapsDir), 0o700); err != nil {
+		return d, err
+	}
+	if err := dropUnfinished(filepath.Join(dir, snapsDir)); err != nil {
+		return d, err
+	}
+	if d.bolt, err = openBolt(filepath.Join(dir, logFile), false); err != nil {
+		return d, err
+	}
+	d.log = &guardedLog{LogStore: d.bolt}
+	if d.vote, err = openVote(filepath.Join(dir, voteFile)); err != nil {
+		return d, err
+	}
+	last, err := d.bolt.LastIndex()
+	if err != nil {
+		return d, err
+	}
+	if _, err := d.vote.GetUint64([]byte("CurrentTerm")); last > 0 && err != nil {
+		// raft has a term before it has entries. Without it this node could
+		// vote twice.
+		return d, fmt.Errorf("%s is damaged: there are log entries, and no term", filepath.Join(dir, voteFile))
+	}
+	d.snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, keepSnaps, log)
+	return d, err
+}
+
+func (d *disk) close() error {
+	var errs []error
+	if d.bolt != nil {
+		errs = append(errs, d.bolt.Close())
+	}
+	if d.vote != nil {
+		errs = append(errs, d.vote.file.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// openBolt opens the log. bbolt panics on some damage, which must reach the
+// user as a sentence.
+func openBolt(path string, readOnly bool) (store *raftboltdb.BoltStore, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%s is damaged: %v", path, p)
+		}
+	}()
+	store, err = raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &bbolt.Options{
+		Timeout: logLockWait, ReadOnly: readOnly,
+		// The list of free pages is found by a scan at start instead of being
+		// written with every commit.
+		NoFreelistSync: true, FreelistType: bbolt.FreelistMapType,
+	}})
+	switch {
+	case errors.Is(err, bbolt.ErrTimeout):
+		return nil, fmt.Errorf("%s is in use by another process", path)
+	case errors.Is(err, bbolt.ErrInvalid), errors.Is(err, bbolt.ErrChecksum), errors.Is(err, bbolt.ErrVersionMismatch):
+		return nil, fmt.Errorf("%s is damaged: %w", path, err)
+	}
+	return store, err
+}
+
+// dropUnfinished removes the snapshots that a crash cut off.
+func dropUnfinished(dir string) error {
+	left, err := filepath.Glob(filepath.Join(dir, "*.tmp"))
+	for _, path := range left {
+		err = errors.Join(err, os.RemoveAll(path))
+	}
+	return err
+}
+
+// HasState says whether dir holds the log of a cluster.
+func HasState(dir string) (bool, error) {
+	entries, err := os.ReadDir(filepath.Join(dir, snapsDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, fmt.Errorf("looking for a log in %s: %w", dir, err)
+	}
+	for _, e := range entries {
+		if e.IsDir() && !strings.HasSuffix(e.Name(), ".tmp") {
+			return true, nil
+		}
+	}
+	path := filepath.Join(dir, logFile)
+	if info, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
+		return false, nil
+	}
+	log, err := openBolt(path, true)
+	if err != nil {
+		return false, fmt.Errorf("looking for a log in %s: %w", dir, err)
+	}
+	last, err := log.LastIndex()
+	return last > 0, errors.Join(err, log.Close())
+}
+
+// guardedLog is the log with an eye on the disk's space.
+type guardedLog struct {
+	raft.LogStore
+	full atomic.Bool
+}
+
+func (g *guardedLog) StoreLogs(logs []*raft.Log) error {
+	err := g.LogStore.StoreLogs(logs)
+	g.full.Store(err != nil && noSpace(err))
+	return err
+}
+
+func (g *guardedLog) StoreLog(l *raft.Log) error { return g.StoreLogs([]*raft.Log{l}) }
+
+// voteStore keeps raft's term and vote in one small file (raft.StableStore).
+// The file is written in place and never grows, so that a full disk cannot
+// stop an election, nor crash raft, which does not survive a failed write
+// here. Two slots take turns; a torn write leaves the other.
+type voteStore struct {
+	mu     sync.Mutex
+	file   *os.File
+	seq    uint64 // of the newest slot
+	values map[string][]byte
+}
+
+const voteSlot = 4096
+
+var errVoteNotFound = errors.New("not found") // raft compares the text
+
+func openVote(path string) (*voteStore, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	v := &voteStore{file: f, values: make(map[string][]byte)}
+	if err := v.load(); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return v, nil
+}
+
+func (v *voteStore) load() error {
+	b := make([]byte, 2*voteSlot)
+	if info, err := v.file.Stat(); err != nil {
+		return err
+	} else if info.Size() < int64(len(b)) {
+		// New, or cut off before the first vote: nothing was promised yet.
+		if _, err := v.file.WriteAt(b, 0); err != nil {
+			return err
+		}
+		return v.file.Sync()
+	}
+	if _, err := v.file.ReadAt(b, 0); err != nil {
+		return err
+	}
+	empty := !bytes.ContainsFunc(b, func(r rune) bool { return r != 0 })
+	for _, slot := range [][]byte{b[:voteSlot], b[voteSlot:]} {
+		if seq, values, ok := parseVote(slot); ok && seq > v.seq {
+			v.seq, v.values = seq, values
+		}
+	}
+	if v.seq == 0 && !empty {
+		return errors.New("damaged: the term and vote of this node cannot be read")
+	}
+	return nil
+}
+
+// parseVote reads a slot: CRC-32C of the rest | length | seq | pairs of key
+// and value, each with its length.
+func parseVote(slot []byte) (seq uint64, values map[string][]byte, ok bool) {
+	sum, length := binary.LittleEndian.Uint32(slot), binary.LittleEndian.Uint32(slot[4:])
+	if length < 8 || length > uint32(len(slot)-8) || crc32.Checksum(slot[4:8+length], castagnoli) != sum {
+		return 0, nil, false
+	}
+	b := slot[8 : 8+length]
+	seq, b = binary.LittleEndian.Uint64(b), b[8:]
+	values = make(map[string][]byte)
+	for len(b) > 0 {
+		var pair [2][]byte
+		for i := range pair {
+			if len(b) < 2 || len(b)-2 < int(binary.LittleEndian.Uint16(b)) {
+				return 0, nil, false
+			}
+			n := 2 + int(binary.LittleEndian.Uint16(b))
+			pair[i], b = bytes.Clone(b[2:n]), b[n:]
+		}
+		values[string(pair[0])] = pair[1]
+	}
+	return seq, values, true
+}
+
+func (v *voteStore) Set(key, value []byte) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	old, had := v.values[string(key)]
+	if had && bytes.Equal(old, value) {
+		return nil
+	}
+	values := maps.Clone(v.values)
+	values[string(key)] = bytes.Clone(value)
+	body := binary.LittleEndian.AppendUint64(nil, v.seq+1)
+	for _, k := range slices.Sorted(maps.Keys(values)) {
+		for _, s := range [][]byte{[]byte(k), values[k]} {
+			body = binary.LittleEndian.AppendUint16(body, uint16(len(s)))
+			body = append(body, s...)
+		}
+	}
+	if len(body) > voteSlot-8 {
+		return fmt.Errorf("setting %s: %d bytes do not fit", key, len(body))
+	}
+	slot := make([]byte, 8, voteSlot)
+	binary.LittleEndian.PutUint32(slot[4:], uint32(len(body)))
+	slot = append(slot, body...)
+	binary.LittleEndian.PutUint32(slot, crc32.Checksum(slot[4:], castagnoli))
+	if _, err := v.file.WriteAt(slot, int64((v.seq+1)%2)*voteSlot); err != nil {
+		return err
+	}
+	if err := v.file.Sync(); err != nil {
+		return err
+	}
+	v.seq, v.values = v.seq+1, values
+	return nil
+}
+
+func (v *voteStore) Get(key []byte) ([]byte, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if b, ok := v.values[string(key)]; ok {
+		return b, nil
+	}
+	return nil, errVoteNotFound
+}
+
+func (v *voteStore) SetUint64(key []byte, n uint64) error {
+	return v.Set(key, binary.LittleEndian.AppendUint64(nil, n))
+}
+
+func (v *voteStore) GetUint64(key []byte) (uint64, error) {
+	b, err := v.Get(key)
+	if err != nil {
+		return 0, err
+	}
+	if len(b) != 8 {
+		return 0, fmt.Errorf("%s is no number", key)
+	}
+	return binary.LittleEndian.Uint64(b), nil
+}

@@ -1,0 +1,132 @@
+package consensus
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+)
+
+// The paths on which nodes call each other's consensus.
+const (
+	pathPropose   = "/conclave/v1/propose"
+	pathReadIndex = "/conclave/v1/readindex"
+	pathLease     = "/conclave/v1/lease"
+	pathLeader    = "/conclave/v1/leader"
+	pathRemove    = "/conclave/v1/remove"
+)
+
+// leaderAnswer is what a node knows of the leader. Only the leader itself, and
+// only if a majority has just confirmed it, sets Verified and Servers.
+type leaderAnswer struct {
+	Leader   string   `json:"leader,omitempty"`
+	Term     uint64   `json:"term"`
+	Verified bool     `json:"verified,omitempty"`
+	Servers  []string `json:"servers,omitempty"`
+}
+
+type leaseQuestion struct {
+	Name string `json:"name"`
+}
+
+type leaseAnswer struct {
+	Renewed bool   `json:"renewed"`
+	Leader  string `json:"leader,omitempty"` // whom to ask instead
+}
+
+type removeQuestion struct {
+	ID string `json:"id"`
+}
+
+type removeAnswer struct {
+	Removed bool   `json:"removed"`
+	Error   string `json:"error,omitempty"` // asking again is useless
+}
+
+// call posts a question and reads the answer, both as JSON.
+func call(ctx context.Context, c Caller, id, path string, question, answer any) error {
+	b, err := json.Marshal(question)
+	if err != nil {
+		return err
+	}
+	if b, err = c.Call(ctx, id, path, b); err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, answer); err != nil {
+		return fmt.Errorf("reading the answer of node %s to %s: %w", id, path, err)
+	}
+	return nil
+}
+
+// Handler answers peers' calls below /conclave/v1/. Every caller must have the
+// certificate of a node. Until Run has begun and after it has ended the
+// answers are those of a node that knows no leader.
+func (n *Node) Handler() http.Handler {
+	mux := http.NewServeMux()
+	handle := func(path string, answer func(ctx context.Context, caller string, body []byte) ([]byte, error)) {
+		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
+			caller := n.c.PeerID(r)
+			if caller == "" {
+				http.Error(w, "a node's certificate is needed", http.StatusForbidden)
+				return
+			}
+			body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxEntry+4096))
+			if err == nil {
+				body, err = answer(r.Context(), caller, body)
+			}
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusBadRequest)
+				return
+			}
+			w.Write(body) // a caller that is gone needs no answer
+		})
+	}
+	handle(pathPropose, func(ctx context.Context, _ string, body []byte) ([]byte, error) {
+		e, err := decodeEntry(body)
+		if err != nil {
+			return nil, err
+		}
+		return n.propose(ctx, e.term, body).encode(), nil
+	})
+	handle(pathReadIndex, func(ctx context.Context, _ string, _ []byte) ([]byte, error) {
+		at, err := n.verify.do(ctx, n.verifyLeader)
+		if err != nil {
+			return nil, nil // an empty answer: ask somebody else
+		}
+		return at.encode(), nil
+	})
+	handle(pathLease, answerJSON(func(_ context.Context, caller string, q leaseQuestion) leaseAnswer {
+		if n.leases.renew(caller, q.Name) {
+			return leaseAnswer{Renewed: true}
+		}
+		return leaseAnswer{Leader: n.Leader()}
+	}))
+	handle(pathLeader, answerJSON(func(ctx context.Context, _ string, _ struct{}) (a leaderAnswer) {
+		a.Leader, a.Term = n.leaderAndTerm()
+		if at, err := n.verify.do(ctx, n.verifyLeader); err == nil {
+			a.Verified, a.Term = true, at.term
+			for _, s := range n.configuration().Servers {
+				a.Servers = append(a.Servers, string(s.ID))
+			}
+		}
+		return a
+	}))
+	handle(pathRemove, answerJSON(func(_ context.Context, _ string, q removeQuestion) removeAnswer {
+		if l := n.established(); l != nil {
+			return n.removeHere(l, q.ID)
+		}
+		return removeAnswer{}
+	}))
+	return mux
+}
+
+func answerJSON[Q, A any](answer func(context.Context, string, Q) A) func(context.Context, string, []byte) ([]byte, error) {
+	return func(ctx context.Context, caller string, body []byte) ([]byte, error) {
+		var q Q
+		if err := json.Unmarshal(body, &q); err != nil {
+			return nil, err
+		}
+		return json.Marshal(answer(ctx, caller, q))
+	}
+}

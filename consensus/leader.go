@@ -1,0 +1,229 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// errLeadershipLost is the cause with which a leadership's context ends.
+var errLeadershipLost = errors.New("leadership was lost")
+
+// retryWait is the pause between two tries where no event tells when to try
+// again.
+const retryWait = 20 * time.Millisecond
+
+// leadership is one term of this node's rule. Its goroutine first waits for
+// the barrier, then keeps the master set.
+type leadership struct {
+	ctx   context.Context
+	stop  context.CancelCauseFunc
+	done  chan struct{}
+	term  uint64
+	since time.Time // when the barrier had passed
+}
+
+// lead begins a leadership.
+func (n *Node) lead(ctx context.Context) *leadership {
+	l := &leadership{done: make(chan struct{})}
+	l.ctx, l.stop = context.WithCancelCause(ctx)
+	go func() {
+		defer close(l.done)
+		if n.establish(l) {
+			n.keepMasters(l)
+		}
+		n.setLeading(nil)
+	}()
+	return l
+}
+
+// end ends a leadership and returns when its goroutine has.
+func (l *leadership) end() {
+	l.stop(errLeadershipLost)
+	<-l.done
+}
+
+// establish waits until this node has applied all that was committed before
+// its term.
+func (n *Node) establish(l *leadership) bool {
+	r := n.raft.Load()
+	n.trans.forget()
+	for l.ctx.Err() == nil {
+		l.term = r.CurrentTerm()
+		err := n.future(func() raft.Future { return r.Barrier(enqueueWait) })
+		if err == nil && r.State() == raft.Leader && r.CurrentTerm() == l.term {
+			l.since = time.Now()
+			n.leases.reset(l.since)
+			n.mu.Lock()
+			n.stats.Elections++
+			n.mu.Unlock()
+			n.log.Info("this node leads", "term", l.term)
+			n.setLeading(l)
+			return true
+		}
+		n.pause(l.ctx, n.changed.wait())
+	}
+	return false
+}
+
+func (n *Node) setLeading(l *leadership) {
+	n.mu.Lock()
+	n.leading = l
+	n.mu.Unlock()
+	if l == nil {
+		n.leases.reset(time.Time{})
+	}
+	n.changed.fire()
+}
+
+// established returns the leadership of this node, nil if there is none.
+func (n *Node) established() *leadership {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.leading == nil || n.leading.ctx.Err() != nil {
+		return nil
+	}
+	return n.leading
+}
+
+// pause waits for a change, or a moment.
+func (n *Node) pause(ctx context.Context, changed <-chan struct{}) {
+	timer := time.NewTimer(retryWait)
+	defer timer.Stop()
+	select {
+	case <-changed:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// Lead runs work each time this node has become leader and knows all that was
+// written before. work's context ends when leadership is lost; Lead waits for
+// work to end before anything else. An error of work while it still leads
+// ends Lead; the end of ctx is no error.
+func (n *Node) Lead(ctx context.Context, work func(ctx context.Context) error) error {
+	for {
+		changed := n.changed.wait()
+		l := n.established()
+		if l == nil {
+			select {
+			case <-changed:
+				continue
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		both, cancel := context.WithCancelCause(ctx)
+		stop := context.AfterFunc(l.ctx, func() { cancel(context.Cause(l.ctx)) })
+		err := work(both)
+		stop()
+		cancel(nil)
+		if err != nil && ctx.Err() == nil && l.ctx.Err() == nil {
+			return err
+		}
+		select {
+		case <-l.ctx.Done():
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// Transfer hands leadership to the voter that has most of the log.
+func (n *Node) Transfer(ctx context.Context) error {
+	r := n.raft.Load()
+	if r == nil {
+		return fmt.Errorf("handing over leadership: %w", ErrNoLeader)
+	}
+	err := await(ctx, func() error { return n.future(func() raft.Future { return r.LeadershipTransfer() }) })
+	if err != nil {
+		return fmt.Errorf("handing over leadership: %w", err)
+	}
+	return nil
+}
+
+// await runs f in a goroutine, which may outlive ctx.
+func await(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Remove takes a node out of the configuration, wherever it is called, and
+// returns when it is out. The leader finds a replacement first, if there is
+// one, and hands over before it removes itself.
+func (n *Node) Remove(ctx context.Context, id string) error {
+	for {
+		changed := n.changed.wait()
+		done, err := n.remove(ctx, id)
+		if done || err != nil {
+			return err
+		}
+		n.pause(ctx, changed)
+		if ctx.Err() != nil {
+			return fmt.Errorf("removing node %s: %w: %w", id, ErrNoLeader, ctx.Err())
+		}
+	}
+}
+
+var errLastMaster = errors.New("no other node can take over: it is the last that may be a master")
+
+// remove asks the leader once.
+func (n *Node) remove(ctx context.Context, id string) (done bool, err error) {
+	leader := n.Leader()
+	switch {
+	case leader == "":
+		return false, nil
+	case leader != n.c.ID:
+		var a removeAnswer
+		try, cancel := n.whileLeads(ctx, leader)
+		defer cancel()
+		if err := call(try, n.c.Caller, leader, pathRemove, removeQuestion{ID: id}, &a); err != nil {
+			return false, nil
+		}
+		if a.Error != "" {
+			return false, fmt.Errorf("removing node %s: %s", id, a.Error)
+		}
+		return a.Removed, nil
+	}
+	l := n.established()
+	if l == nil {
+		return false, nil
+	}
+	a := n.removeHere(l, id)
+	if a.Error != "" {
+		return false, fmt.Errorf("removing node %s: %s", id, a.Error)
+	}
+	return a.Removed, nil
+}
+
+// removeHere marks the node as leaving, for the loop that keeps the masters,
+// and says whether it is out already.
+func (n *Node) removeHere(l *leadership, id string) removeAnswer {
+	servers := n.raft.Load().GetConfiguration().Configuration().Servers
+	in, others := false, 0
+	for _, s := range servers {
+		in = in || string(s.ID) == id
+	}
+	for _, m := range n.c.Members() {
+		if m.ID != id && m.Alive && !m.NoMaster {
+			others++
+		}
+	}
+	switch {
+	case in && others == 0:
+		return removeAnswer{Error: errLastMaster.Error()}
+	case !in:
+		return removeAnswer{Removed: true}
+	}
+	l.leave(n, id)
+	return removeAnswer{}
+}

@@ -1,0 +1,75 @@
+package consensus
+
+import (
+	"strings"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// Status describes a replica.
+type Status struct {
+	ID       string
+	Leader   string
+	State    string // "leader", "follower", "candidate" or "stopped"
+	Term     uint64
+	Applied  uint64 // newest revision in the store
+	Last     uint64 // newest index in the log
+	DiskFull bool
+	Servers  []Server
+}
+
+// Server is one member of the raft configuration.
+type Server struct {
+	ID    string
+	Voter bool
+	// Lag is how many entries the server was known to miss, Contact when it
+	// last answered. Both are known to the leader alone.
+	Lag     uint64
+	Contact time.Time
+}
+
+// Metrics are counters since New, and the newest of some times.
+type Metrics struct {
+	Writes     uint64 // attempts to write that began on this node
+	Forwarded  uint64 // of them, those that went to another node
+	Commits    uint64 // entries that this node proposed as leader
+	CommitTime time.Duration
+	Elections  uint64 // times that this node became leader
+	Changes    uint64 // changes of the master set that this node made
+	LastChange time.Duration
+	// Window is how many events are kept, WindowBytes their size in the log.
+	Window, WindowBytes int
+}
+
+// Status describes the replica and, on the leader, its peers.
+func (n *Node) Status() Status {
+	s := Status{ID: n.c.ID, State: "stopped", Applied: n.store.Revision(), DiskFull: n.disk.log.full.Load()}
+	r := n.raft.Load()
+	if r == nil {
+		return s
+	}
+	s.Leader, s.Term = n.leaderAndTerm()
+	s.State, s.Last = strings.ToLower(r.State().String()), r.LastIndex()
+	for _, server := range r.GetConfiguration().Configuration().Servers {
+		o := Server{ID: string(server.ID), Voter: server.Suffrage == raft.Voter}
+		if r.State() == raft.Leader && server.ID != n.self {
+			p := n.trans.peer(o.ID)
+			o.Contact = p.contact
+			o.Lag = s.Last - min(p.last, s.Last)
+		}
+		s.Servers = append(s.Servers, o)
+	}
+	return s
+}
+
+// Metrics is a snapshot of the counters.
+func (n *Node) Metrics() Metrics {
+	n.mu.Lock()
+	m := n.stats
+	n.mu.Unlock()
+	n.store.mu.RLock()
+	m.Window, m.WindowBytes = n.store.all.len(), n.store.bytes
+	n.store.mu.RUnlock()
+	return m
+}

@@ -1,0 +1,360 @@
+package consensus
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+const (
+	// rpcTimeout bounds one call of raft; a batch of entries has to pass.
+	rpcTimeout = 5 * time.Second
+	connPool   = 2
+)
+
+// transport is raft's own network transport with four additions:
+//
+//   - A follower hears of a commit at once. raft tells it with the next
+//     entries or after CommitTimeout, whichever comes first; a watch on a
+//     follower would lag by that. When the leader's store has moved, each
+//     pipeline sends the empty AppendEntries that raft would send later.
+//   - Heartbeats are stretched by pause, because ten a second are enough and
+//     each costs both ends; somebody who waits for a verification of the
+//     leader cuts the pause short.
+//   - What peers answer tells how far they are, which raft does not export.
+//   - A server's address is its id: where it lives may change at any time.
+type transport struct {
+	*raft.NetworkTransport
+	id      string
+	streams *streams
+	pause   time.Duration
+	// mute says that this node must not be elected: its disk is full.
+	mute func() bool
+
+	mu        sync.Mutex
+	peers     map[raft.ServerID]peer
+	pipes     map[*pipeline]struct{}
+	urgent    chan struct{} // closed and replaced to end all pauses
+	verifying int
+	done      chan struct{}
+}
+
+// peer is what is known of another server's replica.
+type peer struct {
+	contact time.Time // newest answer
+	last    uint64    // its last log index by then
+}
+
+func newTransport(c *Config, pause time.Duration, log *raftLog, mute func() bool) *transport {
+	s := newStreams(c.Stream)
+	return &transport{
+		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+			Stream: s, ServerAddressProvider: c.Addresses, Logger: log, MaxPool: connPool, Timeout: rpcTimeout,
+		}),
+		id: c.ID, streams: s, pause: pause, mute: mute,
+		peers:  make(map[raft.ServerID]peer),
+		pipes:  make(map[*pipeline]struct{}),
+		urgent: make(chan struct{}),
+		done:   make(chan struct{}),
+	}
+}
+
+func (t *transport) LocalAddr() raft.ServerAddress { return raft.ServerAddress(t.id) }
+
+func (t *transport) EncodePeer(id raft.ServerID, _ raft.ServerAddress) []byte { return []byte(id) }
+
+// Close ends all traffic. raft calls it too.
+func (t *transport) Close() error {
+	t.mu.Lock()
+	select {
+	case <-t.done:
+	default:
+		close(t.done)
+	}
+	t.mu.Unlock()
+	err := t.NetworkTransport.Close() // closes streams
+	t.CloseStreams()
+	return err
+}
+
+// wait returns, after Close, when nobody reads from an incoming connection.
+func (t *transport) wait() { t.streams.open.Wait() }
+
+// errMute keeps a node whose disk is full from being elected.
+var errMute = errors.New("this node cannot write its log and asks for no votes")
+
+func (t *transport) RequestVote(id raft.ServerID, to raft.ServerAddress, q *raft.RequestVoteRequest, a *raft.RequestVoteResponse) error {
+	if t.mute() {
+		return errMute
+	}
+	return t.NetworkTransport.RequestVote(id, to, q, a)
+}
+
+func (t *transport) RequestPreVote(id raft.ServerID, to raft.ServerAddress, q *raft.RequestPreVoteRequest, a *raft.RequestPreVoteResponse) error {
+	if t.mute() {
+		return errMute
+	}
+	return t.NetworkTransport.RequestPreVote(id, to, q, a)
+}
+
+func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
+	if q.PrevLogEntry == 0 && q.LeaderCommitIndex == 0 && len(q.Entries) == 0 { // a heartbeat
+		t.rest()
+	}
+	err := t.NetworkTransport.AppendEntries(id, to, q, a)
+	if err == nil {
+		t.heard(id, q, a)
+	}
+	return err
+}
+
+// rest waits for the pause to pass, unless somebody is in a hurry.
+func (t *transport) rest() {
+	t.mu.Lock()
+	urgent, hurry := t.urgent, t.verifying > 0
+	t.mu.Unlock()
+	if hurry {
+		return
+	}
+	timer := time.NewTimer(t.pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-urgent:
+	case <-t.done:
+	}
+}
+
+// hurry lets heartbeats go out at once until the function returned is called.
+func (t *transport) hurry() (calm func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.verifying++
+	close(t.urgent)
+	t.urgent = make(chan struct{})
+	return func() {
+		t.mu.Lock()
+		t.verifying--
+		t.mu.Unlock()
+	}
+}
+
+func (t *transport) heard(id raft.ServerID, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) {
+	last := a.LastLog // from before this request
+	if n := len(q.Entries); n > 0 && a.Success {
+		last = max(last, q.Entries[n-1].Index)
+	}
+	t.mu.Lock()
+	t.peers[id] = peer{contact: time.Now(), last: last}
+	t.mu.Unlock()
+}
+
+// peer returns what the server last answered.
+func (t *transport) peer(id string) peer {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.peers[raft.ServerID(id)]
+}
+
+// forget drops what peers said before this node led.
+func (t *transport) forget() {
+	t.mu.Lock()
+	t.peers = make(map[raft.ServerID]peer)
+	t.mu.Unlock()
+}
+
+func (t *transport) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddress) (raft.AppendPipeline, error) {
+	inner, err := t.NetworkTransport.AppendEntriesPipeline(id, to)
+	if err != nil {
+		return nil, err
+	}
+	p := &pipeline{
+		AppendPipeline: inner, t: t, id: id,
+		wake: make(chan uint64, 1), answers: make(chan raft.AppendFuture), closed: make(chan struct{}),
+	}
+	t.mu.Lock()
+	t.pipes[p] = struct{}{}
+	t.mu.Unlock()
+	p.workers.Go(p.push)
+	p.workers.Go(p.relay)
+	return p, nil
+}
+
+// committed tells all pipelines that the leader has applied up to index.
+func (t *transport) committed(index uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for p := range t.pipes {
+		select {
+		case <-p.wake: // replaced by the newer
+		default:
+		}
+		p.wake <- index // committed is the only sender
+	}
+}
+
+// pipeline adds commit notices to raft's pipeline to one follower. They go in
+// order with the entries, so that the follower has what they speak of.
+type pipeline struct {
+	raft.AppendPipeline
+	t       *transport
+	id      raft.ServerID
+	wake    chan uint64
+	answers chan raft.AppendFuture
+	closed  chan struct{}
+	once    sync.Once
+	workers sync.WaitGroup
+
+	mu     sync.Mutex                 // the inner pipeline takes one sender at a time
+	notice *raft.AppendEntriesRequest // what raft would send next if there were no entries
+	told   uint64                     // the commit index that the follower was told
+}
+
+func (p *pipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f, err := p.AppendPipeline.AppendEntries(q, a)
+	if err == nil {
+		next := *q
+		next.Entries = nil
+		if n := len(q.Entries); n > 0 {
+			next.PrevLogEntry, next.PrevLogTerm = q.Entries[n-1].Index, q.Entries[n-1].Term
+		}
+		p.notice, p.told = &next, max(p.told, q.LeaderCommitIndex)
+	}
+	return f, err
+}
+
+// push sends the notices until the pipeline is closed.
+func (p *pipeline) push() {
+	for {
+		select {
+		case index := <-p.wake:
+			p.mu.Lock()
+			if p.notice != nil && index > p.told && index <= p.notice.PrevLogEntry {
+				q := *p.notice
+				q.LeaderCommitIndex = index
+				if _, err := p.AppendPipeline.AppendEntries(&q, new(raft.AppendEntriesResponse)); err == nil {
+					p.told = index
+				} // raft meets the same error with its next entries
+			}
+			p.mu.Unlock()
+		case <-p.closed:
+			return
+		}
+	}
+}
+
+// relay hands the answers on to raft. It takes each as soon as it is there:
+// raft may have stopped listening while it still sends, and would then wait
+// for ever for room in the inner pipeline.
+func (p *pipeline) relay() {
+	var queue []raft.AppendFuture
+	for {
+		var out chan raft.AppendFuture
+		var first raft.AppendFuture
+		if len(queue) > 0 {
+			out, first = p.answers, queue[0]
+		}
+		select {
+		case f := <-p.AppendPipeline.Consumer():
+			if f.Error() == nil {
+				p.t.heard(p.id, f.Request(), f.Response())
+			}
+			queue = append(queue, f)
+		case out <- first:
+			queue = queue[1:]
+		case <-p.closed:
+			return
+		}
+	}
+}
+
+func (p *pipeline) Consumer() <-chan raft.AppendFuture { return p.answers }
+
+func (p *pipeline) Close() error {
+	p.t.mu.Lock()
+	delete(p.t.pipes, p)
+	p.t.mu.Unlock()
+	p.once.Do(func() { close(p.closed) })
+	err := p.AppendPipeline.Close() // fails a send that push may be in
+	p.workers.Wait()
+	return err
+}
+
+// streams is the caller's stream layer, which remembers its connections so
+// that Close ends them: raft's transport leaves handlers of incoming ones
+// reading for ever.
+type streams struct {
+	raft.StreamLayer
+	mu     sync.Mutex
+	conns  map[net.Conn]struct{}
+	closed bool
+	open   sync.WaitGroup // incoming connections, until their handlers close them
+}
+
+type trackedConn struct {
+	net.Conn
+	once    sync.Once
+	release func()
+}
+
+func newStreams(l raft.StreamLayer) *streams {
+	return &streams{StreamLayer: l, conns: make(map[net.Conn]struct{})}
+}
+
+func (s *streams) track(c net.Conn, err error, user func()) (net.Conn, error) {
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, errors.Join(net.ErrClosed, c.Close())
+	}
+	s.conns[c] = struct{}{}
+	if user != nil {
+		s.open.Add(1)
+	}
+	return &trackedConn{Conn: c, release: func() {
+		s.mu.Lock()
+		delete(s.conns, c)
+		s.mu.Unlock()
+		if user != nil {
+			user()
+		}
+	}}, nil
+}
+
+func (s *streams) Accept() (net.Conn, error) {
+	c, err := s.StreamLayer.Accept()
+	return s.track(c, err, s.open.Done)
+}
+
+func (s *streams) Dial(a raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	c, err := s.StreamLayer.Dial(a, timeout)
+	return s.track(c, err, nil)
+}
+
+func (c *trackedConn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(c.release)
+	return err
+}
+
+func (s *streams) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	errs := []error{s.StreamLayer.Close()}
+	for c := range s.conns {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}
