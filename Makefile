@@ -15,6 +15,7 @@ APT_BUILD  := gcc libc6-dev
 APT_TEST   := busybox-static docker-registry
 # The tests that need the machine for themselves run apart from the units.
 HOSTS_PKG  := ./test/hosts/...
+RESULTS    := $(CURDIR)/bin/conformance
 UNITS       = $(shell go list ./... | grep -v -e /test/hosts -e /zz_)
 
 .PHONY: help deps deps-test build pod kubectl test units race hosts bench lint demo release clean conformance
@@ -62,7 +63,8 @@ race: deps pod ## the units under the race detector
 	go test -race -timeout 15m $(UNITS)
 
 hosts: deps-test build kubectl ## tests on hosts made of namespaces, with the built binary (root)
-	go test -count=1 -timeout 20m $(HOSTS_PKG)
+	@mkdir -p $(RESULTS)
+	CONCLAVE_CONFORMANCE_DIR=$(RESULTS) go test -count=1 -timeout 20m $(HOSTS_PKG)
 
 bench: deps-test build kubectl ## measure the rows of the targets, each beside its target
 	go run ./test/bench
@@ -75,8 +77,8 @@ lint: deps ## gofmt, vet, and the rules of the house
 demo: deps-test build ## three hosts, one application, a dead leader, a dead host, one table of times
 	go run ./test/demo
 
-conformance: ## write docs/conformance.md from the results of the last test run
-	go run ./test/conformance
+conformance: ## write docs/conformance.md from the results of the last `make hosts`
+	CONCLAVE_CONFORMANCE_DIR=$(RESULTS) go run ./test/ledger
 
 release: deps ## static binaries for linux/amd64 and linux/arm64 in bin/release
 	@command -v $(CC_arm64) >/dev/null || $(MAKE) --no-print-directory apt PACKAGES="gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
