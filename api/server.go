@@ -5,13 +5,14 @@ import (
 	"crypto"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"sync/atomic"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/version"
 
@@ -84,49 +85,93 @@ type User struct {
 
 // Authorizer decides who may do what.
 type Authorizer interface {
-	// Authorize returns nil where the user may, or else the reason, which may
-	// be empty, wrapped in Denied.
+	// Authorize returns nil where the user may, else Denied.
 	Authorize(ctx context.Context, u User, a Attributes) error
 }
 
+// Denied is why an Authorizer says no; it may be empty.
+type Denied string
+
+func (d Denied) Error() string { return "denied: " + string(d) }
+
 // Attributes are what an Authorizer decides on.
 type Attributes struct {
-	Verb        string
-	Resource    schema.GroupVersionResource // empty for a path
-	Subresource string
-	Namespace   string
-	Name        string
-	Path        string // for what is not a resource
+	Verb          string
+	Resource      schema.GroupVersionResource // empty for a path
+	Subresource   string
+	Namespace     string
+	Name          string
+	LabelSelector string // of list, watch and deletecollection
+	FieldSelector string
+	Path          string // for what is not a resource
 }
 
 // Server is the API server. Make one by New.
-type Server struct{ cfg Config }
+type Server struct {
+	cfg      Config
+	log      *slog.Logger
+	table    atomic.Pointer[table]
+	reviews  map[schema.GroupVersionResource]*review
+	creators map[string]creator // by "resource.group/subresource"
+	disco    discovery
+	// ending ends when Run does, and with it all watches.
+	ending context.Context
+	end    context.CancelFunc
+}
 
-// New returns a server that answers once Run has been called.
-func New(cfg Config) (*Server, error) { return &Server{cfg}, nil }
+// New returns a server. It answers at once; Run need only be running for what
+// it does in the background.
+func New(cfg Config) (*Server, error) {
+	if cfg.Storage == nil {
+		return nil, errors.New("api: no storage")
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	t, err := newTable(cfg.Kinds)
+	if err != nil {
+		return nil, fmt.Errorf("api: %w", err)
+	}
+	s := &Server{cfg: cfg, log: cfg.Log}
+	s.ending, s.end = context.WithCancel(context.Background())
+	for _, r := range t.rows {
+		r.hooks = hooksOf(r)
+	}
+	s.table.Store(t)
+	s.reviews = reviews(s)
+	s.creators = creators()
+	s.disco.build(s, t)
+	if s.cfg.Authorizer == nil {
+		s.cfg.Authorizer = &rules{s: s}
+	}
+	return s, nil
+}
 
-// ServeHTTP answers one request.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {}
+// Run frees reservations that belong to nobody, and ends all watches when ctx
+// ends.
+func (s *Server) Run(ctx context.Context) error {
+	defer s.end()
+	return s.repairLoop(ctx)
+}
 
-// Run does what the server does besides answering, and ends all watches when
-// ctx ends.
-func (s *Server) Run(ctx context.Context) error { return nil }
+// watchContext is ctx, ended also by the end of the server.
+func (s *Server) watchContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(s.ending, cancel)
+	return ctx, func() { stop(); cancel() }
+}
 
-// Local is the client of this process, acting as u. It encodes nothing: it
-// reads this replica's own records as they are, without asking the leader
-// whether they are the newest.
-func (s *Server) Local(u User) Client { return nil }
-
-// EnsureDefaults creates what every cluster has. The leader calls it.
-func (s *Server) EnsureDefaults(ctx context.Context) error { return nil }
-
-// SetMasters keeps the endpoints of the kubernetes service.
-func (s *Server) SetMasters(ctx context.Context, masters []netip.AddrPort) error { return nil }
-
-// NewHTTP is a client of the server at base: protobuf for built-in kinds.
-func NewHTTP(base *url.URL, rt http.RoundTripper) Client { return nil }
-
-// Follow keeps h told of the state of a resource until ctx ends.
-func Follow(ctx context.Context, c Client, r schema.GroupVersionResource, namespace string, o metav1.ListOptions, h Handler) error {
-	return errors.New("not yet")
+// authorize asks whether u may, and says who asked what if not.
+func (s *Server) authorize(ctx context.Context, u User, a Attributes) error {
+	if err := s.cfg.Authorizer.Authorize(ctx, u, a); err != nil {
+		var d Denied
+		if errors.As(err, &d) {
+			return forbidden(u, a, string(d))
+		}
+		return err
+	}
+	return nil
 }

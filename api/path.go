@@ -1,0 +1,284 @@
+package api
+
+import (
+	"bytes"
+	"compress/gzip"
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	openapi_v2 "github.com/google/gnostic-models/openapiv2"
+	openapi_v3 "github.com/google/gnostic-models/openapiv3"
+	"google.golang.org/protobuf/proto"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+)
+
+// path answers what is not a resource.
+func (x *exchange) path() error {
+	if x.r.Method != http.MethodGet && x.r.Method != http.MethodHead {
+		return x.methodNotAllowed()
+	}
+	path := strings.TrimSuffix(x.r.URL.Path, "/")
+	switch {
+	case path == "":
+		return x.json(map[string][]string{"paths": x.s.paths()})
+	case path == "/version":
+		return x.json(x.s.cfg.Version)
+	case under(path, []string{"/healthz", "/livez", "/readyz"}):
+		return x.health(strings.TrimPrefix(path, "/"))
+	case under(path, []string{"/openapi"}):
+		return x.openAPI(path)
+	case path == "/.well-known/openid-configuration":
+		return x.json(map[string]any{
+			"issuer": Issuer, "jwks_uri": Issuer + "/openid/v1/jwks", "response_types_supported": []string{"id_token"},
+			"subject_types_supported": []string{"public"}, "id_token_signing_alg_values_supported": []string{"ES256"},
+		})
+	case path == "/openid/v1/jwks":
+		return x.keys()
+	}
+	found, err := x.discover(path)
+	if !found {
+		return errNoSuchPath
+	}
+	return err
+}
+
+func (x *exchange) json(v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	x.format.media = mediaJSON
+	return x.bytes(http.StatusOK, b)
+}
+
+func (s *Server) paths() []string {
+	all := []string{"/.well-known/openid-configuration", "/api", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"}
+	for _, gv := range s.disco.order {
+		if gv.Group == "" {
+			all = append(all, "/api/"+gv.Version)
+		} else {
+			all = append(all, "/apis/"+gv.Group, "/apis/"+gv.String())
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// health answers the questions of load balancers and people: one word, or one
+// line for each check.
+func (x *exchange) health(path string) error {
+	kind, one, _ := strings.Cut(path, "/")
+	type check struct {
+		name string
+		err  error
+	}
+	checks := []check{{name: "ping"}}
+	if x.s.cfg.Ready != nil && kind != "livez" {
+		checks = append(checks, check{"consensus", x.s.cfg.Ready()})
+	}
+	if one != "" {
+		checks = slices.DeleteFunc(checks, func(c check) bool { return c.name != one })
+		if len(checks) == 0 {
+			return errNoSuchPath
+		}
+	}
+	var b bytes.Buffer
+	code := http.StatusOK
+	for _, c := range checks {
+		if c.err == nil {
+			fmt.Fprintf(&b, "[+]%s ok\n", c.name)
+			continue
+		}
+		code = http.StatusInternalServerError
+		fmt.Fprintf(&b, "[-]%s failed: %v\n", c.name, c.err)
+	}
+	_, verbose := x.query["verbose"]
+	switch {
+	case code != http.StatusOK:
+		fmt.Fprintf(&b, "%s check failed\n", kind)
+	case verbose:
+		fmt.Fprintf(&b, "%s check passed\n", kind)
+	default:
+		b.Reset()
+		b.WriteString("ok")
+	}
+	x.format.media = "text/plain; charset=utf-8"
+	x.w.Header().Set("X-Content-Type-Options", "nosniff")
+	return x.bytes(code, b.Bytes())
+}
+
+// keys is the public key by which others verify the tokens of service accounts.
+func (x *exchange) keys() error {
+	if x.s.cfg.ServiceAccountSigner == nil {
+		return errNoSuchPath
+	}
+	signer := x.s.cfg.ServiceAccountSigner()
+	if signer == nil {
+		return apierrors.NewServiceUnavailable("this node does not have the key of service account tokens yet")
+	}
+	key, ok := signer.Public().(*ecdsa.PublicKey)
+	if !ok {
+		return fmt.Errorf("token key is a %T", signer.Public())
+	}
+	kid, err := keyID(key)
+	if err != nil {
+		return err
+	}
+	point, err := key.Bytes() // 4, X, Y
+	if err != nil {
+		return fmt.Errorf("encode the token key: %w", err)
+	}
+	half := (len(point) - 1) / 2
+	b64 := base64.RawURLEncoding.EncodeToString
+	return x.json(map[string]any{"keys": []map[string]string{{
+		"use": "sig", "kty": "EC", "kid": kid, "crv": "P-256", "alg": "ES256", "x": b64(point[1 : 1+half]), "y": b64(point[1+half:]),
+	}}})
+}
+
+const (
+	mediaOpenAPI2 = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
+	mediaOpenAPI3 = "application/com.github.proto-openapi.spec.v3@v1.0+protobuf"
+)
+
+// openAPIHash names a version of a document.
+func openAPIHash(b []byte) string {
+	sum := sha256.Sum256(b)
+	return strings.ToUpper(hex.EncodeToString(sum[:]))
+}
+
+// openAPI answers with the documents that describe the kinds.
+func (x *exchange) openAPI(path string) error {
+	o := x.s.cfg.OpenAPI
+	if o == nil {
+		return errNoSuchPath
+	}
+	switch {
+	case path == "/openapi/v2":
+		return x.openAPIDocument(o.V2(), mediaOpenAPI2, "application/com.github.googleapis.gnostic.OpenAPIv2+protobuf")
+	case path == "/openapi/v3":
+		type entry struct {
+			URL string `json:"serverRelativeURL"`
+		}
+		index := map[string]entry{}
+		for name, doc := range o.V3() {
+			index[name] = entry{"/openapi/v3/" + name + "?hash=" + openAPIHash(doc)}
+		}
+		return x.json(map[string]any{"paths": index})
+	}
+	doc, ok := o.V3()[strings.TrimPrefix(path, "/openapi/v3/")]
+	if !ok {
+		return errNoSuchPath
+	}
+	if hash := x.query.Get("hash"); hash != "" {
+		if is := openAPIHash(doc); is != hash {
+			x.w.Header().Set("Location", path+"?hash="+is)
+			x.w.WriteHeader(http.StatusMovedPermanently)
+			return nil
+		}
+		x.w.Header().Set("Cache-Control", "public, immutable")
+	}
+	return x.openAPIDocument(doc, mediaOpenAPI3, "")
+}
+
+// openAPIDocument answers with a document that is kept as gzipped JSON: as it
+// is, unpacked, or converted for a client that asks for protobuf alone.
+func (x *exchange) openAPIDocument(zipped []byte, protoMedia, protoAlias string) error {
+	h := x.w.Header()
+	etag := `"` + openAPIHash(zipped) + `"`
+	h.Set("ETag", etag)
+	h.Add("Vary", "Accept")
+	h.Add("Vary", "Accept-Encoding")
+	if h.Get("Cache-Control") == "" {
+		h.Set("Cache-Control", "no-cache, private")
+	}
+	if x.r.Header.Get("If-None-Match") == etag {
+		x.w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
+	media := ""
+	for _, a := range parseAccept(x.r.Header.Get("Accept")) {
+		switch a.media {
+		case mediaJSON, "*/*", "application/*":
+			media = mediaJSON
+		case protoMedia, protoAlias:
+			// What a client prefers is what it is sent; but where it would
+			// take either, JSON saves us the conversion.
+			if media == "" {
+				media = protoMedia
+			}
+			continue
+		default:
+			continue
+		}
+		break
+	}
+	body := zipped
+	switch media {
+	case mediaJSON, "":
+		media = mediaJSON
+		if strings.Contains(x.r.Header.Get("Accept-Encoding"), "gzip") {
+			h.Set("Content-Encoding", "gzip")
+			break
+		}
+		var err error
+		if body, err = gunzip(zipped); err != nil {
+			return err
+		}
+	default:
+		var err error
+		if body, err = x.s.openAPIProto(zipped, media); err != nil {
+			return err
+		}
+	}
+	h.Set("Content-Type", media)
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	x.w.WriteHeader(http.StatusOK)
+	if x.r.Method != http.MethodHead {
+		_, _ = x.w.Write(body)
+	}
+	return nil
+}
+
+func gunzip(b []byte) ([]byte, error) {
+	r, err := gzip.NewReader(bytes.NewReader(b))
+	if err != nil {
+		return nil, fmt.Errorf("unpack the OpenAPI document: %w", err)
+	}
+	out, err := io.ReadAll(r)
+	if err != nil {
+		return nil, fmt.Errorf("unpack the OpenAPI document: %w", err)
+	}
+	return out, nil
+}
+
+// One conversion at a time: each takes tens of megabytes for a moment.
+var converting sync.Mutex
+
+func (s *Server) openAPIProto(zipped []byte, media string) ([]byte, error) {
+	doc, err := gunzip(zipped)
+	if err != nil {
+		return nil, err
+	}
+	converting.Lock()
+	defer converting.Unlock()
+	var m proto.Message
+	if media == mediaOpenAPI2 {
+		m, err = openapi_v2.ParseDocument(doc)
+	} else {
+		m, err = openapi_v3.ParseDocument(doc)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("convert the OpenAPI document: %w", err)
+	}
+	return proto.Marshal(m)
+}
