@@ -1,3 +1,39 @@
 // Package wire owns the one TLS port (6443), told apart by ALPN, and dialling
 // a peer by its node id.
+//
+// # The port
+//
+// Port reads the ClientHello of each connection and goes by the protocols that
+// it offers:
+//
+//	conclave-raft/1   → Raft(), the peer has shown a node's certificate
+//	conclave-node/1   → Node(), the same
+//	conclave-join/1   → Node(), the peer may be nobody yet
+//	h2, http/1.1, none → the Kubernetes API
+//
+// An API connection is handed to API() where the API is served here, and
+// otherwise spliced to a master, its TLS untouched, so that client certificates
+// reach the one who judges them. Where no master can be reached it is answered
+// with 503 under the node's own certificate, which is of the cluster's CA and
+// names the node's addresses.
+//
+// What always holds: a connection that says nothing for ten seconds, or says
+// more than 64 KiB before its hello is whole, is closed; at most 1024
+// connections are in that state; every listener yields connections whose
+// handshake is done.
+//
+// # Dialling
+//
+// A node is a key, not an address: Dialer resolves an id to addresses anew for
+// each connection and accepts only the machine that has the key. HTTP between
+// nodes is HTTP/2 over ALPN conclave-node/1, one connection for each peer: a
+// second caller costs no second handshake, and an idle connection no timer.
+//
+// # Goroutines
+//
+// Port.Run runs one goroutine for each connection until its handshake is done
+// and somebody accepted it, or, for a spliced one, two until it ends; all of
+// them end before Run returns. Connections that were accepted belong to their
+// acceptor. ServeNode runs one per connection and ends them all. Dialer has no
+// goroutines but those of net/http2, one per kept connection; Close ends them.
 package wire

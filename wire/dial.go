@@ -1,0 +1,332 @@
+package wire
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"golang.org/x/net/http2"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	dialTimeout = 5 * time.Second
+	// stagger is how long an address may be silent before the next is tried
+	// as well.
+	stagger = 250 * time.Millisecond
+	// userTimeout ends a connection whose peer acknowledges nothing: its host
+	// lost power. Nothing is sent while nothing is to be said, but for
+	// keep-alives.
+	userTimeout   = 10 * time.Second
+	keepAliveIdle = 30 * time.Second
+	answerLimit   = 64 << 20
+)
+
+// Certs makes the TLS config for dialling the node with an id: it shows this
+// node's certificate and accepts only that node.
+type Certs interface {
+	Client(expectID string) *tls.Config
+}
+
+// Dialer reaches nodes by id. Its fields are set before its first use; it must
+// not be copied.
+type Dialer struct {
+	Certs Certs
+	// Resolve says where the TLS port of a node may be, the likeliest first.
+	Resolve func(id string) []netip.AddrPort
+	Log     *slog.Logger
+
+	mu    sync.Mutex
+	peers map[string]*peer
+}
+
+// peer keeps what is kept of one node: its connections.
+type peer struct {
+	node *http2.Transport // conclave-node/1
+	api  *http2.Transport // h2
+	old  *http.Transport  // http/1.1, for requests that change the protocol
+	// addrs is what the kept connections were dialled by.
+	addrs []netip.AddrPort
+}
+
+// CallError is an answer with a status other than 2xx.
+type CallError struct {
+	Code int
+	Body string
+}
+
+func (e *CallError) Error() string {
+	if e.Body == "" {
+		return fmt.Sprintf("status %d", e.Code)
+	}
+	return fmt.Sprintf("status %d: %s", e.Code, strings.TrimSpace(e.Body))
+}
+
+// ErrNoAddress says that gossip knows no address of a node.
+var ErrNoAddress = errors.New("no address is known")
+
+// Dial connects to a node, with a protocol by its ALPN name, at the first of
+// its addresses where the machine with its key answers.
+func (d *Dialer) Dial(ctx context.Context, id, proto string) (net.Conn, error) {
+	conn, err := d.dial(ctx, id, proto)
+	if err != nil {
+		return nil, fmt.Errorf("reach node %s: %w", id, err)
+	}
+	return conn, nil
+}
+
+func (d *Dialer) dial(ctx context.Context, id, proto string) (*tls.Conn, error) {
+	addrs := d.Resolve(id)
+	if len(addrs) == 0 {
+		return nil, ErrNoAddress
+	}
+	config := d.Certs.Client(id).Clone()
+	config.NextProtos = []string{proto}
+	ctx, cancel := context.WithCancel(ctx)
+	type attempt struct {
+		conn *tls.Conn
+		err  error
+	}
+	attempts := make(chan attempt)
+	running := 0
+	defer func() { // wait for what was started
+		cancel()
+		for ; running > 0; running-- {
+			if a := <-attempts; a.conn != nil {
+				a.conn.Close()
+			}
+		}
+	}()
+	start := func() {
+		addr := addrs[0]
+		addrs = addrs[1:]
+		running++
+		go func() {
+			conn, err := d.dialAddr(ctx, addr, config, proto)
+			if err != nil {
+				err = fmt.Errorf("%s: %w", addr, err)
+			}
+			attempts <- attempt{conn, err}
+		}()
+	}
+	next := time.NewTimer(stagger)
+	defer next.Stop()
+	start()
+	var failures []string
+	var last error
+	for running > 0 {
+		select {
+		case <-next.C:
+			if len(addrs) > 0 {
+				start()
+				next.Reset(stagger)
+			}
+		case a := <-attempts:
+			running--
+			if a.err == nil {
+				return a.conn, nil
+			}
+			failures, last = append(failures, a.err.Error()), a.err
+			if len(addrs) > 0 && ctx.Err() == nil {
+				start()
+				next.Reset(stagger)
+			}
+		}
+	}
+	if len(failures) == 1 {
+		return nil, last
+	}
+	return nil, errors.New(strings.Join(failures, "; "))
+}
+
+func (d *Dialer) dialAddr(ctx context.Context, addr netip.AddrPort, config *tls.Config, proto string) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	tcp := net.Dialer{
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAliveIdle, Interval: 5 * time.Second, Count: 3},
+		ControlContext: func(_ context.Context, _, _ string, c syscall.RawConn) error {
+			var failed error
+			err := c.Control(func(fd uintptr) {
+				failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds()))
+			})
+			return errors.Join(err, failed)
+		},
+	}
+	raw, err := tcp.DialContext(ctx, "tcp", addr.String())
+	if err != nil {
+		return nil, err
+	}
+	conn := tls.Client(raw, config)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, err
+	}
+	if got := conn.ConnectionState().NegotiatedProtocol; got != proto {
+		conn.Close()
+		return nil, fmt.Errorf("it speaks %q, not %q", got, proto)
+	}
+	return conn, nil
+}
+
+// peer finds or makes what is kept of a node. Connections to addresses that it
+// no longer has are dropped: they may take long to notice.
+func (d *Dialer) peer(id string) *peer {
+	addrs := d.Resolve(id)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p := d.peers[id]
+	if p != nil && slices.Equal(p.addrs, addrs) {
+		return p
+	}
+	if p != nil {
+		p.drop()
+	}
+	// The host of a URL says nothing; http2 needs it only as a key.
+	pool := func(proto string) *http2.Transport {
+		return &http2.Transport{
+			DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
+				return d.dial(ctx, id, proto)
+			},
+			// A peer that stops answering while something is asked of it is
+			// found out; an idle connection costs nothing.
+			WriteByteTimeout:   userTimeout,
+			DisableCompression: true,
+		}
+	}
+	p = &peer{addrs: slices.Clone(addrs), node: pool(ProtoNode), api: pool("h2")}
+	p.old = &http.Transport{
+		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return d.dial(ctx, id, "http/1.1")
+		},
+		DisableKeepAlives:  true, // the connection becomes the caller's
+		DisableCompression: true,
+	}
+	if d.peers == nil {
+		d.peers = map[string]*peer{}
+	}
+	d.peers[id] = p
+	return p
+}
+
+// drop lets go of the connections: those with streams end with their streams.
+func (p *peer) drop() {
+	p.node.CloseIdleConnections()
+	p.api.CloseIdleConnections()
+	p.old.CloseIdleConnections()
+}
+
+// Reset drops the kept connections to a node: it died, or its address changed.
+// Streams that are open on them go on until they fail by themselves.
+func (d *Dialer) Reset(id string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if p := d.peers[id]; p != nil {
+		p.drop()
+		delete(d.peers, id)
+	}
+}
+
+// Close drops all kept connections.
+func (d *Dialer) Close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, p := range d.peers {
+		p.drop()
+	}
+	d.peers = nil
+}
+
+// Call posts body to a path of a node ("/conclave/v1/…") and returns the
+// answer. A status that is no success is a *CallError.
+func (d *Dialer) Call(ctx context.Context, id, path string, body []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+id+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("call %s of node %s: %w", path, id, err)
+	}
+	answer, err := roundTrip(d.peer(id).node, req)
+	if err != nil {
+		return nil, fmt.Errorf("call %s of node %s: %w", path, id, err)
+	}
+	return answer, nil
+}
+
+func roundTrip(t http.RoundTripper, req *http.Request) ([]byte, error) {
+	resp, err := t.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, answerLimit+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("read the answer: %w", err)
+	case len(data) > answerLimit:
+		return nil, errors.New("the answer is too long")
+	case resp.StatusCode/100 != 2:
+		return nil, &CallError{Code: resp.StatusCode, Body: string(data[:min(len(data), 4<<10)])}
+	}
+	return data, nil
+}
+
+// Node is a RoundTripper for HTTP between nodes, for streams and whatever Call
+// does not do. Scheme https; the host of the URL says nothing.
+func (d *Dialer) Node(id string) http.RoundTripper {
+	return roundTripper(func(req *http.Request) (*http.Response, error) {
+		return d.peer(id).node.RoundTrip(req)
+	})
+}
+
+// HTTP is a RoundTripper for the Kubernetes API of a master, by its id, under
+// this node's certificate. Requests that change the protocol (exec and the
+// like) get an HTTP/1.1 connection of their own.
+func (d *Dialer) HTTP(id string) http.RoundTripper {
+	return roundTripper(func(req *http.Request) (*http.Response, error) {
+		if req.Header.Get("Upgrade") != "" {
+			return d.peer(id).old.RoundTrip(req)
+		}
+		return d.peer(id).api.RoundTrip(req)
+	})
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+// StreamLayer is raft's transport over l (Port.Raft) as the node with an id.
+// Raft's addresses are node ids.
+func (d *Dialer) StreamLayer(l net.Listener, id string) raft.StreamLayer {
+	return &streamLayer{Listener: l, dialer: d, id: id}
+}
+
+type streamLayer struct {
+	net.Listener
+	dialer *Dialer
+	id     string
+}
+
+func (s *streamLayer) Addr() net.Addr { return idAddr(s.id) }
+
+func (s *streamLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	return s.dialer.Dial(ctx, string(address), ProtoRaft)
+}
+
+// idAddr is a node's id as an address.
+type idAddr string
+
+func (a idAddr) Network() string { return "conclave" }
+func (a idAddr) String() string  { return string(a) }

@@ -1,0 +1,69 @@
+package wire
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// ServeNode serves HTTP/2 on connections of Node() until ctx ends or the
+// listener is closed; then it ends them all. A handler knows its peer by
+// r.TLS. Requests may stay open for as long as they like: there is no timeout
+// but for idle connections, and those are the dialler's to close.
+func ServeNode(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var mu sync.Mutex
+	conns := map[net.Conn]struct{}{}
+	context.AfterFunc(ctx, func() {
+		l.Close()
+		mu.Lock()
+		defer mu.Unlock()
+		for conn := range conns {
+			conn.Close()
+		}
+	})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	server := &http2.Server{
+		// A leader's peers hold streams open; calls come on top.
+		MaxConcurrentStreams: 1000,
+	}
+	base := &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			return fmt.Errorf("accept a node's connection: %w", err)
+		}
+		mu.Lock()
+		conns[conn] = struct{}{}
+		mu.Unlock()
+		if ctx.Err() != nil {
+			conn.Close()
+		}
+		wg.Go(func() {
+			server.ServeConn(conn, &http2.ServeConnOpts{Context: ctx, BaseConfig: base, Handler: h})
+			conn.Close()
+			mu.Lock()
+			delete(conns, conn)
+			mu.Unlock()
+		})
+	}
+}
