@@ -1,0 +1,1385 @@
+package network
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"conclave/api"
+)
+
+// The tests here run whole nodes: each is a process of its own (this test
+// binary, told by an environment variable to be a node) in a network namespace
+// of its own, all on one bridge, with pods that are namespaces with sockets of
+// the test's in them.
+
+const nodeEnv = "CONCLAVE_NETWORK_TEST_NODE"
+
+func TestMain(m *testing.M) {
+	if config := os.Getenv(nodeEnv); config != "" {
+		if err := nodeProcess(config); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// nodeConfig goes to a node's process.
+type nodeConfig struct {
+	Name, Dir, RunDir string
+	Address           netip.Addr
+	Upstreams         []netip.AddrPort
+	Held              bool // no master can be reached
+}
+
+// order is one request to a node's process; each has one answer.
+type order struct {
+	Do       string // put, delete, attach, detach, ready, address, teardown
+	Resource string
+	Object   json.RawMessage
+	UID      string
+	Address  netip.Addr
+}
+
+type answer struct {
+	Error string
+	Netns string
+	IPs   []netip.Addr
+}
+
+var (
+	testPodCIDR     = netip.MustParsePrefix("10.244.0.0/16")
+	testServiceCIDR = netip.MustParsePrefix("10.96.0.0/16")
+	testDNS         = netip.MustParseAddr("10.96.0.10")
+)
+
+func newObject(resource string) (api.Object, error) {
+	switch resource {
+	case "nodes":
+		return &corev1.Node{}, nil
+	case "services":
+		return &corev1.Service{}, nil
+	case "pods":
+		return &corev1.Pod{}, nil
+	case "endpointslices":
+		return &discoveryv1.EndpointSlice{}, nil
+	}
+	return nil, fmt.Errorf("no such resource: %q", resource)
+}
+
+func nodeProcess(config string) error {
+	var c nodeConfig
+	if err := json.Unmarshal([]byte(config), &c); err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	address, moved := c.Address, make(chan struct{}, 1)
+	client := newMemory()
+	if c.Held {
+		client.held = make(chan struct{})
+	}
+	n, err := New(Config{
+		NodeName: c.Name, Client: client, Dir: c.Dir, RunDir: c.RunDir,
+		Address:        func() netip.Addr { mu.Lock(); defer mu.Unlock(); return address },
+		AddressChanged: moved, PodCIDR: testPodCIDR, ServiceCIDR: testServiceCIDR, ClusterDNS: testDNS,
+		Upstreams: c.Upstreams, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	ran := make(chan error, 1)
+	go func() { ran <- n.Run(ctx) }()
+
+	do := func(o order) (a answer, err error) {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		var object api.Object
+		if o.Resource != "" {
+			if object, err = newObject(o.Resource); err != nil {
+				return a, err
+			}
+			if err := json.Unmarshal(o.Object, object); err != nil {
+				return a, err
+			}
+		}
+		switch o.Do {
+		case "put":
+			client.put(o.Resource, object)
+			return a, n.settled(ctx)
+		case "delete":
+			client.delete(o.Resource, object)
+			return a, n.settled(ctx)
+		case "attach":
+			a.Netns, a.IPs, err = n.Attach(ctx, object.(*corev1.Pod))
+			return a, errors.Join(err, n.settled(ctx))
+		case "detach":
+			return a, errors.Join(n.Detach(ctx, o.UID), n.settled(ctx))
+		case "ready":
+			return a, n.await(ctx, "readiness", func() bool {
+				return n.problems["links"] == nil && n.problems["rules"] == nil && n.problems["DNS"] == nil
+			})
+		case "address":
+			mu.Lock()
+			address = o.Address
+			mu.Unlock()
+			moved <- struct{}{}
+			return a, n.settled(ctx)
+		case "teardown":
+			cancel()
+			return a, n.Teardown(context.Background())
+		}
+		return a, fmt.Errorf("no such order: %q", o.Do)
+	}
+	in, out := json.NewDecoder(os.Stdin), json.NewEncoder(os.Stdout)
+	for {
+		var o order
+		if err := in.Decode(&o); err != nil {
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+			cancel()
+			return errors.Join(err, <-ran)
+		}
+		if o.Do == "teardown" {
+			cancel()
+			if err := <-ran; err != nil {
+				return err
+			}
+			ran <- nil
+		}
+		a, err := do(o)
+		if err != nil {
+			a.Error = err.Error()
+		}
+		if err := out.Encode(a); err != nil {
+			return err
+		}
+	}
+}
+
+// settled returns once everything that the client was told is in the kernel.
+func (n *Network) settled(ctx context.Context) error {
+	for m := n.cfg.Client.(*memory); ; {
+		quiet := m.quiet()
+		pass := n.want()
+		if err := n.await(ctx, "the rules", func() bool { return n.done >= pass }); err != nil || quiet {
+			return err
+		}
+	}
+}
+
+// lan is a bridge in a namespace of its own, with hosts on it.
+type lan struct {
+	t    *testing.T
+	dir  string
+	path string
+}
+
+// machine is a namespace: a host or a pod.
+type machine struct {
+	t    *testing.T
+	path string
+	addr netip.Addr
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if err := probe(); err != nil {
+		t.Skipf("needs namespaces, links and nftables: %v", err)
+	}
+}
+
+func newLAN(t *testing.T) *lan {
+	t.Helper()
+	needRoot(t)
+	l := &lan{t: t, dir: t.TempDir()}
+	l.path = filepath.Join(l.dir, "lan")
+	l.namespace(l.path, func() error {
+		no := false
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "lan0", TxQLen: -1}, MulticastSnooping: &no}); err != nil {
+			return err
+		}
+		return up("lan0")
+	})
+	return l
+}
+
+func (l *lan) namespace(path string, f func() error) {
+	l.t.Helper()
+	if err := inNewNamespace(path, f); err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() {
+		if err := removeNamespace(path); err != nil {
+			l.t.Error(err)
+		}
+	})
+}
+
+func up(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(link)
+}
+
+func setAddress(name string, a netip.Addr) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	old, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	if err != nil {
+		return err
+	}
+	for _, o := range old {
+		if err := netlink.AddrDel(link, &o); err != nil {
+			return err
+		}
+	}
+	return netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(24, 32)}})
+}
+
+// host adds a machine 192.168.77.N to the LAN.
+func (l *lan) host(number int) *machine {
+	l.t.Helper()
+	m := &machine{t: l.t, path: filepath.Join(l.dir, fmt.Sprintf("host%d", number)), addr: netip.AddrFrom4([4]byte{192, 168, 77, byte(number)})}
+	bridgeNS, err := os.Open(l.path)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer bridgeNS.Close()
+	peer := fmt.Sprintf("to%d", number)
+	l.namespace(m.path, func() error {
+		if err := up("lo"); err != nil {
+			return err
+		}
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "uplink", TxQLen: -1}, PeerName: peer, PeerNamespace: netlink.NsFd(int(bridgeNS.Fd()))}); err != nil {
+			return err
+		}
+		if err := errors.Join(setAddress("uplink", m.addr), up("uplink")); err != nil {
+			return err
+		}
+		// Nobody has this address: it stands for the way to the world.
+		return netlink.RouteAdd(&netlink.Route{Gw: net.IPv4(192, 168, 77, 254)})
+	})
+	if err := inNamespace(l.path, func() error {
+		bridge, err := netlink.LinkByName("lan0")
+		if err != nil {
+			return err
+		}
+		link, err := netlink.LinkByName(peer)
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetMaster(link, bridge); err != nil {
+			return err
+		}
+		return netlink.LinkSetUp(link)
+	}); err != nil {
+		l.t.Fatal(err)
+	}
+	return m
+}
+
+// testNode is a node's process on a machine.
+type testNode struct {
+	*machine
+	config nodeConfig
+	cmd    *exec.Cmd
+	orders *json.Encoder
+	close  func() error
+	out    *json.Decoder
+}
+
+func (l *lan) node(number int, upstreams ...netip.AddrPort) *testNode {
+	l.t.Helper()
+	m := l.host(number)
+	if upstreams == nil {
+		upstreams = []netip.AddrPort{netip.MustParseAddrPort("192.168.77.250:53")}
+	}
+	n := &testNode{machine: m, config: nodeConfig{
+		Name: fmt.Sprintf("node%d", number), Address: m.addr, Upstreams: upstreams,
+		Dir: filepath.Join(l.dir, fmt.Sprintf("data%d", number)), RunDir: filepath.Join(l.dir, fmt.Sprintf("run%d", number)),
+	}}
+	l.t.Cleanup(func() {
+		n.stop()
+		files, err := os.ReadDir(n.config.RunDir)
+		if err != nil {
+			l.t.Error(err)
+		}
+		for _, f := range files {
+			if err := removeNamespace(filepath.Join(n.config.RunDir, f.Name())); err != nil {
+				l.t.Error(err)
+			}
+		}
+	})
+	n.start()
+	return n
+}
+
+func (n *testNode) start() {
+	n.t.Helper()
+	config, err := json.Marshal(n.config)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.cmd = exec.Command("/proc/self/exe")
+	n.cmd.Env = append(os.Environ(), nodeEnv+"="+string(config))
+	n.cmd.Stderr = &logWriter{t: n.t, name: n.config.Name}
+	in, err := n.cmd.StdinPipe()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	out, err := n.cmd.StdoutPipe()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.orders, n.out, n.close = json.NewEncoder(in), json.NewDecoder(out), in.Close
+	if err := inNamespace(n.path, n.cmd.Start); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+type logWriter struct {
+	t    *testing.T
+	name string
+	mu   sync.Mutex
+}
+
+func (w *logWriter) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for line := range strings.Lines(string(b)) {
+		w.t.Logf("%s: %s", w.name, strings.TrimSuffix(line, "\n"))
+	}
+	return len(b), nil
+}
+
+// stop ends the process as a user would; kill as a power cut would.
+func (n *testNode) stop() {
+	if n.cmd != nil {
+		n.close()
+		if err := n.cmd.Wait(); err != nil {
+			n.t.Errorf("%s: %v", n.config.Name, err)
+		}
+		n.cmd = nil
+	}
+}
+
+func (n *testNode) kill() {
+	if err := n.cmd.Process.Kill(); err != nil {
+		n.t.Fatal(err)
+	}
+	n.cmd.Wait() // it says that it was killed
+	n.cmd = nil
+}
+
+func (n *testNode) do(o order) answer {
+	n.t.Helper()
+	a, err := n.try(o)
+	if err != nil {
+		n.t.Fatalf("%s: %s %s: %v", n.config.Name, o.Do, o.Resource, err)
+	}
+	return a
+}
+
+func (n *testNode) try(o order) (answer, error) {
+	n.t.Helper()
+	var a answer
+	if err := n.orders.Encode(o); err != nil {
+		n.t.Fatalf("%s: %s: %v", n.config.Name, o.Do, err)
+	}
+	if err := n.out.Decode(&a); err != nil {
+		n.t.Fatalf("%s: %s: %v", n.config.Name, o.Do, err)
+	}
+	if a.Error != "" {
+		return a, errors.New(a.Error)
+	}
+	return a, nil
+}
+
+func resourceOf(o api.Object) string {
+	switch o.(type) {
+	case *corev1.Node:
+		return "nodes"
+	case *corev1.Service:
+		return "services"
+	case *corev1.Pod:
+		return "pods"
+	}
+	return "endpointslices"
+}
+
+func encode(t *testing.T, o api.Object) json.RawMessage {
+	t.Helper()
+	b, err := json.Marshal(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// nodes is a cluster: what is put is put to all.
+type nodes []*testNode
+
+func (all nodes) put(objects ...api.Object) {
+	for _, n := range all {
+		n.t.Helper()
+		for _, o := range objects {
+			n.do(order{Do: "put", Resource: resourceOf(o), Object: encode(n.t, o)})
+		}
+	}
+}
+
+func (all nodes) delete(objects ...api.Object) {
+	for _, n := range all {
+		n.t.Helper()
+		for _, o := range objects {
+			n.do(order{Do: "delete", Resource: resourceOf(o), Object: encode(n.t, o)})
+		}
+	}
+}
+
+func (n *testNode) object() *corev1.Node {
+	number := n.addr.As4()[3]
+	return &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: n.config.Name},
+		Spec:       corev1.NodeSpec{PodCIDR: fmt.Sprintf("10.244.%d.0/24", number)},
+		Status:     corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: n.addr.String()}}},
+	}
+}
+
+func podNamed(name string, ports ...corev1.ContainerPort) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: types.UID("uid-" + name)},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Ports: ports}}},
+	}
+}
+
+func (n *testNode) attach(name string, ports ...corev1.ContainerPort) *machine {
+	n.t.Helper()
+	a := n.do(order{Do: "attach", Resource: "pods", Object: encode(n.t, podNamed(name, ports...))})
+	return &machine{t: n.t, path: a.Netns, addr: a.IPs[0]}
+}
+
+func (n *testNode) detach(name string) {
+	n.t.Helper()
+	n.do(order{Do: "detach", UID: "uid-" + name})
+}
+
+// in runs f in a machine's namespace.
+func (m *machine) in(f func() error) {
+	m.t.Helper()
+	if err := inNamespace(m.path, f); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// serve answers on a TCP and a UDP port with its name and the client's
+// address, until the test or the returned function ends it.
+func (m *machine) serve(name string, port int) (stop func()) {
+	m.t.Helper()
+	var l net.Listener
+	var p net.PacketConn
+	m.in(func() (err error) {
+		if l, err = net.Listen("tcp4", fmt.Sprintf("0.0.0.0:%d", port)); err != nil {
+			return err
+		}
+		p, err = net.ListenPacket("udp4", fmt.Sprintf("0.0.0.0:%d", port))
+		return err
+	})
+	hello := func(a net.Addr) []byte {
+		return []byte(name + " " + netip.MustParseAddrPort(a.String()).Addr().String() + "\n")
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				// One line for each that comes, so that a connection can live.
+				for s := bufio.NewScanner(c); s.Scan(); {
+					c.Write(hello(c.RemoteAddr()))
+				}
+			}()
+		}
+	}()
+	go func() {
+		b := make([]byte, 2000)
+		for {
+			_, a, err := p.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			p.WriteTo(hello(a), a)
+		}
+	}()
+	stop = sync.OnceFunc(func() { l.Close(); p.Close() })
+	m.t.Cleanup(stop)
+	return stop
+}
+
+// talk sends a line and returns the answer's words: who answered, and whom it
+// saw.
+func (m *machine) talk(network, to string) (who, saw string, err error) {
+	m.t.Helper()
+	c, err := m.dial(network, to, "")
+	if err != nil {
+		return "", "", err
+	}
+	defer c.Close()
+	return exchange(c)
+}
+
+func (m *machine) dial(network, to, from string) (net.Conn, error) {
+	m.t.Helper()
+	d := net.Dialer{Timeout: 3 * time.Second}
+	if from != "" {
+		a, err := net.ResolveTCPAddr("tcp4", from)
+		if err != nil {
+			return nil, err
+		}
+		if d.LocalAddr = a; network == "udp4" {
+			d.LocalAddr = &net.UDPAddr{IP: a.IP, Port: a.Port}
+		}
+	}
+	var c net.Conn
+	err := inNamespace(m.path, func() (err error) { c, err = d.Dial(network, to); return err })
+	return c, err
+}
+
+func exchange(c net.Conn) (who, saw string, err error) {
+	c.SetDeadline(time.Now().Add(3 * time.Second))
+	if _, err := c.Write([]byte("hello\n")); err != nil {
+		return "", "", err
+	}
+	b := make([]byte, 200)
+	n, err := c.Read(b)
+	if err != nil {
+		return "", "", err
+	}
+	who, saw, _ = strings.Cut(strings.TrimSpace(string(b[:n])), " ")
+	return who, saw, nil
+}
+
+// expect asserts who answers, and whom it saw unless that is empty.
+func (m *machine) expect(network, to, who, saw string) {
+	m.t.Helper()
+	gotWho, gotSaw, err := m.talk(network, to)
+	if err != nil || gotWho != who || saw != "" && gotSaw != saw {
+		m.t.Errorf("%s %s: got %q which saw %q, %v; want %q which saw %q", network, to, gotWho, gotSaw, err, who, saw)
+	}
+}
+
+// expectRefused asserts a refusal that comes at once.
+func (m *machine) expectRefused(network, to string) {
+	m.t.Helper()
+	start := time.Now()
+	who, _, err := m.talk(network, to)
+	// A process of the node itself that sends UDP learns it from the send.
+	sent := network == "udp4" && errors.Is(err, unix.EPERM)
+	if !errors.Is(err, unix.ECONNREFUSED) && !sent || time.Since(start) > time.Second {
+		m.t.Errorf("%s %s: got %q, %v after %s; want to be refused at once", network, to, who, err, time.Since(start))
+	}
+}
+
+func serviceOf(name, ip string, change func(*corev1.Service), ports ...corev1.ServicePort) *corev1.Service {
+	s := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name},
+		Spec:       corev1.ServiceSpec{Type: corev1.ServiceTypeClusterIP, ClusterIP: ip, ClusterIPs: []string{ip}, Ports: ports},
+	}
+	if change != nil {
+		change(s)
+	}
+	return s
+}
+
+type ep struct {
+	addr     netip.Addr
+	node     string
+	hostname string
+	notReady bool
+	draining bool
+}
+
+func sliceOf(service string, ports []discoveryv1.EndpointPort, endpoints ...ep) *discoveryv1.EndpointSlice {
+	s := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: service + "-1", Labels: map[string]string{discoveryv1.LabelServiceName: service}},
+		AddressType: discoveryv1.AddressTypeIPv4, Ports: ports,
+	}
+	for _, e := range endpoints {
+		ready, terminating, serving := !e.notReady && !e.draining, e.draining, e.draining || !e.notReady
+		de := discoveryv1.Endpoint{Addresses: []string{e.addr.String()}, Conditions: discoveryv1.EndpointConditions{Ready: &ready, Serving: &serving, Terminating: &terminating}}
+		if e.node != "" {
+			de.NodeName = &e.node
+		}
+		if e.hostname != "" {
+			de.Hostname = &e.hostname
+		}
+		s.Endpoints = append(s.Endpoints, de)
+	}
+	return s
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func both(port, target int32) ([]corev1.ServicePort, []discoveryv1.EndpointPort) {
+	return []corev1.ServicePort{
+			{Name: "t", Protocol: corev1.ProtocolTCP, Port: port},
+			{Name: "u", Protocol: corev1.ProtocolUDP, Port: port},
+		}, []discoveryv1.EndpointPort{
+			{Name: ptr("t"), Protocol: ptr(corev1.ProtocolTCP), Port: &target},
+			{Name: ptr("u"), Protocol: ptr(corev1.ProtocolUDP), Port: &target},
+		}
+}
+
+// twoNodes starts a cluster of two.
+func twoNodes(t *testing.T) (nodes, *lan) {
+	t.Helper()
+	l := newLAN(t)
+	all := nodes{l.node(1), l.node(2)}
+	all.put(all[0].object(), all[1].object())
+	for _, n := range all {
+		n.do(order{Do: "ready"})
+	}
+	return all, l
+}
+
+var protocols = []string{"tcp4", "udp4"}
+
+// Pods on every node reach each other, and nodes reach pods, by TCP and UDP;
+// both sides see the other's own address.
+//
+// conformance: Networking, intra pod http
+// conformance: Networking, intra pod udp
+func TestPodsReachEachOther(t *testing.T) {
+	all, _ := twoNodes(t)
+	a, b, c := all[0].attach("a"), all[0].attach("b"), all[1].attach("c")
+	pods := map[string]*machine{"a": a, "b": b, "c": c}
+	for name, p := range pods {
+		p.serve(name, 80)
+	}
+	for from, p := range pods {
+		for to, q := range pods {
+			for _, network := range protocols {
+				t.Run(from+" to "+to+" "+network, func(t *testing.T) {
+					p.expect(network, q.addr.String()+":80", to, p.addr.String())
+				})
+			}
+		}
+	}
+	for _, n := range all {
+		gateway := gatewayOf(netip.MustParsePrefix(n.object().Spec.PodCIDR)).String()
+		for to, q := range pods {
+			for _, network := range protocols {
+				t.Run(n.config.Name+" to "+to+" "+network, func(t *testing.T) {
+					n.expect(network, q.addr.String()+":80", to, gateway)
+				})
+			}
+		}
+	}
+}
+
+func TestServices(t *testing.T) {
+	all, l := twoNodes(t)
+	a, b, c := all[0].attach("a"), all[0].attach("b"), all[1].attach("c")
+	a.serve("a", 8080)
+	c.serve("c", 8080)
+	outside := l.host(200)
+	ports, targets := both(80, 8080)
+	ports[0].NodePort, ports[1].NodePort = 30080, 30080
+	svc := serviceOf("web", "10.96.0.20", func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeNodePort }, ports...)
+	only := func(e ...ep) { all.put(sliceOf("web", targets, e...)) }
+	onA, onC := ep{addr: a.addr, node: "node1"}, ep{addr: c.addr, node: "node2"}
+	all.put(svc)
+	only(onC)
+
+	for _, network := range protocols {
+		t.Run("pods and nodes "+network, func(t *testing.T) {
+			a.expect(network, "10.96.0.20:80", "c", a.addr.String())
+			b.expect(network, "10.96.0.20:80", "c", b.addr.String())
+			all[0].expect(network, "10.96.0.20:80", "c", "10.244.1.1")
+			all[1].expect(network, "10.96.0.20:80", "c", "10.244.2.1")
+		})
+		t.Run("hairpin "+network, func(t *testing.T) { c.expect(network, "10.96.0.20:80", "c", "10.244.2.1") })
+		t.Run("node port "+network, func(t *testing.T) {
+			outside.expect(network, "192.168.77.1:30080", "c", "")
+			outside.expect(network, "192.168.77.2:30080", "c", "")
+			all[0].expect(network, "192.168.77.1:30080", "c", "")
+			a.expect(network, "192.168.77.2:30080", "c", "")
+		})
+		t.Run("port that the service does not have "+network, func(t *testing.T) {
+			a.expectRefused(network, "10.96.0.20:81")
+			all[0].expectRefused(network, "10.96.0.99:80")
+		})
+	}
+	t.Run("both endpoints get traffic", func(t *testing.T) {
+		only(onA, onC)
+		seen := map[string]bool{}
+		for range 100 {
+			who, _, err := b.talk("tcp4", "10.96.0.20:80")
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen[who] = true
+		}
+		if !seen["a"] || !seen["c"] {
+			t.Errorf("100 connections reached only %v", seen)
+		}
+	})
+	t.Run("a UDP client moves on when its endpoint goes", func(t *testing.T) {
+		only(onC)
+		conn, err := b.dial("udp4", "10.96.0.20:80", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		for _, step := range []struct {
+			e    ep
+			want string
+		}{{onC, "c"}, {onA, "a"}, {onC, "c"}} {
+			only(step.e)
+			if who, _, err := exchange(conn); who != step.want {
+				t.Errorf("got %q, %v; want %q", who, err, step.want)
+			}
+		}
+	})
+	t.Run("no endpoints", func(t *testing.T) {
+		only()
+		for _, network := range protocols {
+			b.expectRefused(network, "10.96.0.20:80")
+			all[0].expectRefused(network, "10.96.0.20:80")
+			outside.expectRefused(network, "192.168.77.1:30080")
+		}
+		only(ep{addr: c.addr, node: "node2", notReady: true})
+		b.expectRefused("tcp4", "10.96.0.20:80")
+	})
+	t.Run("a terminating endpoint serves if it is the last", func(t *testing.T) {
+		only(ep{addr: c.addr, node: "node2", draining: true})
+		b.expect("tcp4", "10.96.0.20:80", "c", "")
+	})
+	t.Run("externalTrafficPolicy Local", func(t *testing.T) {
+		local := svc.DeepCopy()
+		local.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+		all.put(local)
+		only(onC)
+		for _, network := range protocols {
+			outside.expect(network, "192.168.77.2:30080", "c", outside.addr.String())
+			a.expect(network, "192.168.77.1:30080", "c", "")
+			all[0].expect(network, "192.168.77.1:30080", "c", "")
+		}
+		if who, _, err := outside.talk("udp4", "192.168.77.1:30080"); err == nil {
+			t.Errorf("%q answered at a node without endpoints", who)
+		}
+	})
+	t.Run("internalTrafficPolicy Local", func(t *testing.T) {
+		local := svc.DeepCopy()
+		local.Spec.InternalTrafficPolicy = ptr(corev1.ServiceInternalTrafficPolicyLocal)
+		all.put(local)
+		only(onA, onC)
+		for range 10 {
+			b.expect("tcp4", "10.96.0.20:80", "a", "")
+			all[1].expect("tcp4", "10.96.0.20:80", "c", "")
+		}
+		only(onC)
+		b.expectRefused("tcp4", "10.96.0.20:80")
+	})
+	t.Run("external address", func(t *testing.T) {
+		external := svc.DeepCopy()
+		external.Spec.ExternalIPs = []string{"192.168.99.9"}
+		all.put(external)
+		only(onC)
+		outside.in(func() error {
+			link, err := netlink.LinkByName("uplink")
+			if err != nil {
+				return err
+			}
+			return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(netip.MustParsePrefix("192.168.99.9/32")), Gw: all[0].addr.AsSlice()})
+		})
+		for _, network := range protocols {
+			outside.expect(network, "192.168.99.9:80", "c", "")
+			a.expect(network, "192.168.99.9:80", "c", "")
+		}
+		only()
+		outside.expectRefused("tcp4", "192.168.99.9:80")
+	})
+	t.Run("deleted", func(t *testing.T) {
+		only(onC)
+		all.delete(svc)
+		b.expectRefused("tcp4", "10.96.0.20:80")
+		outside.expectRefused("tcp4", "192.168.77.1:30080")
+	})
+}
+
+// One port number carries TCP and UDP; removing either protocol stops just
+// that traffic.
+//
+// conformance: Service, should serve endpoints on same port and different protocols.
+func TestProtocolsAreApart(t *testing.T) {
+	all, _ := twoNodes(t)
+	a, c := all[0].attach("a"), all[1].attach("c")
+	c.serve("c", 8080)
+	ports, targets := both(80, 8080)
+	all.put(serviceOf("web", "10.96.0.20", nil, ports...), sliceOf("web", targets, ep{addr: c.addr, node: "node2"}))
+	a.expect("tcp4", "10.96.0.20:80", "c", "")
+	a.expect("udp4", "10.96.0.20:80", "c", "")
+	all.put(serviceOf("web", "10.96.0.20", nil, ports[0]))
+	a.expect("tcp4", "10.96.0.20:80", "c", "")
+	a.expectRefused("udp4", "10.96.0.20:80")
+	all.put(serviceOf("web", "10.96.0.20", nil, ports[1]))
+	a.expectRefused("tcp4", "10.96.0.20:80")
+	a.expect("udp4", "10.96.0.20:80", "c", "")
+}
+
+// A client stays at one pod, by cluster address and by node port, and is free
+// again when the affinity is switched off.
+//
+// conformance: Service, ClusterIP type, session affinity to ClientIP
+// conformance: Service, NodePort type, session affinity to ClientIP
+// conformance: Service, ClusterIP type, session affinity to None
+// conformance: Service, NodePort type, session affinity to None
+func TestSessionAffinity(t *testing.T) {
+	all, l := twoNodes(t)
+	client := all[0].attach("client")
+	outside := l.host(200)
+	var endpoints []ep
+	for i := range 4 {
+		name := fmt.Sprintf("s%d", i)
+		n := all[i%2]
+		p := n.attach(name)
+		p.serve(name, 8080)
+		endpoints = append(endpoints, ep{addr: p.addr, node: n.config.Name})
+	}
+	ports, targets := both(80, 8080)
+	ports[0].NodePort, ports[1].NodePort = 30080, 30080
+	free := serviceOf("web", "10.96.0.20", func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeNodePort }, ports...)
+	sticky := free.DeepCopy()
+	sticky.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+	sticky.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: ptr[int32](600)}}
+	all.put(sliceOf("web", targets, endpoints...))
+
+	port := 20000
+	answers := func(t *testing.T, m *machine, network, to string) map[string]int {
+		t.Helper()
+		seen := map[string]int{}
+		for range 40 {
+			// A port of its own each time: a UDP flow that is still known
+			// stays where it was.
+			port++
+			c, err := m.dial(network, to, fmt.Sprintf("0.0.0.0:%d", port))
+			if err != nil {
+				t.Fatalf("%s %s: %v", network, to, err)
+			}
+			who, _, err := exchange(c)
+			c.Close()
+			if err != nil {
+				t.Fatalf("%s %s: %v", network, to, err)
+			}
+			seen[who]++
+		}
+		return seen
+	}
+	for _, network := range protocols {
+		for name, from := range map[string]struct {
+			m  *machine
+			to string
+		}{"cluster address": {client, "10.96.0.20:80"}, "node port": {outside, "192.168.77.1:30080"}, "from a node": {all[0].machine, "10.96.0.20:80"}} {
+			t.Run(network+" "+name, func(t *testing.T) {
+				for range 2 {
+					all.put(sticky)
+					if seen := answers(t, from.m, network, from.to); len(seen) != 1 {
+						t.Errorf("with affinity, %v answered", seen)
+					}
+					all.put(free)
+					if seen := answers(t, from.m, network, from.to); len(seen) < 2 {
+						t.Errorf("without affinity, only %v answered", seen)
+					}
+				}
+			})
+		}
+	}
+	t.Run("the endpoint goes", func(t *testing.T) {
+		all.put(sticky)
+		gone, _, err := client.talk("tcp4", "10.96.0.20:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var left []ep
+		for i, e := range endpoints {
+			if fmt.Sprintf("s%d", i) != gone {
+				left = append(left, e)
+			}
+		}
+		all.put(sliceOf("web", targets, left...))
+		seen := answers(t, client, "tcp4", "10.96.0.20:80")
+		if seen[gone] > 0 || len(seen) != 1 {
+			t.Errorf("after %s went, %v answered", gone, seen)
+		}
+		// Another endpoint coming changes nothing for a client.
+		all.put(sliceOf("web", targets, endpoints...))
+		if again := answers(t, client, "tcp4", "10.96.0.20:80"); len(again) != 1 || again[gone] > 0 {
+			t.Errorf("after %s came back, %v answered instead of %v", gone, again, seen)
+		}
+	})
+}
+
+// Same hostPort with different hostIP or protocol coexists on one node and is
+// reachable.
+//
+// conformance: Scheduling, HostPort matching and HostIP and Protocol not-matching
+func TestHostPorts(t *testing.T) {
+	all, l := twoNodes(t)
+	n, outside := all[0], l.host(200)
+	p1 := n.attach("p1", corev1.ContainerPort{ContainerPort: 8080, HostPort: 54323, Protocol: corev1.ProtocolTCP, HostIP: "127.0.0.1"})
+	p2 := n.attach("p2", corev1.ContainerPort{ContainerPort: 8080, HostPort: 54323, Protocol: corev1.ProtocolTCP, HostIP: "192.168.77.1"})
+	p3 := n.attach("p3", corev1.ContainerPort{ContainerPort: 8080, HostPort: 54323, Protocol: corev1.ProtocolUDP, HostIP: "192.168.77.1"})
+	p4 := n.attach("p4", corev1.ContainerPort{ContainerPort: 8080, HostPort: 54324, Protocol: corev1.ProtocolTCP})
+	for name, p := range map[string]*machine{"p1": p1, "p2": p2, "p3": p3, "p4": p4} {
+		p.serve(name, 8080)
+	}
+	n.expect("tcp4", "127.0.0.1:54323", "p1", "")
+	n.expect("tcp4", "192.168.77.1:54323", "p2", "")
+	n.expect("udp4", "192.168.77.1:54323", "p3", "")
+	n.expect("tcp4", "127.0.0.1:54324", "p4", "")
+	outside.expect("tcp4", "192.168.77.1:54323", "p2", outside.addr.String())
+	outside.expect("udp4", "192.168.77.1:54323", "p3", outside.addr.String())
+	outside.expect("tcp4", "192.168.77.1:54324", "p4", outside.addr.String())
+	p4.expect("tcp4", "192.168.77.1:54324", "p4", "")
+	all[1].expect("tcp4", "192.168.77.1:54324", "p4", "")
+	// As the conformance test does it: from the node's own address.
+	c, err := n.dial("tcp4", "127.0.0.1:54323", "192.168.77.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if who, _, err := exchange(c); who != "p1" {
+		t.Errorf("got %q, %v; want p1", who, err)
+	}
+	n.detach("p4")
+	outside.expectRefused("tcp4", "192.168.77.1:54324")
+
+	t.Run("pods do not reach the node's loopback", func(t *testing.T) {
+		n.serve("node", 9999)
+		p2.in(func() error {
+			eth, err := netlink.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			lo, err := netlink.LinkByName("lo")
+			if err != nil {
+				return err
+			}
+			if err := writeSysctl("ipv4/conf/eth0/route_localnet", "1"); err != nil {
+				return err
+			}
+			if err := netlink.AddrDel(lo, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(127, 0, 0, 1), Mask: net.CIDRMask(8, 32)}}); err != nil {
+				return err
+			}
+			return netlink.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Dst: ipNet(loopback), Gw: net.IPv4(10, 244, 1, 1)})
+		})
+		if who, _, err := p2.talk("udp4", "127.0.0.1:9999"); err == nil {
+			t.Errorf("%s answered", who)
+		}
+	})
+}
+
+// Only what leaves the cluster is masqueraded.
+func TestMasquerade(t *testing.T) {
+	all, l := twoNodes(t)
+	a := all[0].attach("a")
+	outside := l.host(200)
+	outside.serve("outside", 80)
+	all[1].serve("node2", 80)
+	for _, network := range protocols {
+		a.expect(network, "192.168.77.200:80", "outside", "192.168.77.1")
+		a.expect(network, "192.168.77.2:80", "node2", "192.168.77.1")
+		all[0].expect(network, "192.168.77.200:80", "outside", "192.168.77.1")
+	}
+	// A service whose endpoint is a node, as the API server's is.
+	ports, targets := both(443, 80)
+	all.put(serviceOf("kubernetes", "10.96.0.1", nil, ports...), sliceOf("kubernetes", targets, ep{addr: all[1].addr}))
+	for _, network := range protocols {
+		a.expect(network, "10.96.0.1:443", "node2", "192.168.77.1")
+		all[0].expect(network, "10.96.0.1:443", "node2", "192.168.77.1")
+	}
+	// (By UDP the server must answer from the address that it was asked at:
+	// this one, bound to all addresses, does not.)
+	all[1].expect("tcp4", "10.96.0.1:443", "node2", "")
+}
+
+func TestOverlayIsForNodesOnly(t *testing.T) {
+	all, l := twoNodes(t)
+	a := all[0].attach("a")
+	a.serve("a", 80)
+	stranger := l.host(200)
+	stranger.in(func() error {
+		if err := netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "vx", TxQLen: -1, HardwareAddr: overlayMAC(netip.MustParsePrefix("10.244.2.0/24"))}, VxlanId: vxlanID, Port: vxlanPort}); err != nil {
+			return err
+		}
+		link, err := netlink.LinkByName("vx")
+		if err != nil {
+			return err
+		}
+		if err := bringUp(link, []netip.Prefix{netip.MustParsePrefix("10.244.2.9/32")}); err != nil {
+			return err
+		}
+		return setPeers(link, hostConfig{Range: netip.MustParsePrefix("10.244.2.8/29"), Peers: []peer{{netip.MustParsePrefix("10.244.1.0/24"), all[0].addr}}})
+	})
+	var before, after uint64
+	count := func(n *uint64) {
+		all[0].in(func() error {
+			link, err := netlink.LinkByName(vxlanName)
+			if err == nil {
+				*n = link.Attrs().Statistics.RxPackets
+			}
+			return err
+		})
+	}
+	count(&before)
+	if who, _, err := stranger.talk("udp4", a.addr.String()+":80"); err == nil {
+		t.Errorf("%s answered a stranger", who)
+	}
+	if count(&after); before != after {
+		t.Errorf("%d overlay packets of a stranger came through", after-before)
+	}
+}
+
+// A process that is killed leaves traffic flowing, and the next one finds all
+// as it was: the same answers, connections unbroken, also with no master in
+// sight.
+func TestRestart(t *testing.T) {
+	all, _ := twoNodes(t)
+	a, c := all[0].attach("a"), all[1].attach("c", corev1.ContainerPort{ContainerPort: 8080, HostPort: 7070})
+	c.serve("c", 8080)
+	ports, targets := both(80, 8080)
+	objects := []api.Object{serviceOf("web", "10.96.0.20", nil, ports...), sliceOf("web", targets, ep{addr: c.addr, node: "node2"})}
+	all.put(objects...)
+	conn, err := a.dial("tcp4", "10.96.0.20:80", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	works := func(t *testing.T) {
+		t.Helper()
+		if who, _, err := exchange(conn); who != "c" {
+			t.Errorf("on the old connection: %q, %v", who, err)
+		}
+		a.expect("tcp4", "10.96.0.20:80", "c", a.addr.String())
+		a.expect("tcp4", "192.168.77.2:7070", "c", "")
+	}
+	same := func(t *testing.T) {
+		t.Helper()
+		if again := all[0].attach("a"); *again != *a {
+			t.Errorf("attached again: %v, was %v", *again, *a)
+		}
+		if again := all[1].attach("c", corev1.ContainerPort{ContainerPort: 8080, HostPort: 7070}); *again != *c {
+			t.Errorf("attached again: %v, was %v", *again, *c)
+		}
+	}
+	works(t)
+	t.Run("killed", func(t *testing.T) {
+		for _, n := range all {
+			n.kill()
+		}
+		works(t)
+	})
+	t.Run("started without masters", func(t *testing.T) {
+		for _, n := range all {
+			n.config.Held = true
+			n.start()
+		}
+		same(t)
+		works(t)
+		b := all[0].attach("b")
+		b.expect("tcp4", "10.96.0.20:80", "c", b.addr.String())
+	})
+	t.Run("started with masters", func(t *testing.T) {
+		for _, n := range all {
+			n.stop()
+			n.config.Held = false
+			n.start()
+		}
+		same(t)
+		all.put(append(objects, all[0].object(), all[1].object())...)
+		works(t)
+	})
+}
+
+// A node that comes back with another address is reached there.
+func TestAddressChanges(t *testing.T) {
+	all, _ := twoNodes(t)
+	a, c := all[0].attach("a"), all[1].attach("c")
+	c.serve("c", 80)
+	a.expect("tcp4", c.addr.String()+":80", "c", a.addr.String())
+	n := all[1]
+	n.addr = netip.MustParseAddr("192.168.77.102")
+	n.in(func() error { return setAddress("uplink", n.addr) })
+	n.do(order{Do: "address", Address: n.addr})
+	moved := n.object()
+	moved.Spec.PodCIDR = "10.244.2.0/24"
+	all.put(moved)
+	a.expect("tcp4", c.addr.String()+":80", "c", a.addr.String())
+
+	// A node that leaves takes its route along.
+	all[:1].delete(moved)
+	if who, _, err := a.talk("udp4", c.addr.String()+":80"); err == nil {
+		t.Errorf("%s answered over a link that should be gone", who)
+	}
+}
+
+// What a pod asks is answered: the cluster's names by the node itself, the
+// rest by others.
+func TestDNSFromPods(t *testing.T) {
+	all, l := twoNodes(t)
+	a := all[0].attach("a")
+	outside := l.host(250)
+	var asked []string
+	var mu sync.Mutex
+	server := &dns.Server{Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		mu.Lock()
+		asked = append(asked, q.Question[0].Name)
+		mu.Unlock()
+		m := new(dns.Msg)
+		m.SetReply(q)
+		rr, err := dns.NewRR(q.Question[0].Name + " 60 IN A 192.0.2.7")
+		if err == nil {
+			m.Answer = []dns.RR{rr}
+		}
+		w.WriteMsg(m)
+	})}
+	outside.in(func() (err error) {
+		server.PacketConn, err = net.ListenPacket("udp4", "192.168.77.250:53")
+		return err
+	})
+	started := make(chan struct{})
+	server.NotifyStartedFunc = func() { close(started) }
+	done := make(chan error, 1)
+	go func() { done <- server.ActivateAndServe() }()
+	<-started
+	defer func() {
+		if err := errors.Join(server.Shutdown(), <-done); err != nil {
+			t.Error(err)
+		}
+	}()
+
+	ports, targets := both(80, 8080)
+	var many []ep
+	for i := range 200 {
+		many = append(many, ep{addr: netip.AddrFrom4([4]byte{10, 244, 9, byte(i + 1)})})
+	}
+	headless := serviceOf("many", "None", nil, ports...)
+	all.put(serviceOf("web", "10.96.0.20", nil, ports...), headless, sliceOf("many", targets, many...))
+
+	ask := func(m *machine, network, name string) *dns.Msg {
+		t.Helper()
+		q := new(dns.Msg)
+		q.SetQuestion(name, dns.TypeA)
+		conn, err := m.dial(network, "10.96.0.10:53", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		client := dns.Client{Net: network, Timeout: 3 * time.Second}
+		a, _, err := client.ExchangeWithConn(q, &dns.Conn{Conn: conn})
+		if err != nil {
+			t.Fatalf("%s %s: %v", network, name, err)
+		}
+		return a
+	}
+	for _, from := range []*machine{a, all[0].machine, all[1].machine} {
+		for _, network := range protocols {
+			if m := ask(from, network, "web.default.svc.cluster.local."); len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != "10.96.0.20" {
+				t.Errorf("%s: web: %v", network, m)
+			}
+		}
+	}
+	if m := ask(a, "udp4", "many.default.svc.cluster.local."); !m.Truncated {
+		t.Errorf("200 addresses went into one UDP answer: %d", len(m.Answer))
+	}
+	if m := ask(a, "tcp4", "many.default.svc.cluster.local."); m.Truncated || len(m.Answer) != 200 {
+		t.Errorf("by TCP there were %d addresses of 200", len(m.Answer))
+	}
+	if m := ask(a, "udp4", "nothing.default.svc.cluster.local."); m.Rcode != dns.RcodeNameError {
+		t.Errorf("a name that is not there: %v", m)
+	}
+	for range 3 {
+		if m := ask(a, "udp4", "example.org."); len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != "192.0.2.7" {
+			t.Errorf("example.org: %v", m)
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(asked) != 1 || asked[0] != "example.org." {
+		t.Errorf("the upstream was asked %q; want example.org once", asked)
+	}
+}
+
+// inventory lists all that a node may have made in its namespace.
+func inventory(m *machine) string {
+	m.t.Helper()
+	var out []string
+	m.in(func() error {
+		links, err := netlink.LinkList()
+		if err != nil {
+			return err
+		}
+		for _, l := range links {
+			out = append(out, "link "+l.Attrs().Name)
+			addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
+			if err != nil {
+				return err
+			}
+			for _, a := range addrs {
+				out = append(out, "address "+a.String())
+			}
+		}
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{}, 0)
+		if err != nil {
+			return err
+		}
+		for _, r := range routes {
+			out = append(out, "route "+r.String())
+		}
+		c, err := connect()
+		if err != nil {
+			return err
+		}
+		tables, err := c.ListTables()
+		if err != nil {
+			return err
+		}
+		for _, t := range tables {
+			out = append(out, "table "+t.Name)
+		}
+		for _, key := range []string{"ipv4/ip_forward", "ipv4/conf/all/send_redirects"} {
+			b, err := os.ReadFile(sysctlPath(key))
+			if err != nil {
+				return err
+			}
+			out = append(out, key+" "+string(b))
+		}
+		return nil
+	})
+	return strings.Join(out, "\n")
+}
+
+func TestTeardownLeavesNothing(t *testing.T) {
+	l := newLAN(t)
+	clean := inventory(l.host(3))
+	n := l.node(1)
+	clean = strings.ReplaceAll(clean, "192.168.77.3", "192.168.77.1")
+	nodes{n}.put(n.object(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node2"}, Spec: corev1.NodeSpec{PodCIDR: "10.244.2.0/24"},
+		Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.168.77.2"}}}})
+	n.do(order{Do: "ready"})
+	p := n.attach("a", corev1.ContainerPort{ContainerPort: 1, HostPort: 1})
+	ports, targets := both(80, 8080)
+	nodes{n}.put(serviceOf("web", "10.96.0.20", nil, ports...), sliceOf("web", targets, ep{addr: p.addr}))
+	if dirty := inventory(n.machine); dirty == clean {
+		t.Fatalf("nothing was made:\n%s", dirty)
+	}
+	n.do(order{Do: "teardown"})
+	if isNamespace(p.path) {
+		t.Error("the pod's namespace is still bound")
+	}
+	// Link indexes differ from machine to machine.
+	if got := inventory(n.machine); stripIndexes(got) != stripIndexes(clean) {
+		t.Errorf("left behind:\n%s\nwant:\n%s", got, clean)
+	}
+	for _, dir := range []string{n.config.RunDir, n.config.Dir} {
+		files, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			t.Errorf("left behind: %s", filepath.Join(dir, f.Name()))
+		}
+	}
+}
+
+func stripIndexes(s string) string {
+	var out []string
+	for line := range strings.Lines(s) {
+		var words []string
+		for w := range strings.FieldsSeq(line) {
+			words = append(words, w)
+		}
+		line = strings.Join(words, " ")
+		if i := strings.Index(line, "Ifindex: "); i >= 0 {
+			rest := line[i+len("Ifindex: "):]
+			if j := strings.IndexByte(rest, ' '); j >= 0 {
+				line = line[:i] + rest[j:]
+			}
+		}
+		out = append(out, line)
+	}
+	return strings.Join(out, "\n")
+}
+
+// Namespaces are entered on threads that end; this process's own threads stay
+// where they are, its first one above all.
+func TestThreadsStayAtHome(t *testing.T) {
+	needRoot(t)
+	home, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() {
+			var away string
+			err := onThread(func() (err error) {
+				if unix.Gettid() == unix.Getpid() {
+					return errors.New("on the first thread")
+				}
+				if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+					return err
+				}
+				away, err = os.Readlink("/proc/thread-self/ns/net")
+				return err
+			})
+			if err != nil || away == home {
+				t.Errorf("in %s: %v", away, err)
+			}
+		})
+	}
+	wg.Wait()
+	for range 200 {
+		runtime.Gosched()
+		if now, err := os.Readlink("/proc/thread-self/ns/net"); err != nil || now != home {
+			t.Fatalf("this goroutine is in %s, %v", now, err)
+		}
+	}
+	if now, err := os.Readlink("/proc/self/ns/net"); err != nil || now != home {
+		t.Fatalf("this process is in %s, %v", now, err)
+	}
+}
