@@ -1,12 +1,15 @@
 package kinds
 
 import (
+	"strconv"
+
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
@@ -18,63 +21,142 @@ func Builtin() []*Kind {
 		{
 			GVK: corev1.SchemeGroupVersion.WithKind("ConfigMap"), Plural: "configmaps", ShortNames: []string{"cm"}, Namespaced: true,
 			New: make1[corev1.ConfigMap], NewList: make1[corev1.ConfigMapList],
+			Validate: check(validateConfigMap), ValidateUpdate: checkTwo(validateConfigMapUpdate),
+			Columns: configMapColumns, Cells: cells(configMapCells),
 		},
 		{
 			GVK: corev1.SchemeGroupVersion.WithKind("Endpoints"), Plural: "endpoints", ShortNames: []string{"ep"}, Namespaced: true,
 			New: make1[corev1.Endpoints], NewList: make1[corev1.EndpointsList],
+			Default: one(defaultEndpoints), Validate: check(validateEndpoints), ValidateUpdate: checkTwo(validateEndpointsUpdate),
+			Columns: endpointsColumns, Cells: cells(endpointsCells),
 		},
 		{
 			GVK: corev1.SchemeGroupVersion.WithKind("Event"), Plural: "events", ShortNames: []string{"ev"}, Namespaced: true,
 			New: make1[corev1.Event], NewList: make1[corev1.EventList],
+			Validate: check(validateCoreEvent), ValidateUpdate: checkTwo(validateCoreEventUpdate),
+			FieldNames: coreEventFieldNames, Fields: selectable(coreEventFields),
+			Columns: eventColumns, Cells: cells(coreEventCells),
 		},
 		{
 			GVK: corev1.SchemeGroupVersion.WithKind("Namespace"), Plural: "namespaces", ShortNames: []string{"ns"},
 			New: make1[corev1.Namespace], NewList: make1[corev1.NamespaceList], Status: true,
+			Default:          one(defaultNamespace),
+			PrepareForCreate: one(prepareNamespaceCreate), PrepareForUpdate: two(prepareNamespaceUpdate),
+			PrepareForStatusUpdate: two(func(ns, old *corev1.Namespace) { ns.Spec = old.Spec }),
+			Validate:               check(validateNamespace), ValidateUpdate: checkTwo(validateNamespaceUpdate), ValidateStatusUpdate: checkTwo(validateNamespaceStatus),
+			FieldNames: []string{"status.phase", "name"},
+			Fields: selectable(func(ns *corev1.Namespace) fields.Set {
+				return fields.Set{"status.phase": string(ns.Status.Phase), "name": ns.Name}
+			}),
+			Columns: namespaceColumns, Cells: cells(namespaceCells),
 		},
 		{
 			GVK: corev1.SchemeGroupVersion.WithKind("Node"), Plural: "nodes", ShortNames: []string{"no"},
 			New: make1[corev1.Node], NewList: make1[corev1.NodeList], Status: true,
+			Default:                one(defaultNode),
+			PrepareForUpdate:       two(func(node, old *corev1.Node) { node.Status = old.Status }),
+			PrepareForStatusUpdate: two(func(node, old *corev1.Node) { node.Spec = old.Spec }),
+			Validate:               check(validateNode), ValidateUpdate: checkTwo(validateNodeUpdate),
+			Warnings:   warn(nodeWarnings),
+			FieldNames: []string{"spec.unschedulable"},
+			Fields: selectable(func(node *corev1.Node) fields.Set {
+				return fields.Set{"spec.unschedulable": strconv.FormatBool(node.Spec.Unschedulable)}
+			}),
+			Columns: nodeColumns, Cells: cells(nodeCells),
 		},
 		{
 			GVK: corev1.SchemeGroupVersion.WithKind("Pod"), Plural: "pods", ShortNames: []string{"po"}, Categories: []string{"all"}, Namespaced: true,
 			New: make1[corev1.Pod], NewList: make1[corev1.PodList], Status: true,
+			Default:          one(defaultPod),
+			PrepareForCreate: one(preparePodCreate), PrepareForUpdate: two(preparePodUpdate), PrepareForStatusUpdate: two(preparePodStatusUpdate),
+			Validate: check(validatePod), ValidateUpdate: checkTwo(validatePodUpdate), ValidateStatusUpdate: checkTwo(validatePodStatusUpdate),
+			Warnings: warn(podWarnings), FieldNames: podFieldNames, Fields: selectable(podFields),
+			Columns: podColumns, Cells: cells(podCells),
 		},
 		{
 			GVK: corev1.SchemeGroupVersion.WithKind("Secret"), Plural: "secrets", Namespaced: true,
 			New: make1[corev1.Secret], NewList: make1[corev1.SecretList],
+			Default: one(defaultSecret), Validate: check(validateSecret), ValidateUpdate: checkTwo(validateSecretUpdate), Warnings: warn(secretWarnings),
+			FieldNames: []string{"type"},
+			Fields:     selectable(func(s *corev1.Secret) fields.Set { return fields.Set{"type": string(s.Type)} }),
+			Columns:    secretColumns, Cells: cells(secretCells),
 		},
 		{
 			GVK: corev1.SchemeGroupVersion.WithKind("ServiceAccount"), Plural: "serviceaccounts", ShortNames: []string{"sa"}, Namespaced: true,
 			New: make1[corev1.ServiceAccount], NewList: make1[corev1.ServiceAccountList],
+			Validate: check(validateServiceAccount), ValidateUpdate: checkTwo(validateServiceAccountUpdate),
+			Columns: serviceAccountColumns, Cells: cells(serviceAccountCells),
 		},
 		{
 			GVK: corev1.SchemeGroupVersion.WithKind("Service"), Plural: "services", ShortNames: []string{"svc"}, Categories: []string{"all"}, Namespaced: true,
 			New: make1[corev1.Service], NewList: make1[corev1.ServiceList], Status: true,
+			Default:          one(defaultService),
+			PrepareForCreate: one(prepareServiceCreate), PrepareForUpdate: two(prepareServiceUpdate),
+			PrepareForStatusUpdate: two(func(svc, old *corev1.Service) { svc.Spec = old.Spec }),
+			Validate:               check(validateService), ValidateUpdate: checkTwo(validateServiceUpdate), ValidateStatusUpdate: checkTwo(validateServiceStatus),
+			Warnings:   warn(serviceWarnings),
+			FieldNames: []string{"spec.clusterIP", "spec.type"},
+			Fields: selectable(func(svc *corev1.Service) fields.Set {
+				return fields.Set{"spec.clusterIP": svc.Spec.ClusterIP, "spec.type": string(svc.Spec.Type)}
+			}),
+			Columns: serviceColumns, Cells: cells(serviceCells),
 		},
 		{
 			GVK: appsv1.SchemeGroupVersion.WithKind("Deployment"), Plural: "deployments", ShortNames: []string{"deploy"}, Categories: []string{"all"}, Namespaced: true,
 			New: make1[appsv1.Deployment], NewList: make1[appsv1.DeploymentList], Status: true,
+			GetScale: deploymentScale, SetScale: setDeploymentScale,
+			Default:                one(defaultDeployment),
+			PrepareForCreate:       one(func(d *appsv1.Deployment) { d.Status, d.Generation = appsv1.DeploymentStatus{}, 1 }),
+			PrepareForUpdate:       two(prepareDeploymentUpdate),
+			PrepareForStatusUpdate: two(func(d, old *appsv1.Deployment) { d.Spec, d.Labels = old.Spec, old.Labels }),
+			Validate:               check(validateDeployment), ValidateUpdate: checkTwo(validateDeploymentUpdate), ValidateStatusUpdate: checkTwo(validateDeploymentStatus),
+			Warnings: warn(deploymentWarnings),
+			Columns:  deploymentColumns, Cells: cells(deploymentCells),
 		},
 		{
 			GVK: appsv1.SchemeGroupVersion.WithKind("ReplicaSet"), Plural: "replicasets", ShortNames: []string{"rs"}, Categories: []string{"all"}, Namespaced: true,
 			New: make1[appsv1.ReplicaSet], NewList: make1[appsv1.ReplicaSetList], Status: true,
+			GetScale: replicaSetScale, SetScale: setReplicaSetScale,
+			Default:                one(defaultReplicaSet),
+			PrepareForCreate:       one(func(rs *appsv1.ReplicaSet) { rs.Status, rs.Generation = appsv1.ReplicaSetStatus{}, 1 }),
+			PrepareForUpdate:       two(prepareReplicaSetUpdate),
+			PrepareForStatusUpdate: two(func(rs, old *appsv1.ReplicaSet) { rs.Spec = old.Spec }),
+			Validate:               check(validateReplicaSet), ValidateUpdate: checkTwo(validateReplicaSetUpdate), ValidateStatusUpdate: checkTwo(validateReplicaSetStatus),
+			Warnings:   warn(replicaSetWarnings),
+			FieldNames: []string{"status.replicas"},
+			Fields: selectable(func(rs *appsv1.ReplicaSet) fields.Set {
+				return fields.Set{"status.replicas": strconv.Itoa(int(rs.Status.Replicas))}
+			}),
+			Columns: replicaSetColumns, Cells: cells(replicaSetCells),
 		},
 		{
 			GVK: coordinationv1.SchemeGroupVersion.WithKind("Lease"), Plural: "leases", Namespaced: true,
 			New: make1[coordinationv1.Lease], NewList: make1[coordinationv1.LeaseList],
+			Validate: check(validateLease), ValidateUpdate: checkTwo(validateLeaseUpdate),
+			Columns: leaseColumns, Cells: cells(leaseCells),
 		},
 		{
 			GVK: discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"), Plural: "endpointslices", Namespaced: true,
 			New: make1[discoveryv1.EndpointSlice], NewList: make1[discoveryv1.EndpointSliceList],
+			Default:          one(defaultEndpointSlice),
+			PrepareForCreate: one(func(s *discoveryv1.EndpointSlice) { s.Generation = 1 }),
+			PrepareForUpdate: two(prepareEndpointSliceUpdate),
+			Validate:         check(validateEndpointSlice), ValidateUpdate: checkTwo(validateEndpointSliceUpdate),
+			Columns: endpointSliceColumns, Cells: cells(endpointSliceCells),
 		},
 		{
 			GVK: eventsv1.SchemeGroupVersion.WithKind("Event"), Plural: "events", ShortNames: []string{"ev"}, Namespaced: true,
 			New: make1[eventsv1.Event], NewList: make1[eventsv1.EventList],
-			Stored: "events",
+			Stored: "events", ToStored: eventToCore, FromStored: eventFromCore,
+			Validate: check(validateEvent), ValidateUpdate: checkTwo(validateEventUpdate),
+			FieldNames: eventFieldNames, Fields: selectable(eventFields),
+			Columns: eventColumns, Cells: cells(eventCells),
 		},
 		{
 			GVK: networkingv1.SchemeGroupVersion.WithKind("IPAddress"), Plural: "ipaddresses", ShortNames: []string{"ip"},
 			New: make1[networkingv1.IPAddress], NewList: make1[networkingv1.IPAddressList],
+			Validate: check(validateIPAddress), ValidateUpdate: checkTwo(validateIPAddressUpdate),
+			Columns: ipAddressColumns, Cells: cells(ipAddressCells),
 		},
 	}
 	for _, k := range rows {

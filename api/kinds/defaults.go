@@ -43,6 +43,12 @@ func defaultNode(node *corev1.Node) {
 		node.Status.Allocatable = maps.Clone(node.Status.Capacity)
 	}
 	defaultResourceList(node.Status.Allocatable)
+	// Two names of one field; a writer who knows only the older one is right.
+	if spec := &node.Spec; spec.PodCIDR != "" && (len(spec.PodCIDRs) == 0 || spec.PodCIDRs[0] != spec.PodCIDR) {
+		spec.PodCIDRs = []string{spec.PodCIDR}
+	} else if len(spec.PodCIDRs) > 0 {
+		spec.PodCIDR = spec.PodCIDRs[0]
+	}
 }
 
 func defaultSecret(s *corev1.Secret) {

@@ -27,6 +27,11 @@ func defaultPod(pod *corev1.Pod) {
 		}
 	}
 	defaultPodLevelRequests(pod)
+	if s := &pod.Status; s.PodIP != "" && (len(s.PodIPs) == 0 || s.PodIPs[0].IP != s.PodIP) {
+		s.PodIPs = []corev1.PodIP{{IP: s.PodIP}}
+	} else if len(s.PodIPs) > 0 {
+		s.PodIP = s.PodIPs[0].IP
+	}
 	if spec.HostNetwork {
 		for _, c := range slices.Concat(pointers(spec.InitContainers), pointers(spec.Containers)) {
 			for i := range c.Ports {

@@ -130,15 +130,22 @@ func (k *Kind) complete() *Kind {
 	if k.Default == nil {
 		k.Default = func(runtime.Object) {}
 	}
-	if k.PrepareForCreate == nil {
-		k.PrepareForCreate = func(runtime.Object) {}
+	create, update, status := k.PrepareForCreate, k.PrepareForUpdate, k.PrepareForStatusUpdate
+	k.PrepareForCreate = func(obj runtime.Object) {
+		obj.(object).SetGeneration(0) // not the writer's to say
+		if create != nil {
+			create(obj)
+		}
 	}
-	if k.PrepareForUpdate == nil {
-		k.PrepareForUpdate = func(_, _ runtime.Object) {}
+	keepGeneration := func(then func(obj, old runtime.Object)) func(obj, old runtime.Object) {
+		return func(obj, old runtime.Object) {
+			obj.(object).SetGeneration(old.(object).GetGeneration())
+			if then != nil {
+				then(obj, old)
+			}
+		}
 	}
-	if k.PrepareForStatusUpdate == nil {
-		k.PrepareForStatusUpdate = func(_, _ runtime.Object) {}
-	}
+	k.PrepareForUpdate, k.PrepareForStatusUpdate = keepGeneration(update), keepGeneration(status)
 	if k.Validate == nil {
 		k.Validate = func(runtime.Object) field.ErrorList { return nil }
 	}

@@ -1,0 +1,274 @@
+package kinds
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+)
+
+// gap is a field that Kubernetes has and Conclave does not make work yet. Its
+// path is that of the JSON, with [*] for every element of a list. A value that
+// asks for nothing (nil, empty, false, or one of but) is not warned of. Delete
+// the row when the field works.
+type gap struct {
+	path string
+	but  []string
+}
+
+// podGaps are below a pod's spec. Rows of containers are of init containers
+// too; see containerGaps.
+var podGaps = []gap{
+	{path: "ephemeralContainers"},
+	{path: "priorityClassName"},
+	{path: "runtimeClassName"},
+	{path: "hostUsers", but: []string{"true"}},
+	{path: "os.name", but: []string{string(corev1.Linux)}},
+	{path: "resourceClaims"},
+	{path: "resources"},
+	{path: "hostnameOverride"},
+	{path: "schedulingGroup"},
+	{path: "evictionResponders"},
+	{path: "initContainers[*].restartPolicy"},
+	{path: "securityContext.seLinuxOptions"},
+	{path: "securityContext.seLinuxChangePolicy"},
+	{path: "securityContext.windowsOptions"},
+	{path: "securityContext.supplementalGroupsPolicy", but: []string{string(corev1.SupplementalGroupsPolicyMerge)}},
+	{path: "securityContext.fsGroupChangePolicy", but: []string{string(corev1.FSGroupChangeAlways)}},
+	{path: "securityContext.seccompProfile", but: []string{string(corev1.SeccompProfileTypeUnconfined)}},
+	{path: "securityContext.appArmorProfile", but: []string{string(corev1.AppArmorProfileTypeUnconfined)}},
+	{path: "volumes[*].emptyDir.mode"},
+	{path: "volumes[*].projected.sources[*].clusterTrustBundle"},
+	{path: "volumes[*].projected.sources[*].podCertificate"},
+}
+
+// containerGaps are below each container, of whichever kind.
+var containerGaps = []gap{
+	{path: "startupProbe"},
+	{path: "lifecycle.postStart"},
+	{path: "lifecycle.preStop"},
+	{path: "livenessProbe.grpc"},
+	{path: "livenessProbe.httpGet.protocol"},
+	{path: "readinessProbe.grpc"},
+	{path: "readinessProbe.httpGet.protocol"},
+	{path: "env[*].valueFrom.fileKeyRef"},
+	{path: "volumeDevices"},
+	{path: "volumeMounts[*].recursiveReadOnly", but: []string{string(corev1.RecursiveReadOnlyDisabled)}},
+	{path: "volumeMounts[*].bindMountOptions"},
+	{path: "resizePolicy"},
+	{path: "restartPolicyRules"},
+	{path: "resources.claims"},
+	{path: "securityContext.seLinuxOptions"},
+	{path: "securityContext.windowsOptions"},
+	{path: "securityContext.procMount", but: []string{string(corev1.DefaultProcMount)}},
+	{path: "securityContext.seccompProfile", but: []string{string(corev1.SeccompProfileTypeUnconfined)}},
+	{path: "securityContext.appArmorProfile", but: []string{string(corev1.AppArmorProfileTypeUnconfined)}},
+}
+
+// mountable are the types of volumes that nodes mount.
+var mountable = []string{"emptyDir", "hostPath", "configMap", "secret", "downwardAPI", "projected"}
+
+// serviceGaps are below a service's spec.
+var serviceGaps = []gap{
+	{path: "loadBalancerIP"},
+	{path: "loadBalancerClass"},
+	{path: "loadBalancerSourceRanges"},
+	{path: "healthCheckNodePort"},
+	{path: "trafficDistribution"},
+	{path: "ports[*].protocol", but: []string{string(corev1.ProtocolTCP), string(corev1.ProtocolUDP)}},
+	{path: "ipFamilyPolicy", but: []string{string(corev1.IPFamilyPolicySingleStack)}},
+}
+
+// find returns the paths of all fields of v that a gap's path names and that
+// ask for something.
+func (g gap) find(at *field.Path, v reflect.Value) []*field.Path {
+	return find(at, v, strings.Split(g.path, "."), g.but)
+}
+
+func find(at *field.Path, v reflect.Value, path, but []string) []*field.Path {
+	given := false // somebody wrote it, be it empty
+	for v.Kind() == reflect.Pointer {
+		if v.IsNil() {
+			return nil
+		}
+		v, given = v.Elem(), true
+	}
+	if len(path) == 0 {
+		// A structure is judged by its type, where it has one.
+		value := v
+		if v.Kind() == reflect.Struct {
+			if t := v.FieldByName("Type"); t.IsValid() {
+				value = t
+			}
+		}
+		asks := !v.IsZero() || given && (v.Kind() == reflect.Struct || len(but) > 0)
+		if !asks || slices.Contains(but, fmt.Sprint(value.Interface())) {
+			return nil
+		}
+		return []*field.Path{at}
+	}
+	name, each := strings.CutSuffix(path[0], "[*]")
+	f, ok := fieldByJSON(v, name)
+	if !ok {
+		panic(fmt.Sprintf("%s has no field %q", v.Type(), name)) // a row of the table is wrong; a test walks them all
+	}
+	if !each {
+		return find(at.Child(name), f, path[1:], but)
+	}
+	var out []*field.Path
+	for i := range f.Len() {
+		out = append(out, find(at.Child(name).Index(i), f.Index(i), path[1:], but)...)
+	}
+	return out
+}
+
+// fieldByJSON is the field of a struct, or of a struct inlined in it.
+func fieldByJSON(v reflect.Value, name string) (reflect.Value, bool) {
+	t := v.Type()
+	for i := range t.NumField() {
+		tag, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+		if tag == name {
+			return v.Field(i), true
+		}
+		if tag == "" && t.Field(i).Anonymous {
+			if f, ok := fieldByJSON(v.Field(i), name); ok {
+				return f, true
+			}
+		}
+	}
+	return reflect.Value{}, false
+}
+
+func unsupported(p *field.Path) string {
+	return p.String() + ": not supported by Conclave yet, it has no effect"
+}
+
+// gapWarnings are of all rows of a table.
+func gapWarnings(at *field.Path, obj any, gaps []gap) []string {
+	var out []string
+	for _, g := range gaps {
+		for _, p := range g.find(at, reflect.ValueOf(obj)) {
+			out = append(out, unsupported(p))
+		}
+	}
+	return out
+}
+
+// warn lends a typed function to a row's Warnings. An update is told only what
+// its old object did not have already.
+func warn[T runtime.Object](f func(T) []string) func(obj, old runtime.Object) []string {
+	return func(obj, old runtime.Object) []string {
+		warnings := f(obj.(T))
+		if old == nil || len(warnings) == 0 {
+			return warnings
+		}
+		before := f(old.(T))
+		return slices.DeleteFunc(warnings, func(w string) bool { return slices.Contains(before, w) })
+	}
+}
+
+func podWarnings(pod *corev1.Pod) []string { return podSpecWarnings(specPath, &pod.Spec) }
+
+func deploymentWarnings(d *appsv1.Deployment) []string {
+	return podSpecWarnings(specPath.Child("template", "spec"), &d.Spec.Template.Spec)
+}
+
+func replicaSetWarnings(rs *appsv1.ReplicaSet) []string {
+	return podSpecWarnings(specPath.Child("template", "spec"), &rs.Spec.Template.Spec)
+}
+
+func podSpecWarnings(p *field.Path, spec *corev1.PodSpec) []string {
+	out := gapWarnings(p, spec, podGaps)
+	for i := range spec.Volumes {
+		at := p.Child("volumes").Index(i)
+		for _, source := range sourcesOf(&spec.Volumes[i].VolumeSource) {
+			if !slices.Contains(mountable, source) {
+				out = append(out, at.Child(source).String()+": this type of volume is not supported by Conclave yet, the pod will not start")
+			}
+		}
+		if e := spec.Volumes[i].EmptyDir; e != nil && e.SizeLimit != nil && e.Medium != corev1.StorageMediumMemory {
+			out = append(out, at.Child("emptyDir", "sizeLimit").String()+": not supported by Conclave yet unless medium is Memory, it has no effect")
+		}
+	}
+	for at, c := range containersOf(p, spec) {
+		out = append(out, gapWarnings(at, c, containerGaps)...)
+		out = append(out, containerWarnings(at, c)...)
+	}
+	if spec.TerminationGracePeriodSeconds != nil && *spec.TerminationGracePeriodSeconds < 0 {
+		out = append(out, p.Child("terminationGracePeriodSeconds").String()+": must be >= 0; negative values are invalid and will be treated as 1")
+	}
+	for i, s := range spec.ImagePullSecrets {
+		if s.Name == "" {
+			out = append(out, fmt.Sprintf("%s: invalid empty name %q", p.Child("imagePullSecrets").Index(i).Child("name"), s.Name))
+		}
+	}
+	for i, a := range spec.HostAliases {
+		if at := p.Child("hostAliases").Index(i).Child("ip"); len(validation.IsValidIPForLegacyField(at, a.IP, true, nil)) == 0 {
+			out = append(out, validation.GetWarningsForIP(at, a.IP)...)
+		}
+	}
+	return out
+}
+
+// containerWarnings are those that Kubernetes has.
+func containerWarnings(p *field.Path, c *corev1.Container) []string {
+	var out []string
+	for i, v := range c.Env {
+		for j := range i {
+			if v.Name != "" && c.Env[j].Name == v.Name {
+				out = append(out, fmt.Sprintf("%s: hides previous definition of %q, which may be dropped when using apply", p.Child("env").Index(i), v.Name))
+				break
+			}
+		}
+	}
+	for i, port := range c.Ports {
+		for j, other := range c.Ports[:i] {
+			if port.Protocol == other.Protocol && port.ContainerPort == other.ContainerPort && port.HostIP == other.HostIP && port.HostPort == other.HostPort {
+				out = append(out, fmt.Sprintf("%s: duplicate port definition with %s", p.Child("ports").Index(i), p.Child("ports").Index(j)))
+				break
+			}
+		}
+	}
+	for part, list := range sorted(map[string]corev1.ResourceList{"limits": c.Resources.Limits, "requests": c.Resources.Requests}) {
+		for name, q := range sorted(list) {
+			if (name == corev1.ResourceMemory || name == corev1.ResourceEphemeralStorage) && q.MilliValue()%1000 != 0 {
+				out = append(out, fmt.Sprintf("%s: fractional byte value %q is invalid, must be an integer", p.Child("resources", part).Key(string(name)), q.String()))
+			}
+		}
+	}
+	return out
+}
+
+func serviceWarnings(svc *corev1.Service) []string {
+	out := gapWarnings(specPath, &svc.Spec, serviceGaps)
+	if svc.Spec.Type == corev1.ServiceTypeLoadBalancer {
+		out = append(out, `spec.type: nothing in Conclave gives addresses to services of type "LoadBalancer" yet; they are reached at their node ports`)
+	}
+	if svc.Spec.ClusterIP == corev1.ClusterIPNone && svc.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
+		out = append(out, "spec.SessionAffinity is ignored for headless services")
+	}
+	for i, ip := range svc.Spec.ExternalIPs {
+		if at := specPath.Child("externalIPs").Index(i); len(validation.IsValidIPForLegacyField(at, ip, true, nil)) == 0 {
+			out = append(out, validation.GetWarningsForIP(at, ip)...)
+		}
+	}
+	return out
+}
+
+func secretWarnings(s *corev1.Secret) []string {
+	if s.Type == corev1.SecretTypeServiceAccountToken {
+		return []string{"type: Conclave writes no token into secrets of type " + string(s.Type) + " yet; ask for one with `kubectl create token`"}
+	}
+	return nil
+}
+
+// nodeGaps are below a node's spec.
+var nodeGaps = []gap{{path: "configSource"}, {path: "podPreemptionPolicy"}}
+
+func nodeWarnings(node *corev1.Node) []string { return gapWarnings(specPath, &node.Spec, nodeGaps) }
