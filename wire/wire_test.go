@@ -54,18 +54,18 @@ func makeCerts(t testing.TB, ids ...string) map[string]*testCerts {
 	pool.AddCert(ca)
 	all := map[string]*testCerts{}
 	for i, id := range ids {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		if err != nil {
 			t.Fatal(err)
 		}
 		der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 			SerialNumber: big.NewInt(int64(i) + 2), Subject: pkix.Name{CommonName: id},
 			NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		}, ca, key.Public(), key)
+		}, ca, own.Public(), key)
 		if err != nil {
 			t.Fatal(err)
 		}
-		all[id] = &testCerts{ca: pool, cert: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}}
+		all[id] = &testCerts{ca: pool, cert: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: own}}
 	}
 	return all
 }
