@@ -1,15 +1,28 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"conclave/api"
 )
@@ -51,29 +64,448 @@ type Config struct {
 	// APIServer is what pods are told as KUBERNETES_SERVICE_HOST and _PORT.
 	APIServer netip.AddrPort
 
-	// CgroupRoot is the cgroup below which the runtime makes those of pods, as
-	// a path relative to the cgroup file system's root.
-	CgroupRoot string
-	Version    string
-	MaxPods    int // 110 if 0
+	Version string
+	MaxPods int // 110 if 0
 
 	Now func() time.Time
 	Log *slog.Logger
 }
 
+const defaultMaxPods = 110
+
 // Agent runs the pods of one node.
 type Agent struct {
-	cfg Config
+	cfg      Config
+	log      *slog.Logger
+	events   *recorder
+	node     *nodeKeeper
+	objects  *objectStore
+	services *serviceStore
+
+	admission sync.Mutex         // one admission at a time; guards accepted
+	accepted  map[types.UID]bool // pods whose resources count
+
+	mu      sync.Mutex
+	ctx     context.Context // of Run
+	workers map[types.UID]*podWorker
+	seen    map[types.UID]map[chan struct{}]bool // who wants to know of a pod's changes
+	wg      sync.WaitGroup                       // workers and followers of objects
 }
 
 // New checks the configuration and prepares the folders.
-func New(cfg Config) (*Agent, error) { return &Agent{cfg: cfg}, nil }
+func New(cfg Config) (*Agent, error) {
+	switch {
+	case cfg.NodeName == "":
+		return nil, errors.New("agent: NodeName is missing")
+	case cfg.Client == nil, cfg.Runtime == nil, cfg.Network == nil:
+		return nil, errors.New("agent: Client, Runtime and Network are needed")
+	case cfg.Dir == "":
+		return nil, errors.New("agent: Dir is missing")
+	case cfg.Seal == nil != (cfg.Unseal == nil):
+		return nil, errors.New("agent: Seal and Unseal come together")
+	case cfg.Listener != nil && cfg.Authorize == nil:
+		return nil, errors.New("agent: the kubelet API needs Authorize")
+	}
+	cfg.RunDir = cmp.Or(cfg.RunDir, filepath.Join(cfg.Dir, "run"))
+	cfg.MaxPods = cmp.Or(cfg.MaxPods, defaultMaxPods)
+	cfg.ClusterDomain = cmp.Or(cfg.ClusterDomain, "cluster.local")
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Addresses == nil {
+		cfg.Addresses = func() []netip.Addr { return nil }
+	}
+	for _, dir := range []string{filepath.Join(cfg.Dir, "pods"), cfg.RunDir} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("agent: %w", err)
+		}
+	}
+	a := &Agent{
+		cfg: cfg, log: cfg.Log.With("room", "agent"),
+		services: newServiceStore(),
+		accepted: map[types.UID]bool{},
+		workers:  map[types.UID]*podWorker{}, seen: map[types.UID]map[chan struct{}]bool{},
+	}
+	a.events = newRecorder(cfg.Client, cfg.NodeName, cfg.Now, a.log)
+	a.objects = &objectStore{a: a, entries: map[objectKey]*objectEntry{}, wg: &a.wg}
+	var err error
+	if a.node, err = newNodeKeeper(a); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
 
 // Run runs this node's pods until ctx ends. Pods outlive it.
-func (a *Agent) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+func (a *Agent) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	a.ctx, a.objects.ctx = ctx, ctx
+	hints, stop := a.cfg.Runtime.Subscribe()
+	defer stop()
+	saved, err := loadPods(a.cfg.Dir)
+	if err != nil {
+		return fmt.Errorf("agent: read the pods of this node: %w", err)
+	}
+	for uid, s := range saved {
+		if !s.rec.Started.IsZero() && !s.rec.Down {
+			a.accepted[types.UID(uid)] = true
+		}
+	}
+	for _, s := range saved {
+		a.startWorker(s.pod, s.rec)
+	}
+	group.Go(func() error { a.events.run(ctx); return nil })
+	group.Go(func() error { return a.node.run(ctx) })
+	group.Go(func() error { a.watchRuntime(ctx, hints); return nil })
+	group.Go(func() error {
+		return a.follow(ctx, "services", func() error {
+			return api.Follow(ctx, a.cfg.Client, servicesResource, "", metav1.ListOptions{}, a.services)
+		})
+	})
+	group.Go(func() error { return a.followPods(ctx) })
+	if a.cfg.Listener != nil {
+		group.Go(func() error { return a.serve(ctx) })
+	}
+	<-ctx.Done()
+	err = group.Wait()
+	a.wg.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+func (a *Agent) follow(ctx context.Context, what string, f func() error) error {
+	if err := f(); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("agent: follow %s: %w", what, err)
+	}
+	return nil
+}
+
+const (
+	barrierFirst = 50 * time.Millisecond
+	barrierMax   = 2 * time.Second
+)
+
+// followPods runs what the API binds to this node. Before the first look it
+// reads something that a replica may answer only when it has caught up: one
+// that has just been started would otherwise show pods of the past, and miss
+// those that this node runs.
+func (a *Agent) followPods(ctx context.Context) error {
+	for wait := barrierFirst; ; wait = min(2*wait, barrierMax) {
+		_, err := a.cfg.Client.Get(ctx, nodesResource, "", a.cfg.NodeName, metav1.GetOptions{})
+		if err == nil || apierrors.IsNotFound(err) {
+			break
+		}
+		a.log.Debug("the API does not answer yet", "err", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+	return a.follow(ctx, "pods", func() error {
+		return api.Follow(ctx, a.cfg.Client, podsResource, "", metav1.ListOptions{FieldSelector: "spec.nodeName=" + a.cfg.NodeName}, &podHandler{a: a})
+	})
+}
+
+// podHandler is the api.Handler of this node's pods.
+type podHandler struct {
+	a       *Agent
+	cleaned bool
+}
+
+func (h *podHandler) Replace(objects []api.Object) {
+	listed := map[types.UID]bool{}
+	for _, o := range objects {
+		if pod, ok := o.(*corev1.Pod); ok {
+			listed[pod.UID] = true
+			h.a.dispatch(pod)
+		}
+	}
+	for _, w := range h.a.allWorkers() {
+		if !listed[w.uid] {
+			h.a.wg.Go(func() { h.a.confirmRemoved(w) })
+		}
+	}
+	if !h.cleaned {
+		h.cleaned = true
+		h.a.wg.Go(h.a.removeOrphans)
+	}
+}
+
+func (h *podHandler) Apply(t watch.EventType, o api.Object) {
+	pod, ok := o.(*corev1.Pod)
+	switch {
+	case !ok:
+	case t != watch.Deleted:
+		h.a.dispatch(pod)
+	default:
+		if w := h.a.worker(pod.UID); w != nil {
+			w.update(pod, true)
+		}
+	}
+}
+
+// confirmRemoved asks for a pod that a list does not have, before it is stopped
+// for that: running pods are not killed on the word of one list.
+func (a *Agent) confirmRemoved(w *podWorker) {
+	pod := w.view().pod
+	for wait := barrierFirst; ; wait = min(2*wait, barrierMax) {
+		obj, err := a.cfg.Client.Get(a.ctx, podsResource, pod.Namespace, pod.Name, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) || err == nil && obj.GetUID() != pod.UID {
+			w.update(pod, true)
+			return
+		}
+		if err == nil {
+			return
+		}
+		select {
+		case <-a.ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// removeOrphans takes down what the runtime and the disk have of pods that
+// nobody knows.
+func (a *Agent) removeOrphans() {
+	unknown := map[string]bool{}
+	for _, id := range a.cfg.Runtime.Pods() {
+		unknown[id] = true
+	}
+	for _, root := range []string{filepath.Join(a.cfg.Dir, "pods"), filepath.Join(a.cfg.RunDir, "volumes"), filepath.Join(a.cfg.RunDir, "etc")} {
+		entries, err := os.ReadDir(root)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			a.log.Warn("leftovers of pods cannot be looked for", "dir", root, "err", err)
+		}
+		for _, e := range entries {
+			unknown[e.Name()] = true
+		}
+	}
+	for id := range unknown {
+		if a.worker(types.UID(id)) != nil {
+			continue
+		}
+		err := a.takeDown(a.ctx, id, false)
+		if err == nil {
+			err = os.RemoveAll(a.dirs(id).disk)
+		}
+		if err != nil {
+			a.log.Warn("a pod that nobody knows cannot be removed", "uid", id, "err", err)
+		}
+	}
+}
+
+// takeDown removes all of a pod but its folder on disk.
+func (a *Agent) takeDown(ctx context.Context, uid string, hostNetwork bool) error {
+	if err := a.cfg.Runtime.StopPod(ctx, uid); err != nil {
+		return fmt.Errorf("stop the pod: %w", err)
+	}
+	if !hostNetwork {
+		if err := a.cfg.Network.Detach(ctx, uid); err != nil {
+			return fmt.Errorf("detach the pod from the network: %w", err)
+		}
+	}
+	return tearDownVolumes(a.dirs(uid))
+}
+
+// dispatch hands a pod to its worker, a new one if need be.
+func (a *Agent) dispatch(pod *corev1.Pod) {
+	if w := a.worker(pod.UID); w != nil {
+		w.update(pod, false)
+		return
+	}
+	a.startWorker(pod, recordFromStatus(pod))
+}
+
+func (a *Agent) startWorker(pod *corev1.Pod, rec record) {
+	w := newPodWorker(a, pod, rec)
+	a.mu.Lock()
+	a.workers[pod.UID] = w
+	a.mu.Unlock()
+	a.wg.Go(func() { w.run(a.ctx) })
+}
+
+func (a *Agent) workerEnded(w *podWorker) {
+	a.mu.Lock()
+	delete(a.workers, w.uid)
+	a.mu.Unlock()
+	a.admission.Lock()
+	delete(a.accepted, w.uid)
+	a.admission.Unlock()
+	a.podShown(w.uid)
+}
+
+func (a *Agent) worker(uid types.UID) *podWorker {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.workers[uid]
+}
+
+func (a *Agent) allWorkers() []*podWorker {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	all := make([]*podWorker, 0, len(a.workers))
+	for _, w := range a.workers {
+		all = append(all, w)
+	}
+	return all
+}
+
+// objectChanged tells a pod that an object it shows or needs has changed.
+func (a *Agent) objectChanged(uid types.UID) {
+	w := a.worker(uid)
+	if w == nil {
+		return
+	}
+	w.mu.Lock()
+	w.stale, w.changed = true, true
+	w.mu.Unlock()
+	poke(w.wake)
+}
+
+// watchRuntime wakes the workers whose containers changed.
+func (a *Agent) watchRuntime(ctx context.Context, hints <-chan struct{}) {
+	type state struct {
+		state State
+		pid   int
+	}
+	known := map[string]map[string]state{}
+	for {
+		now := map[string]map[string]state{}
+		for _, id := range a.cfg.Runtime.Pods() {
+			now[id] = map[string]state{}
+		}
+		for _, s := range a.cfg.Runtime.Containers("") {
+			if now[s.PodID] == nil {
+				now[s.PodID] = map[string]state{}
+			}
+			now[s.PodID][s.ID] = state{s.State, s.PID}
+		}
+		for _, w := range a.allWorkers() {
+			before, had := known[string(w.uid)]
+			after, has := now[string(w.uid)]
+			same := had == has && len(before) == len(after)
+			for id, s := range after {
+				same = same && before[id] == s
+			}
+			if !same {
+				poke(w.wake)
+			}
+		}
+		known = now
+		select {
+		case <-ctx.Done():
+			return
+		case <-hints:
+		}
+	}
+}
+
+// watchPod returns a channel that receives when a pod's status may have
+// changed, until the function is called.
+func (a *Agent) watchPod(uid types.UID) (<-chan struct{}, func()) {
+	c := make(chan struct{}, 1)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.seen[uid] == nil {
+		a.seen[uid] = map[chan struct{}]bool{}
+	}
+	a.seen[uid][c] = true
+	return c, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		delete(a.seen[uid], c)
+		if len(a.seen[uid]) == 0 {
+			delete(a.seen, uid)
+		}
+	}
+}
+
+func (a *Agent) podShown(uid types.UID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for c := range a.seen[uid] {
+		poke(c)
+	}
+}
 
 // Ready says why this node cannot run pods now; nil if it can.
-func (a *Agent) Ready() error { return a.cfg.Network.Ready() }
+func (a *Agent) Ready() error {
+	if err := a.cfg.Network.Ready(); err != nil {
+		return err
+	}
+	return a.node.registeredError()
+}
 
-// PodsRunning returns the pods that have containers running here.
-func (a *Agent) PodsRunning() []*corev1.Pod { return nil }
+// PodsRunning returns the pods that have containers running here, sorted by
+// namespace and name, with their newest status.
+func (a *Agent) PodsRunning() []*corev1.Pod {
+	var pods []*corev1.Pod
+	for _, v := range a.views() {
+		if len(v.running) > 0 {
+			pods = append(pods, v.pod)
+		}
+	}
+	return pods
+}
+
+func (a *Agent) views() []podView {
+	var all []podView
+	for _, w := range a.allWorkers() {
+		all = append(all, w.view())
+	}
+	slices.SortFunc(all, func(x, y podView) int {
+		return cmp.Or(strings.Compare(x.pod.Namespace, y.pod.Namespace), strings.Compare(x.pod.Name, y.pod.Name))
+	})
+	return all
+}
+
+func (a *Agent) hostIPs() []string {
+	var ips []string
+	for _, ip := range a.cfg.Addresses() {
+		ips = append(ips, ip.String())
+	}
+	return ips
+}
+
+// serviceVars are the service variables of a pod's containers: from the API, or
+// as they last were if it does not answer.
+func (a *Agent) serviceVars(ctx context.Context, pod *corev1.Pod, saved map[string]string) (map[string]string, error) {
+	vars := map[string]string{}
+	if pod.Spec.EnableServiceLinks == nil || *pod.Spec.EnableServiceLinks {
+		wait := objectWait
+		if saved != nil {
+			wait = objectCopyAfter
+		}
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		select {
+		case <-a.services.known:
+		case <-timer.C:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		var ok bool
+		if vars, ok = a.services.of(pod.Namespace); !ok {
+			if saved == nil {
+				return nil, errors.New("services have not yet been read at least once, cannot construct envvars")
+			}
+			return saved, nil
+		}
+	}
+	if a.cfg.APIServer.IsValid() {
+		kubernetes := corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: corev1.ServiceSpec{
+			ClusterIP: a.cfg.APIServer.Addr().String(),
+			Ports:     []corev1.ServicePort{{Name: "https", Port: int32(a.cfg.APIServer.Port()), Protocol: corev1.ProtocolTCP}},
+		}}
+		for k, v := range serviceVariables(&kubernetes) {
+			vars[k] = v
+		}
+	}
+	return vars, nil
+}

@@ -1,0 +1,122 @@
+package agent
+
+import (
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	podresource "k8s.io/component-helpers/resource"
+	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
+)
+
+// admit decides whether this node can take a pod on beside those that it has.
+// A pod that the scheduler never saw (spec.nodeName written by hand), or placed
+// by what was true a moment ago, is refused here.
+func (a *Agent) admit(pod *corev1.Pod, uid types.UID) *failure {
+	a.admission.Lock()
+	defer a.admission.Unlock()
+	var others []*corev1.Pod
+	for _, w := range a.allWorkers() {
+		if w.uid != uid && a.accepted[w.uid] {
+			v := w.view()
+			if !v.rec.Down {
+				others = append(others, v.pod)
+			}
+		}
+	}
+	refused := admissible(pod, others, a.node.labelled(), a.node.allocatable())
+	if refused == nil {
+		a.accepted[uid] = true
+	}
+	return refused
+}
+
+// admissible is admit's decision.
+func admissible(pod *corev1.Pod, others []*corev1.Pod, node *corev1.Node, allocatable corev1.ResourceList) *failure {
+	refuse := func(reason, format string, args ...any) *failure {
+		return &failure{reason, "Pod was rejected: " + fmt.Sprintf(format, args...)}
+	}
+	if ok, err := nodeaffinity.GetRequiredNodeAffinity(pod).Match(node); err != nil || !ok {
+		return refuse("NodeAffinity", "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector")
+	}
+	if limit, ok := allocatable[corev1.ResourcePods]; ok && int64(len(others))+1 > limit.Value() {
+		return refuse("OutOfpods", "Node didn't have enough resource: pods, requested: 1, used: %d, capacity: %d", len(others), limit.Value())
+	}
+	used := map[corev1.ResourceName]int64{}
+	for _, o := range others {
+		for name, q := range podresource.PodRequests(o, podresource.PodResourcesOptions{}) {
+			used[name] += units(name, q.MilliValue(), q.Value())
+		}
+	}
+	requests := podresource.PodRequests(pod, podresource.PodResourcesOptions{})
+	for _, name := range sortedResources(requests) {
+		q := requests[name]
+		want := units(name, q.MilliValue(), q.Value())
+		have := allocatable[name]
+		capacity := units(name, have.MilliValue(), have.Value())
+		if want > 0 && used[name]+want > capacity {
+			return refuse("OutOf"+string(name), "Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d", name, want, used[name], capacity)
+		}
+	}
+	taken := hostPorts(others...)
+	for p := range hostPorts(pod) {
+		for t := range taken {
+			if p.conflicts(t) {
+				return refuse("NodePorts", "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports")
+			}
+		}
+	}
+	return nil
+}
+
+func units(name corev1.ResourceName, milli, whole int64) int64 {
+	if name == corev1.ResourceCPU {
+		return milli
+	}
+	return whole
+}
+
+func sortedResources(l corev1.ResourceList) []corev1.ResourceName {
+	byName := map[string]bool{}
+	for n := range l {
+		byName[string(n)] = true
+	}
+	var out []corev1.ResourceName
+	for _, n := range sortedKeys(byName) {
+		out = append(out, corev1.ResourceName(n))
+	}
+	return out
+}
+
+type hostPort struct {
+	ip       string
+	protocol corev1.Protocol
+	port     int32
+}
+
+// conflicts: the same port of one address, where 0.0.0.0 is all of them.
+func (p hostPort) conflicts(o hostPort) bool {
+	return p.port == o.port && p.protocol == o.protocol && (p.ip == o.ip || p.ip == "0.0.0.0" || o.ip == "0.0.0.0")
+}
+
+func hostPorts(pods ...*corev1.Pod) map[hostPort]bool {
+	ports := map[hostPort]bool{}
+	for _, pod := range pods {
+		for _, c := range pod.Spec.Containers {
+			for _, p := range c.Ports {
+				if p.HostPort == 0 {
+					continue
+				}
+				h := hostPort{p.HostIP, p.Protocol, p.HostPort}
+				if h.ip == "" {
+					h.ip = "0.0.0.0"
+				}
+				if h.protocol == "" {
+					h.protocol = corev1.ProtocolTCP
+				}
+				ports[h] = true
+			}
+		}
+	}
+	return ports
+}

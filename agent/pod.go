@@ -1,0 +1,859 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// podWorker runs one pod. Its loop alone touches what is below "loop"; others
+// leave what they have to say in what mu guards and wake it.
+type podWorker struct {
+	a    *Agent
+	uid  types.UID
+	dirs podDirs
+	log  *slog.Logger
+	wake chan struct{} // one place
+
+	mu      sync.Mutex
+	latest  *corev1.Pod // as last seen
+	removed bool        // gone from the API
+	stale   bool        // its volumes may show what is no longer so
+	changed bool        // what failed before may succeed now
+	probes  map[probeKey]*probeResult
+	shown   podView // what the kubelet API serves
+
+	// loop
+	ctx     context.Context
+	pod     *corev1.Pod
+	rec     record
+	saved   savedState // what the disk has
+	ops     map[string]*operation
+	results chan opResult
+	wg      sync.WaitGroup
+	probers map[probeKey]context.CancelFunc
+	tokens  tokenCache
+
+	volumes, sandbox, teardown, deletion attempts
+	containers                           map[string]*containerLoop
+	statusSent                           corev1.PodStatus
+	statusSentAt                         time.Time
+	statusTry                            attempts
+	statusGone                           bool
+}
+
+// podView is a pod with its newest status, and what is behind it.
+type podView struct {
+	pod     *corev1.Pod
+	running map[string]string // container name to runtime ID
+	rec     record            // shallow
+}
+
+// attempts is how far something stands that may fail, with its back-off.
+type attempts struct {
+	done  bool
+	fails int
+	retry time.Time
+}
+
+const (
+	retryFirst = time.Second
+	retryMax   = 2 * time.Minute
+)
+
+func (t *attempts) failed(now time.Time) {
+	t.done = false
+	t.retry = now.Add(min(retryFirst<<min(t.fails, 10), retryMax))
+	t.fails++
+}
+
+func (t *attempts) succeeded() { *t = attempts{done: true} }
+
+// containerLoop is what a worker remembers of a container beside its record.
+type containerLoop struct {
+	attempts
+	waiting   *corev1.ContainerStateWaiting
+	pull      *pullBackOff
+	image     Image
+	announced time.Time // the back-off that an event told of
+	replaced  bool      // stopped because its definition changed
+	killed    bool      // stopped because it was not healthy
+}
+
+// operation is something under way in its own goroutine.
+type operation struct {
+	cancel context.CancelFunc
+	task   task
+	grace  time.Duration
+}
+
+// opResult ends an operation: apply runs in the loop.
+type opResult struct {
+	key   string
+	apply func()
+}
+
+type savedState struct{ manifest, record []byte }
+
+func newPodWorker(a *Agent, pod *corev1.Pod, rec record) *podWorker {
+	w := &podWorker{
+		a: a, uid: pod.UID, dirs: a.dirs(string(pod.UID)), wake: make(chan struct{}, 1),
+		log:    a.log.With("pod", pod.Namespace+"/"+pod.Name),
+		latest: pod, pod: pod, rec: rec,
+		probes: map[probeKey]*probeResult{}, probers: map[probeKey]context.CancelFunc{},
+		ops: map[string]*operation{}, results: make(chan opResult),
+		containers: map[string]*containerLoop{},
+	}
+	w.tokens.init(w)
+	w.shown = podView{pod: pod}
+	return w
+}
+
+// update tells the worker of a newer version of its pod.
+func (w *podWorker) update(pod *corev1.Pod, removed bool) {
+	w.mu.Lock()
+	if newer(pod, w.latest) {
+		w.latest = pod
+	}
+	w.removed = w.removed || removed
+	w.mu.Unlock()
+	poke(w.wake)
+}
+
+// newer compares versions of one object; one without a version is from disk.
+func newer(a, b *corev1.Pod) bool {
+	x, errX := strconv.ParseUint(a.ResourceVersion, 10, 64)
+	y, errY := strconv.ParseUint(b.ResourceVersion, 10, 64)
+	if errX != nil || errY != nil {
+		return a.ResourceVersion != "" || b.ResourceVersion == ""
+	}
+	return x >= y
+}
+
+// run is the worker's loop. It returns when ctx ends or the pod is forgotten.
+func (w *podWorker) run(ctx context.Context) {
+	w.ctx = ctx
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		until, over := w.sync()
+		if over {
+			break
+		}
+		timer.Stop()
+		var alarm <-chan time.Time
+		if !until.IsZero() {
+			timer.Reset(max(until.Sub(w.a.cfg.Now()), 0))
+			alarm = timer.C
+		}
+		select {
+		case <-ctx.Done():
+			w.end()
+			return
+		case <-w.wake:
+		case r := <-w.results:
+			w.finish(r)
+		case <-alarm:
+		}
+	}
+	w.end()
+	w.forget()
+}
+
+// end stops what is under way and keeps what it came to.
+func (w *podWorker) end() {
+	for _, stop := range w.probers {
+		stop()
+	}
+	for _, o := range w.ops {
+		o.cancel()
+	}
+	for len(w.ops) > 0 {
+		w.finish(<-w.results)
+	}
+	w.wg.Wait()
+}
+
+// finish applies a result and all others that are there.
+func (w *podWorker) finish(r opResult) {
+	delete(w.ops, r.key)
+	if r.apply != nil {
+		r.apply()
+	}
+}
+
+// start begins an operation. fn runs in its own goroutine and touches nothing
+// of the loop; what it returns is run by the loop.
+func (w *podWorker) start(key string, t task, grace time.Duration, fn func(ctx context.Context) func()) {
+	ctx, cancel := context.WithCancel(w.ctx)
+	w.ops[key] = &operation{cancel: cancel, task: t, grace: grace}
+	w.wg.Go(func() {
+		apply := fn(ctx)
+		cancel()
+		w.results <- opResult{key, apply}
+	})
+}
+
+func containerKey(name string) string { return "container/" + name }
+
+// sync does all that is to be done now and says when to look again.
+func (w *podWorker) sync() (until time.Time, over bool) {
+	for {
+		o := w.observe()
+		a := step(w.pod, o)
+		if a.kind == actForget {
+			return time.Time{}, true
+		}
+		if a.kind == actWait {
+			wait := waiter{now: o.now, until: a.until}
+			w.syncProbes(o)
+			w.report(o, &wait)
+			w.save()
+			wait.later(w.tokens.renewal())
+			return wait.until, false
+		}
+		w.act(a, o)
+	}
+}
+
+// observe gathers what step needs, and notes what has happened since.
+func (w *podWorker) observe() observed {
+	w.mu.Lock()
+	if newer(w.latest, w.pod) {
+		w.takeOver(w.latest)
+	}
+	w.stale = w.stale || w.tokens.due(w.a.cfg.Now())
+	removed, stale := w.removed, w.stale
+	if w.changed {
+		w.changed = false
+		w.tryAgain()
+	}
+	w.mu.Unlock()
+	o := observed{
+		now: w.a.cfg.Now(), removed: removed, stale: stale && w.volumes.done,
+		accepted: !w.rec.Started.IsZero(), started: w.rec.Started,
+		failed: w.rec.Failed != nil, down: w.rec.Down,
+		volumes: w.opState("volumes", w.volumes), sandbox: w.opState("sandbox", w.sandbox),
+		teardown: w.opState("teardown", w.teardown), deletion: w.opState("deletion", w.deletion),
+		containers: map[string]containerView{},
+	}
+	if w.sandbox.done && !w.rec.Down && !o.teardown.busy && !slices.Contains(w.a.cfg.Runtime.Pods(), string(w.uid)) {
+		w.event(nil, corev1.EventTypeNormal, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")
+		w.sandbox.done, o.sandbox.done = false, false
+	}
+	newest := w.newestContainers()
+	for _, c := range allContainers(w.pod) {
+		o.containers[c.Name] = w.observeContainer(c, newest[c.Name], o.now)
+	}
+	if o.down && w.pod.DeletionTimestamp != nil && w.ops["status"] == nil {
+		o.flushed = w.statusGone || equality.Semantic.DeepEqual(w.statusNow(o), w.pod.Status)
+	}
+	return o
+}
+
+// takeOver makes a newer version of the pod the one that is worked on.
+func (w *podWorker) takeOver(pod *corev1.Pod) {
+	old := w.pod
+	w.pod = pod
+	w.stale = w.stale || !equality.Semantic.DeepEqual(old.Labels, pod.Labels) || !equality.Semantic.DeepEqual(old.Annotations, pod.Annotations)
+	w.changed = w.changed || w.stale || old.Generation != pod.Generation
+}
+
+// tryAgain forgets the waiting after what a change of the pod or of an object
+// may have mended.
+func (w *podWorker) tryAgain() {
+	w.volumes.retry = time.Time{}
+	for _, c := range w.containers {
+		if c.waiting != nil && c.pull == nil {
+			c.retry = time.Time{}
+		}
+	}
+}
+
+func (w *podWorker) opState(key string, t attempts) opState {
+	return opState{done: t.done, busy: w.ops[key] != nil, retryAt: t.retry}
+}
+
+func (w *podWorker) loop(name string) *containerLoop {
+	c := w.containers[name]
+	if c == nil {
+		c = &containerLoop{}
+		w.containers[name] = c
+	}
+	return c
+}
+
+type numberedStatus struct {
+	ContainerStatus
+	attempt int
+}
+
+func (w *podWorker) newestContainers() map[string]*numberedStatus {
+	newest := map[string]*numberedStatus{}
+	for _, s := range w.a.cfg.Runtime.Containers(string(w.uid)) {
+		name, attempt, ok := splitContainerID(s.ID)
+		if ok && (newest[name] == nil || newest[name].attempt < attempt) {
+			newest[name] = &numberedStatus{s, attempt}
+		}
+	}
+	return newest
+}
+
+func (w *podWorker) observeContainer(c *corev1.Container, s *numberedStatus, now time.Time) containerView {
+	rec, loop := w.rec.container(c.Name), w.loop(c.Name)
+	if s != nil && s.attempt > rec.Attempt {
+		// Started just now, or by a process that did not live to note it.
+		w.started(c, rec, s)
+	}
+	v := containerView{attempt: rec.Attempt, fresh: rec.Attempt >= 0 && rec.Sandbox == w.rec.Sandbox, retryAt: later(rec.Until, loop.retry)}
+	if op := w.ops[containerKey(c.Name)]; op != nil {
+		v.task, v.grace = op.task, op.grace
+	}
+	if rec.Attempt < 0 {
+		v.retryAt = loop.retry
+		return v
+	}
+	id := containerID(c.Name, rec.Attempt)
+	switch {
+	case s != nil && s.attempt == rec.Attempt && s.State == Running:
+		v.running = true
+		v.retryAt = loop.retry
+		w.checkRunning(c, rec, &v, id)
+	case rec.End != nil:
+	case s != nil && s.attempt == rec.Attempt && (s.State == Exited || v.task == idle):
+		w.ended(c, rec, s, now)
+	case s == nil && v.task != starting && !w.busyAsAWhole():
+		rec.End = lostContainer(fullContainerID(w.pod, c.Name, rec.Attempt))
+		rec.End.FinishedAt = metav1.NewTime(now.Truncate(time.Second))
+	}
+	if !v.running {
+		v.end = rec.End
+		v.retryAt = later(rec.Until, loop.retry)
+	}
+	return v
+}
+
+// busyAsAWhole: containers may come and go without being lost.
+func (w *podWorker) busyAsAWhole() bool { return w.ops["teardown"] != nil }
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// checkRunning finds reasons to restart a running container.
+func (w *podWorker) checkRunning(c *corev1.Container, rec *containerRecord, v *containerView, id string) {
+	if rec.Asked != "" && rec.Asked != c.Image {
+		v.unhealthy = &unhealthy{message: fmt.Sprintf("Container %s definition changed, will be restarted", c.Name), grace: gracePeriod(w.pod, false)}
+		w.loop(c.Name).replaced = true
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r := w.probes[probeKey{id, liveness}]
+	if r == nil || !r.known || r.good {
+		return
+	}
+	grace := gracePeriod(w.pod, false)
+	if s := c.LivenessProbe.TerminationGracePeriodSeconds; s != nil {
+		grace = time.Duration(*s) * time.Second
+	}
+	v.unhealthy = &unhealthy{message: fmt.Sprintf("Container %s failed liveness probe, will be restarted", c.Name), grace: grace}
+}
+
+// started notes that a container runs for the attempt-th time.
+func (w *podWorker) started(c *corev1.Container, rec *containerRecord, s *numberedStatus) {
+	loop := w.loop(c.Name)
+	if rec.End != nil {
+		rec.Last = rec.End
+	}
+	rec.End, rec.Attempt, rec.Sandbox, rec.Asked = nil, s.attempt, w.rec.Sandbox, c.Image
+	image := loop.image
+	if image.ID != s.Image {
+		image, _ = w.a.cfg.Runtime.Image(s.Image)
+	}
+	rec.Image, rec.ImageID = imageNames(c.Image, image)
+	loop.waiting, loop.pull = nil, nil
+	loop.attempts = attempts{}
+}
+
+// imageNames are the image and imageID of a container status: a name that the
+// image has, and the digest that it can be pulled by.
+func imageNames(asked string, image Image) (name, imageID string) {
+	name, imageID = asked, image.ID
+	if len(image.Names) > 0 {
+		name = image.Names[0]
+		for _, n := range image.Names {
+			if imageRepository(n) == imageRepository(asked) {
+				name = n
+				break
+			}
+		}
+	}
+	for i, d := range image.Digests {
+		if i == 0 || imageRepository(d) == imageRepository(asked) {
+			imageID = d
+		}
+	}
+	return name, imageID
+}
+
+// ended notes how a container came to its end.
+func (w *podWorker) ended(c *corev1.Container, rec *containerRecord, s *numberedStatus, now time.Time) {
+	finished := s.FinishedAt
+	if finished.IsZero() {
+		finished = now
+	}
+	end := &corev1.ContainerStateTerminated{
+		ExitCode: int32(s.ExitCode), Reason: s.Reason,
+		Message:     terminationMessage(c, w.dirs, rec.Attempt, s.ExitCode),
+		StartedAt:   metav1.NewTime(s.StartedAt.Truncate(time.Second)),
+		FinishedAt:  metav1.NewTime(finished.Truncate(time.Second)),
+		ContainerID: fullContainerID(w.pod, c.Name, rec.Attempt),
+	}
+	if s.StartedAt.IsZero() {
+		end.StartedAt = end.FinishedAt
+	}
+	if end.Message == "" {
+		end.Message = s.Message
+	}
+	switch {
+	case s.State == Created:
+		end.ExitCode, end.Reason = 128, "ContainerCannotRun"
+	case s.OOMKilled:
+		end.Reason = "OOMKilled"
+	case end.Reason != "":
+	case end.ExitCode == 0:
+		end.Reason = "Completed"
+	default:
+		end.Reason = "Error"
+	}
+	rec.End = end
+	loop := w.loop(c.Name)
+	if loop.replaced {
+		rec.BackOff, rec.Until = 0, time.Time{}
+	} else {
+		rec.crashed(later(s.StartedAt, time.Time{}), finished)
+	}
+	loop.replaced, loop.killed = false, false
+}
+
+// act begins what step decided.
+func (w *podWorker) act(a action, o observed) {
+	switch a.kind {
+	case actAdmit:
+		w.admit(o.now)
+	case actFail:
+		w.rec.Failed = &a.failure
+		w.event(nil, corev1.EventTypeNormal, a.failure.Reason, a.failure.Message)
+	case actSetUp:
+		w.setUp()
+	case actSandbox:
+		w.makeSandbox()
+	case actStart:
+		w.startContainer(a.container)
+	case actStop:
+		w.stopContainer(a)
+	case actCancel:
+		w.cancel(a.container)
+	case actTearDown:
+		w.tearDown()
+	case actDelete:
+		w.deleteObject()
+	}
+}
+
+// admit takes the pod on, or refuses it.
+func (w *podWorker) admit(now time.Time) {
+	refused := w.a.admit(w.pod, w.uid)
+	w.rec.Started = now.Truncate(time.Second)
+	if refused != nil {
+		w.rec.Failed, w.rec.Down = refused, true
+		w.event(nil, corev1.EventTypeWarning, refused.Reason, refused.Message)
+	}
+}
+
+// cancel ends what is under way for a container or for the pod, and waits: it
+// answers at once.
+func (w *podWorker) cancel(container string) {
+	keys := []string{"volumes", "sandbox"}
+	if container != "" {
+		keys = []string{containerKey(container)}
+	}
+	for _, k := range keys {
+		if op := w.ops[k]; op != nil {
+			op.cancel()
+		}
+	}
+	for _, k := range keys {
+		for w.ops[k] != nil {
+			w.finish(<-w.results)
+		}
+	}
+}
+
+// wanted are the objects that the pod needs.
+func wanted(pod *corev1.Pod) map[objectKey]bool {
+	keys := map[objectKey]bool{}
+	configMaps, secrets := referenced(pod)
+	for n := range configMaps {
+		keys[objectKey{configMapsResource, pod.Namespace, n}] = true
+	}
+	for n := range secrets {
+		keys[objectKey{secretsResource, pod.Namespace, n}] = true
+	}
+	return keys
+}
+
+// sources are where values come from, for the pod as it is now. The functions
+// may wait for the API until ctx ends.
+func (w *podWorker) sources(ctx context.Context, pod *corev1.Pod, podIPs []string) sources {
+	return sources{
+		podIPs: podIPs, hostIPs: w.a.hostIPs(), allocatable: w.a.node.allocatable(),
+		configMap: func(name string) (*corev1.ConfigMap, error) {
+			o, err := w.a.objects.get(ctx, w.uid, w.dirs, objectKey{configMapsResource, pod.Namespace, name})
+			cm, _ := o.(*corev1.ConfigMap)
+			return cm, err
+		},
+		secret: func(name string) (*corev1.Secret, error) {
+			o, err := w.a.objects.get(ctx, w.uid, w.dirs, objectKey{secretsResource, pod.Namespace, name})
+			s, _ := o.(*corev1.Secret)
+			return s, err
+		},
+	}
+}
+
+func (w *podWorker) podIPs() []string {
+	if w.pod.Spec.HostNetwork {
+		return w.a.hostIPs()
+	}
+	return w.rec.IPs
+}
+
+// setUp puts the pod's volumes in place or brings them up to date.
+func (w *podWorker) setUp() {
+	pod := w.pod
+	w.mu.Lock()
+	w.stale = false
+	w.mu.Unlock()
+	w.a.objects.hold(w.uid, wanted(pod))
+	ips := w.podIPs()
+	w.start("volumes", idle, 0, func(ctx context.Context) func() {
+		err := w.setUpVolumes(ctx, pod, ips)
+		return func() {
+			if err == nil {
+				w.volumes.succeeded()
+				return
+			}
+			if !errors.Is(err, context.Canceled) {
+				w.event(nil, corev1.EventTypeWarning, "FailedMount", err.Error())
+			}
+			done := w.volumes.done
+			w.volumes.failed(w.a.cfg.Now())
+			w.volumes.done = done // what was there stays
+			if done {
+				w.mu.Lock()
+				w.stale = true
+				w.mu.Unlock()
+			}
+		}
+	})
+}
+
+func (w *podWorker) setUpVolumes(ctx context.Context, pod *corev1.Pod, podIPs []string) error {
+	if err := os.MkdirAll(w.dirs.disk, 0o750); err != nil {
+		return err
+	}
+	src := volumeSources{sources: w.sources(ctx, pod, podIPs), fsGroup: fsGroup(pod), user: commonUser(pod)}
+	src.token = func(p *corev1.ServiceAccountTokenProjection) ([]byte, error) { return w.tokens.get(ctx, pod, p) }
+	var errs []error
+	for i := range pod.Spec.Volumes {
+		v := &pod.Spec.Volumes[i]
+		if err := setUpVolume(pod, v, w.dirs, src); err != nil {
+			errs = append(errs, fmt.Errorf("MountVolume.SetUp failed for volume %q : %w", v.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// makeSandbox gives the pod its network and its process.
+func (w *podWorker) makeSandbox() {
+	pod := w.pod
+	known := slices.Contains(w.a.cfg.Runtime.Pods(), string(w.uid))
+	w.start("sandbox", idle, 0, func(ctx context.Context) func() {
+		ips, err := w.startPod(ctx, pod)
+		return func() {
+			if err != nil {
+				if !errors.Is(err, context.Canceled) {
+					w.event(nil, corev1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: "+err.Error())
+				}
+				w.sandbox.failed(w.a.cfg.Now())
+				return
+			}
+			if !known || w.rec.Sandbox == 0 {
+				adopted := known
+				w.rec.Sandbox++
+				for _, c := range w.rec.Containers {
+					if adopted && c.Attempt >= 0 {
+						c.Sandbox = w.rec.Sandbox
+					}
+				}
+			}
+			w.rec.IPs = ips
+			w.sandbox.succeeded()
+		}
+	})
+}
+
+func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod) (ips []string, err error) {
+	hostname, _ := podHostname(pod, w.a.cfg.ClusterDomain)
+	cfg := PodConfig{
+		ID: string(pod.UID), Namespace: pod.Namespace, Name: pod.Name, Hostname: hostname,
+		CgroupParent: cgroupParent(pod), Resources: podResources(pod),
+		HostPID: pod.Spec.HostPID, HostIPC: pod.Spec.HostIPC, ShareProcesses: isTrue(pod.Spec.ShareProcessNamespace),
+	}
+	if sc := pod.Spec.SecurityContext; sc != nil && len(sc.Sysctls) > 0 {
+		cfg.Sysctls = map[string]string{}
+		for _, s := range sc.Sysctls {
+			cfg.Sysctls[s.Name] = s.Value
+		}
+	}
+	addresses := ips
+	if pod.Spec.HostNetwork {
+		cfg.Hostname, addresses = "", w.a.hostIPs()
+	} else {
+		var found []netip.Addr
+		if cfg.NetNS, found, err = w.a.cfg.Network.Attach(ctx, pod); err != nil {
+			return nil, fmt.Errorf("attach to the pod network: %w", err)
+		}
+		for _, ip := range found {
+			ips = append(ips, ip.String())
+		}
+		addresses = ips
+	}
+	if err := w.a.cfg.Runtime.StartPod(ctx, cfg); err != nil {
+		return nil, err
+	}
+	return ips, w.a.writeEtc(pod, w.dirs, addresses)
+}
+
+// startContainer starts a container for the next time.
+func (w *podWorker) startContainer(name string) {
+	pod, c := w.pod, containerNamed(w.pod, name)
+	rec, loop := w.rec.container(name), w.loop(name)
+	attempt, back := rec.Attempt+1, loop.pull
+	services, ips := w.rec.Services, w.podIPs()
+	w.start(containerKey(name), starting, 0, func(ctx context.Context) func() {
+		src := w.sources(ctx, pod, ips)
+		image, pull, vars, err := w.runContainer(ctx, pod, c, attempt, back, src, services)
+		return func() {
+			loop.pull, loop.image = pull, image
+			if vars != nil {
+				w.rec.Services = vars
+			}
+			if err != nil && !errors.Is(err, context.Canceled) {
+				w.notStarted(c, loop, err)
+			}
+		}
+	})
+}
+
+// notStarted notes why a container could not be started.
+func (w *podWorker) notStarted(c *corev1.Container, loop *containerLoop, err error) {
+	now := w.a.cfg.Now()
+	loop.failed(now)
+	loop.retry = now.Add(min(backOffFirst<<min(loop.fails-1, 10), backOffMax))
+	reason, message, quiet := "CreateContainerError", err.Error(), false
+	var waiting *waitingError
+	var config configError
+	switch {
+	case errors.As(err, &waiting):
+		reason, message, quiet = waiting.reason, waiting.message, waiting.quiet
+		if !waiting.again.IsZero() {
+			loop.retry = waiting.again
+		}
+	case errors.As(err, &config):
+		reason, message = "CreateContainerConfigError", config.msg
+	}
+	loop.waiting = &corev1.ContainerStateWaiting{Reason: reason, Message: message}
+	if quiet {
+		return
+	}
+	switch reason {
+	case "ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName":
+		w.event(c, corev1.EventTypeWarning, "Failed", "Error: "+reason)
+	default:
+		w.event(c, corev1.EventTypeWarning, "Failed", "Error: "+message)
+	}
+}
+
+// runContainer is the whole way from a container's specification to its process.
+func (w *podWorker) runContainer(ctx context.Context, pod *corev1.Pod, c *corev1.Container, attempt int, back *pullBackOff, src sources, saved map[string]string) (image Image, pull *pullBackOff, vars map[string]string, err error) {
+	image, pull, err = w.ensureImage(ctx, pod, c, back, func() (PullAuth, error) {
+		var secrets []*corev1.Secret
+		for _, ref := range pod.Spec.ImagePullSecrets {
+			s, err := src.secret(ref.Name)
+			if err != nil {
+				return PullAuth{}, err
+			}
+			if s != nil {
+				secrets = append(secrets, s)
+			}
+		}
+		return pullAuth(c.Image, secrets), nil
+	})
+	if err != nil {
+		return image, pull, nil, err
+	}
+	if vars, err = w.a.serviceVars(ctx, pod, saved); err != nil {
+		return image, pull, nil, err
+	}
+	src.services = vars
+	cfg, skipped, err := containerConfig(pod, c, attempt, image, w.dirs, src, w.a.node.memory(), w.a.cfg.ClusterDomain)
+	if len(skipped) > 0 {
+		w.event(c, corev1.EventTypeWarning, "InvalidEnvironmentVariableNames", fmt.Sprintf("Keys %v from the EnvFrom sources were skipped since they are considered invalid environment variable names.", skipped))
+	}
+	if err != nil {
+		return image, pull, vars, err
+	}
+	w.removeOld(ctx, c.Name, attempt)
+	if err := os.MkdirAll(filepath.Dir(cfg.LogPath), 0o755); err != nil {
+		return image, pull, vars, err
+	}
+	if err := w.a.cfg.Runtime.RunContainer(ctx, cfg); err != nil {
+		for _, s := range w.a.cfg.Runtime.Containers(cfg.PodID) {
+			if s.ID == cfg.ID && s.State != Created {
+				// It exists and has ended: what follows is a crash like others.
+				w.event(c, corev1.EventTypeWarning, "Failed", "Error: "+err.Error())
+				return image, pull, vars, nil
+			}
+		}
+		if ctx.Err() == nil {
+			if rmErr := w.a.cfg.Runtime.RemoveContainer(ctx, cfg.PodID, cfg.ID); rmErr != nil {
+				w.log.Debug("nothing to remove of a container that did not start", "container", cfg.ID, "err", rmErr)
+			}
+		}
+		return image, pull, vars, err
+	}
+	w.event(c, corev1.EventTypeNormal, "Created", "Container created")
+	w.event(c, corev1.EventTypeNormal, "Started", "Container started")
+	return image, pull, vars, nil
+}
+
+// removeOld removes the starts of a container before the last, with their logs.
+func (w *podWorker) removeOld(ctx context.Context, name string, attempt int) {
+	for _, s := range w.a.cfg.Runtime.Containers(string(w.uid)) {
+		if n, old, ok := splitContainerID(s.ID); ok && n == name && old < attempt-1 {
+			if err := w.a.cfg.Runtime.RemoveContainer(ctx, string(w.uid), s.ID); err != nil {
+				w.log.Warn("an old container cannot be removed", "container", s.ID, "err", err)
+			}
+		}
+	}
+	logs, err := filepath.Glob(filepath.Join(w.dirs.disk, "logs", name, "*.log*"))
+	if err != nil {
+		return // the pattern is ours
+	}
+	for _, path := range logs {
+		if n, ok := logAttempt(filepath.Base(path)); ok && n < attempt-1 {
+			if err := os.Remove(path); err != nil {
+				w.log.Warn("an old log cannot be removed", "path", path, "err", err)
+			}
+		}
+	}
+	if attempt >= 2 {
+		if err := os.Remove(w.dirs.termination(name, attempt-2)); err != nil && !os.IsNotExist(err) {
+			w.log.Warn("an old termination message cannot be removed", "err", err)
+		}
+	}
+}
+
+// stopContainer asks a container to end.
+func (w *podWorker) stopContainer(a action) {
+	c := containerNamed(w.pod, a.container)
+	id := containerID(a.container, w.rec.container(a.container).Attempt)
+	message := a.message
+	if message == "" {
+		message = "Stopping container " + a.container
+	}
+	w.event(c, corev1.EventTypeNormal, "Killing", message)
+	loop := w.loop(a.container)
+	loop.killed = true
+	w.start(containerKey(a.container), stopping, a.grace, func(ctx context.Context) func() {
+		err := w.a.cfg.Runtime.StopContainer(ctx, string(w.uid), id, a.grace)
+		return func() {
+			if err != nil && !errors.Is(err, context.Canceled) {
+				w.log.Warn("a container cannot be stopped", "container", id, "err", err)
+				w.event(c, corev1.EventTypeWarning, "FailedKillPod", fmt.Sprintf("error killing pod: failed to stop container %q: %v", a.container, err))
+				loop.failed(w.a.cfg.Now())
+			}
+		}
+	})
+}
+
+// tearDown takes down all that the containers shared.
+func (w *podWorker) tearDown() {
+	host := w.pod.Spec.HostNetwork
+	w.start("teardown", idle, 0, func(ctx context.Context) func() {
+		err := w.a.takeDown(ctx, string(w.uid), host)
+		return func() {
+			if err != nil {
+				if !errors.Is(err, context.Canceled) {
+					w.log.Warn("a pod cannot be taken down yet", "err", err)
+				}
+				w.teardown.failed(w.a.cfg.Now())
+				return
+			}
+			w.teardown.succeeded()
+			w.sandbox, w.volumes = attempts{}, attempts{}
+			w.rec.Down = true
+			w.a.objects.hold(w.uid, nil)
+			w.tokens.clear()
+		}
+	})
+}
+
+// deleteObject tells the API that the pod is no more.
+func (w *podWorker) deleteObject() {
+	pod := w.pod
+	w.start("deletion", idle, 0, func(ctx context.Context) func() {
+		err := w.a.cfg.Client.Delete(ctx, podsResource, pod.Namespace, pod.Name, metav1.DeleteOptions{
+			GracePeriodSeconds: new(int64(0)), Preconditions: metav1.NewUIDPreconditions(string(pod.UID)),
+		})
+		return func() {
+			switch {
+			case err == nil, refused(err): // refused: it is gone, or another has its name
+				w.deletion.succeeded()
+			default:
+				w.log.Debug("a deleted pod cannot be removed from the API yet", "err", err)
+				w.deletion.failed(w.a.cfg.Now())
+			}
+		}
+	})
+}
+
+// event records what happened to the pod, or to one of its containers.
+func (w *podWorker) event(c *corev1.Container, kind, reason, message string) {
+	w.mu.Lock()
+	pod := w.latest
+	w.mu.Unlock()
+	field := ""
+	if c != nil {
+		field = containerField(pod, c.Name)
+	}
+	w.a.events.event(podReference(pod, field), kind, reason, message)
+}

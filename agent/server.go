@@ -1,0 +1,656 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/cri-streaming/pkg/streaming/portforward"
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	utilexec "k8s.io/utils/exec"
+)
+
+const (
+	streamIdle     = 4 * time.Hour
+	streamCreation = 30 * time.Second
+)
+
+// serve answers the kubelet API until ctx ends.
+func (a *Agent) serve(ctx context.Context) error {
+	server := &http.Server{
+		Handler:           a.Handler(),
+		ReadHeaderTimeout: 30 * time.Second,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		// Streams take the connection over, which HTTP/2 does not know.
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
+	}
+	listener := a.cfg.Listener
+	if a.cfg.TLS != nil {
+		config := a.cfg.TLS.Clone()
+		config.NextProtos = []string{"http/1.1"}
+		listener = tls.NewListener(listener, config)
+	}
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
+		return fmt.Errorf("agent: serve the kubelet API: %w", err)
+	}
+	return nil
+}
+
+// Handler is the kubelet API.
+func (a *Agent) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
+	mux.HandleFunc("GET /pods", a.servePods)
+	mux.HandleFunc("GET /pods/", a.servePods)
+	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", a.serveLogs)
+	for _, verb := range []struct {
+		name  string
+		serve http.HandlerFunc
+	}{{"exec", a.serveExec}, {"attach", a.serveAttach}} {
+		mux.HandleFunc("/"+verb.name+"/{namespace}/{pod}/{container}", verb.serve)
+		mux.HandleFunc("/"+verb.name+"/{namespace}/{pod}/{uid}/{container}", verb.serve)
+	}
+	mux.HandleFunc("/portForward/{namespace}/{pod}", a.servePortForward)
+	mux.HandleFunc("/portForward/{namespace}/{pod}/{uid}", a.servePortForward)
+	mux.HandleFunc("GET /stats/summary", a.serveSummary)
+	mux.HandleFunc("GET /metrics/resource", a.serveResourceMetrics)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := a.cfg.Authorize(r); err != nil {
+			http.Error(w, "Forbidden: "+err.Error(), http.StatusForbidden)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+func (a *Agent) servePods(w http.ResponseWriter, _ *http.Request) {
+	list := corev1.PodList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "PodList"}, Items: []corev1.Pod{}}
+	for _, v := range a.views() {
+		list.Items = append(list.Items, *v.pod)
+	}
+	writeJSONAnswer(w, &list)
+}
+
+func writeJSONAnswer(w http.ResponseWriter, answer any) {
+	data, err := json.Marshal(answer)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(data) // nobody is left to tell
+}
+
+// find is the pod and container that a request names.
+func (a *Agent) find(r *http.Request) (*podWorker, podView, *corev1.Container, error) {
+	namespace, name, uid := r.PathValue("namespace"), r.PathValue("pod"), r.PathValue("uid")
+	for _, w := range a.allWorkers() {
+		v := w.view()
+		if v.pod.Namespace != namespace || v.pod.Name != name || uid != "" && uid != string(v.pod.UID) {
+			continue
+		}
+		container := r.PathValue("container")
+		if container == "" {
+			return w, v, nil, nil
+		}
+		c := containerNamed(v.pod, container)
+		if c == nil {
+			return nil, v, nil, fmt.Errorf("container %q not found in pod %q", container, name)
+		}
+		return w, v, c, nil
+	}
+	return nil, podView{}, nil, fmt.Errorf("pod %q does not exist", name)
+}
+
+// serveLogs writes a container's log.
+func (a *Agent) serveLogs(rw http.ResponseWriter, r *http.Request) {
+	w, v, c, err := a.find(r)
+	if err != nil {
+		http.Error(rw, err.Error(), http.StatusNotFound)
+		return
+	}
+	o, previous, err := parseLogOptions(r, a.cfg.Now())
+	if err != nil {
+		http.Error(rw, err.Error(), http.StatusUnprocessableEntity)
+		return
+	}
+	attempt, err := logOf(v, c, previous)
+	if err != nil {
+		http.Error(rw, err.Error(), http.StatusBadRequest)
+		return
+	}
+	path := w.dirs.log(c.Name, attempt)
+	if files, err := logFiles(path); err != nil || len(files) == 0 && !o.follow {
+		http.Error(rw, fmt.Sprintf("the log of container %q in pod %q is not there", c.Name, v.pod.Name), http.StatusInternalServerError)
+		return
+	}
+	o.follow = o.follow && !previous
+	changed, done := a.watchPod(w.uid)
+	defer done()
+	ended := func() bool {
+		if a.worker(w.uid) != w {
+			return true
+		}
+		return w.view().running[c.Name] != containerID(c.Name, attempt)
+	}
+	rw.Header().Set("Content-Type", "text/plain")
+	out := io.Writer(rw)
+	if o.follow {
+		rw.WriteHeader(http.StatusOK)
+		if f, ok := rw.(http.Flusher); ok {
+			f.Flush()
+		}
+	}
+	if err := readLog(r.Context(), path, o, out, changed, ended); err != nil {
+		w.log.Debug("a log could not be written whole", "container", c.Name, "err", err)
+	}
+}
+
+// logOf is the start whose log is meant.
+func logOf(v podView, c *corev1.Container, previous bool) (int, error) {
+	rec := v.rec.Containers[c.Name]
+	if rec == nil || rec.Attempt < 0 {
+		reason := "ContainerCreating"
+		for _, list := range [][]corev1.ContainerStatus{v.pod.Status.InitContainerStatuses, v.pod.Status.ContainerStatuses} {
+			for _, s := range list {
+				if s.Name == c.Name && s.State.Waiting != nil {
+					reason = s.State.Waiting.Reason
+				}
+			}
+		}
+		return 0, fmt.Errorf("container %q in pod %q is waiting to start: %s", c.Name, v.pod.Name, reason)
+	}
+	if !previous {
+		return rec.Attempt, nil
+	}
+	// While the next start waits, the one before is the last that ended.
+	if v.running[c.Name] == "" && rec.End != nil {
+		for _, s := range v.pod.Status.ContainerStatuses {
+			if s.Name == c.Name && s.State.Waiting != nil {
+				return rec.Attempt, nil
+			}
+		}
+	}
+	if rec.Last == nil || rec.Attempt == 0 {
+		return 0, fmt.Errorf("previous terminated container %q in pod %q not found", c.Name, v.pod.Name)
+	}
+	return rec.Attempt - 1, nil
+}
+
+func parseLogOptions(r *http.Request, now time.Time) (o logOptions, previous bool, err error) {
+	q := r.URL.Query()
+	o = logOptions{tail: -1, limit: -1}
+	flag := func(name string, into *bool) {
+		if s := q.Get(name); s != "" && err == nil {
+			if *into, err = strconv.ParseBool(s); err != nil {
+				err = fmt.Errorf("%s: %q is neither true nor false", name, s)
+			}
+		}
+	}
+	number := func(name string, least int64, into *int64) {
+		if s := q.Get(name); s != "" && err == nil {
+			if *into, err = strconv.ParseInt(s, 10, 64); err != nil || *into < least {
+				err = fmt.Errorf("%s: %q must be a number of at least %d", name, s, least)
+			}
+		}
+	}
+	flag("follow", &o.follow)
+	flag("previous", &previous)
+	flag("timestamps", &o.timestamps)
+	number("tailLines", 0, &o.tail)
+	number("limitBytes", 1, &o.limit)
+	seconds := int64(0)
+	number("sinceSeconds", 1, &seconds)
+	if seconds > 0 {
+		o.since = now.Add(-time.Duration(seconds) * time.Second)
+	}
+	if s := q.Get("sinceTime"); s != "" && err == nil {
+		if o.since, err = time.Parse(time.RFC3339Nano, s); err != nil {
+			err = fmt.Errorf("sinceTime: %w", err)
+		}
+	}
+	switch s := q.Get("stream"); s {
+	case "", "All":
+	case "Stdout", "Stderr":
+		o.stream = strings.ToLower(s)
+	default:
+		err = errors.Join(err, fmt.Errorf("stream: %q must be All, Stdout or Stderr", s))
+	}
+	return o, previous, err
+}
+
+// streamOptions accepts the kubelet's own parameters and those of the API's
+// PodExecOptions.
+func streamOptions(r *http.Request) (*remotecommand.Options, error) {
+	on := func(names ...string) bool {
+		for _, n := range names {
+			if s := r.FormValue(n); s == "1" || s == "true" {
+				return true
+			}
+		}
+		return false
+	}
+	o := &remotecommand.Options{Stdin: on("input", "stdin"), Stdout: on("output", "stdout"), Stderr: on("error", "stderr"), TTY: on("tty")}
+	o.Stderr = o.Stderr && !o.TTY
+	if !o.Stdin && !o.Stdout && !o.Stderr {
+		return nil, errors.New("you must specify at least 1 of stdin, stdout, stderr")
+	}
+	return o, nil
+}
+
+// session is one stream into a container: what the streaming packages call.
+type session struct {
+	a       *Agent
+	podID   string
+	id      string // of the container
+	options *remotecommand.Options
+}
+
+// newSession finds the running container of a request.
+func (a *Agent) newSession(rw http.ResponseWriter, r *http.Request) (*session, *corev1.Container) {
+	w, v, c, err := a.find(r)
+	if err != nil {
+		http.Error(rw, err.Error(), http.StatusNotFound)
+		return nil, nil
+	}
+	id := v.running[c.Name]
+	if id == "" {
+		http.Error(rw, fmt.Sprintf("container not found (%q)", c.Name), http.StatusInternalServerError)
+		return nil, nil
+	}
+	o, err := streamOptions(r)
+	if err != nil {
+		http.Error(rw, err.Error(), http.StatusBadRequest)
+		return nil, nil
+	}
+	return &session{a: a, podID: string(w.uid), id: id, options: o}, c
+}
+
+func (a *Agent) serveExec(rw http.ResponseWriter, r *http.Request) {
+	s, _ := a.newSession(rw, r)
+	if s == nil {
+		return
+	}
+	remotecommand.ServeExec(rw, r, s, r.PathValue("pod"), s.podID, s.id, r.Form["command"], s.options, streamIdle, streamCreation, remotecommand.SupportedStreamingProtocols)
+}
+
+func (a *Agent) serveAttach(rw http.ResponseWriter, r *http.Request) {
+	s, c := a.newSession(rw, r)
+	if s == nil {
+		return
+	}
+	s.options.TTY = c.TTY
+	remotecommand.ServeAttach(rw, r, s, r.PathValue("pod"), s.podID, s.id, s.options, streamIdle, streamCreation, remotecommand.SupportedStreamingProtocols)
+}
+
+// ExecInContainer runs a command.
+func (s *session) ExecInContainer(ctx context.Context, _, _, _ string, cmd []string, in io.Reader, out, err io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize, _ time.Duration) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stdin, stdout, stderr := s.streams(in, out, err)
+	code, failed := s.a.cfg.Runtime.Exec(ctx, s.podID, s.id, cmd, tty, stdin, stdout, stderr, sizes(ctx, resize))
+	if failed != nil {
+		return failed
+	}
+	if code != 0 {
+		return utilexec.CodeExitError{Err: fmt.Errorf("command terminated with exit code %d", code), Code: code}
+	}
+	return nil
+}
+
+// AttachContainer joins the container's own streams.
+func (s *session) AttachContainer(ctx context.Context, _, _, _ string, in io.Reader, out, err io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stdin, stdout, stderr := s.streams(in, out, err)
+	return s.a.cfg.Runtime.Attach(ctx, s.podID, s.id, stdin, stdout, stderr, sizes(ctx, resize))
+}
+
+// streams are the ones that the client asked for; the others stay nil.
+func (s *session) streams(in io.Reader, out, err io.WriteCloser) (io.Reader, io.Writer, io.Writer) {
+	var stdin io.Reader
+	var stdout, stderr io.Writer
+	if s.options.Stdin {
+		stdin = in
+	}
+	if s.options.Stdout {
+		stdout = out
+	}
+	if s.options.Stderr && !s.options.TTY {
+		stderr = err
+	}
+	return stdin, stdout, stderr
+}
+
+// sizes passes window sizes on until ctx ends.
+func sizes(ctx context.Context, in <-chan remotecommand.TerminalSize) <-chan [2]uint16 {
+	if in == nil {
+		return nil
+	}
+	out := make(chan [2]uint16)
+	go func() {
+		defer close(out)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case s, ok := <-in:
+				if !ok {
+					return
+				}
+				select {
+				case out <- [2]uint16{s.Width, s.Height}:
+				case <-ctx.Done():
+					return
+				}
+			}
+		}
+	}()
+	return out
+}
+
+func (a *Agent) servePortForward(rw http.ResponseWriter, r *http.Request) {
+	w, v, _, err := a.find(r)
+	if err != nil {
+		http.Error(rw, err.Error(), http.StatusNotFound)
+		return
+	}
+	if len(v.running) == 0 {
+		http.Error(rw, fmt.Sprintf("pod %q is not running", v.pod.Name), http.StatusInternalServerError)
+		return
+	}
+	options, err := portforward.NewV4Options(r)
+	if err != nil {
+		http.Error(rw, err.Error(), http.StatusBadRequest)
+		return
+	}
+	portforward.ServePortForward(rw, r, &forwarder{a, v.pod}, v.pod.Name, string(w.uid), options, streamIdle, streamCreation, portforward.SupportedProtocols)
+}
+
+// forwarder connects to ports of one pod, from inside its network.
+type forwarder struct {
+	a   *Agent
+	pod *corev1.Pod
+}
+
+// PortForward copies both ways between a stream and a port of the pod.
+func (f *forwarder) PortForward(ctx context.Context, _, _ string, port int32, stream io.ReadWriteCloser) error {
+	defer stream.Close()
+	netns := ""
+	if !f.pod.Spec.HostNetwork {
+		var err error
+		if netns, _, err = f.a.cfg.Network.Attach(ctx, f.pod); err != nil {
+			return fmt.Errorf("find the network of pod %q: %w", f.pod.Name, err)
+		}
+	}
+	conn, err := dialInside(ctx, netns, port)
+	if err != nil {
+		return fmt.Errorf("failed to connect to port %d of pod %q: %w", port, f.pod.Name, err)
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		_, _ = io.Copy(conn, stream) // either end may just go away
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			_ = tcp.CloseWrite()
+		}
+	}()
+	_, err = io.Copy(stream, conn)
+	stream.Close()
+	<-sent
+	if err != nil && ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("port %d of pod %q: %w", port, f.pod.Name, err)
+	}
+	return nil
+}
+
+// dialInside connects to a port of localhost in a network namespace ("" is
+// ours). The thread that enters the namespace is never used for anything else:
+// its goroutine ends locked to it, and the runtime ends the thread with it.
+func dialInside(ctx context.Context, netns string, port int32) (net.Conn, error) {
+	dial := func() (net.Conn, error) {
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "tcp4", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			if six, err6 := d.DialContext(ctx, "tcp6", fmt.Sprintf("[::1]:%d", port)); err6 == nil {
+				return six, nil
+			}
+		}
+		return conn, err
+	}
+	if netns == "" {
+		return dial()
+	}
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		runtime.LockOSThread()
+		f, err := os.Open(netns)
+		if err != nil {
+			done <- result{nil, err}
+			return
+		}
+		defer f.Close()
+		if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- result{nil, fmt.Errorf("enter %s: %w", netns, err)}
+			return
+		}
+		conn, err := dial()
+		done <- result{conn, err}
+	}()
+	r := <-done
+	return r.conn, r.err
+}
+
+// measured are the stats of one running container.
+type measured struct {
+	view      podView
+	container string
+	started   time.Time
+	Stats
+}
+
+func (a *Agent) measure() []measured {
+	var all []measured
+	for _, v := range a.views() {
+		for _, name := range sortedKeys(v.running) {
+			s, err := a.cfg.Runtime.Stats(string(v.pod.UID), v.running[name])
+			if err != nil {
+				a.log.Debug("a container cannot be measured", "container", v.running[name], "err", err)
+				continue
+			}
+			if s.Time.IsZero() {
+				s.Time = a.cfg.Now()
+			}
+			m := measured{view: v, container: name, Stats: s}
+			for _, cs := range v.pod.Status.ContainerStatuses {
+				if cs.Name == name && cs.State.Running != nil {
+					m.started = cs.State.Running.StartedAt.Time
+				}
+			}
+			all = append(all, m)
+		}
+	}
+	return all
+}
+
+// The part of the kubelet's summary that tools read.
+type (
+	summary struct {
+		Node nodeSummary  `json:"node"`
+		Pods []podSummary `json:"pods"`
+	}
+	nodeSummary struct {
+		NodeName  string        `json:"nodeName"`
+		StartTime metav1.Time   `json:"startTime"`
+		CPU       cpuSummary    `json:"cpu"`
+		Memory    memorySummary `json:"memory"`
+	}
+	podSummary struct {
+		PodRef struct {
+			Name      string `json:"name"`
+			Namespace string `json:"namespace"`
+			UID       string `json:"uid"`
+		} `json:"podRef"`
+		StartTime  metav1.Time        `json:"startTime"`
+		Containers []containerSummary `json:"containers"`
+		CPU        cpuSummary         `json:"cpu"`
+		Memory     memorySummary      `json:"memory"`
+	}
+	containerSummary struct {
+		Name      string        `json:"name"`
+		StartTime metav1.Time   `json:"startTime"`
+		CPU       cpuSummary    `json:"cpu"`
+		Memory    memorySummary `json:"memory"`
+	}
+	cpuSummary struct {
+		Time                 metav1.Time `json:"time"`
+		UsageCoreNanoSeconds uint64      `json:"usageCoreNanoSeconds"`
+	}
+	memorySummary struct {
+		Time            metav1.Time `json:"time"`
+		AvailableBytes  *uint64     `json:"availableBytes,omitempty"`
+		UsageBytes      uint64      `json:"usageBytes"`
+		WorkingSetBytes uint64      `json:"workingSetBytes"`
+		RSSBytes        uint64      `json:"rssBytes,omitempty"`
+	}
+)
+
+func (a *Agent) serveSummary(w http.ResponseWriter, _ *http.Request) {
+	now := metav1.NewTime(a.cfg.Now())
+	cpu, memory, err := hostUsage()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	available := uint64(a.node.memory()) - memory
+	s := summary{
+		Node: nodeSummary{NodeName: a.cfg.NodeName, StartTime: metav1.NewTime(bootTime(a.cfg.Now())), CPU: cpuSummary{now, cpu}, Memory: memorySummary{Time: now, AvailableBytes: &available, UsageBytes: memory, WorkingSetBytes: memory}},
+		Pods: []podSummary{},
+	}
+	for _, m := range a.measure() {
+		if n := len(s.Pods); n == 0 || s.Pods[n-1].PodRef.UID != string(m.view.pod.UID) {
+			var p podSummary
+			p.PodRef.Name, p.PodRef.Namespace, p.PodRef.UID = m.view.pod.Name, m.view.pod.Namespace, string(m.view.pod.UID)
+			if t := m.view.pod.Status.StartTime; t != nil {
+				p.StartTime = *t
+			}
+			p.CPU.Time, p.Memory.Time = now, now
+			s.Pods = append(s.Pods, p)
+		}
+		p, at := &s.Pods[len(s.Pods)-1], metav1.NewTime(m.Time)
+		p.Containers = append(p.Containers, containerSummary{
+			Name: m.container, StartTime: metav1.NewTime(m.started), CPU: cpuSummary{at, m.CPUNanoseconds},
+			Memory: memorySummary{Time: at, UsageBytes: m.MemoryUsage, WorkingSetBytes: m.MemoryWorkingSet, RSSBytes: m.MemoryRSS},
+		})
+		p.CPU.UsageCoreNanoSeconds += m.CPUNanoseconds
+		p.Memory.UsageBytes += m.MemoryUsage
+		p.Memory.WorkingSetBytes += m.MemoryWorkingSet
+		p.Memory.RSSBytes += m.MemoryRSS
+	}
+	writeJSONAnswer(w, &s)
+}
+
+// serveResourceMetrics is what the metrics server reads.
+func (a *Agent) serveResourceMetrics(w http.ResponseWriter, _ *http.Request) {
+	cpu, memory, err := hostUsage()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	all, now := a.measure(), a.cfg.Now()
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4")
+	seconds := func(ns uint64) string { return strconv.FormatFloat(float64(ns)/1e9, 'f', -1, 64) }
+	family := func(name, kind, help string) {
+		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
+	}
+	each := func(name, kind, help string, value func(measured) string) {
+		family(name, kind, help)
+		for _, m := range all {
+			fmt.Fprintf(w, "%s{container=%q,namespace=%q,pod=%q} %s %d\n", name, m.container, m.view.pod.Namespace, m.view.pod.Name, value(m), m.Time.UnixMilli())
+		}
+	}
+	each("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the container in core-seconds", func(m measured) string { return seconds(m.CPUNanoseconds) })
+	each("container_memory_working_set_bytes", "gauge", "Current working set of the container in bytes", func(m measured) string { return strconv.FormatUint(m.MemoryWorkingSet, 10) })
+	each("container_start_time_seconds", "gauge", "Start time of the container since unix epoch in seconds", func(m measured) string { return strconv.FormatInt(m.started.Unix(), 10) })
+	family("node_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the node in core-seconds")
+	fmt.Fprintf(w, "node_cpu_usage_seconds_total %s %d\n", seconds(cpu), now.UnixMilli())
+	family("node_memory_working_set_bytes", "gauge", "Current working set of the node in bytes")
+	fmt.Fprintf(w, "node_memory_working_set_bytes %d %d\n", memory, now.UnixMilli())
+	pods := []struct {
+		name, kind, help string
+		value            func(measured) uint64
+		show             func(uint64) string
+	}{
+		{"pod_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the pod in core-seconds", func(m measured) uint64 { return m.CPUNanoseconds }, seconds},
+		{"pod_memory_working_set_bytes", "gauge", "Current working set of the pod in bytes", func(m measured) uint64 { return m.MemoryWorkingSet }, func(v uint64) string { return strconv.FormatUint(v, 10) }},
+	}
+	for _, f := range pods {
+		family(f.name, f.kind, f.help)
+		for i := 0; i < len(all); {
+			pod, sum := all[i].view.pod, uint64(0)
+			for ; i < len(all) && all[i].view.pod == pod; i++ {
+				sum += f.value(all[i])
+			}
+			fmt.Fprintf(w, "%s{namespace=%q,pod=%q} %s %d\n", f.name, pod.Namespace, pod.Name, f.show(sum), now.UnixMilli())
+		}
+	}
+	family("resource_scrape_error", "gauge", "1 if there was an error while getting container metrics, 0 otherwise")
+	fmt.Fprintln(w, "resource_scrape_error 0")
+}
+
+// hostUsage is the processor time, in nanoseconds, and the memory that the host
+// has in use.
+func hostUsage() (cpu, memory uint64, err error) {
+	data, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, 0, err
+	}
+	line, _, _ := strings.Cut(string(data), "\n")
+	const idle, iowait, guest, perTick = 4, 5, 9, 10_000_000 // USER_HZ is 100 everywhere
+	for i, f := range strings.Fields(line) {
+		if i == 0 || i == idle || i == iowait || i >= guest {
+			continue
+		}
+		ticks, err := strconv.ParseUint(f, 10, 64)
+		if err != nil {
+			return 0, 0, fmt.Errorf("read /proc/stat: %w", err)
+		}
+		cpu += ticks * perTick
+	}
+	m, err := meminfo()
+	if err != nil {
+		return 0, 0, err
+	}
+	return cpu, uint64(max(m["MemTotal"]-cmp.Or(m["MemAvailable"], m["MemFree"]), 0)), nil
+}
+
+func bootTime(now time.Time) time.Time {
+	var info unix.Sysinfo_t
+	if unix.Sysinfo(&info) != nil {
+		return now
+	}
+	return now.Add(-time.Duration(info.Uptime) * time.Second)
+}

@@ -1,0 +1,283 @@
+package agent
+
+import (
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// observed is all that step knows of a pod beyond its API object.
+type observed struct {
+	now      time.Time
+	accepted bool      // the node has admitted the pod
+	started  time.Time // when
+	failed   bool      // the node gave the pod up
+	removed  bool      // the API has it no more
+	down     bool      // everything of it was taken down
+
+	volumes  opState // ConfigMaps, Secrets, tokens and files are in place
+	sandbox  opState // network and pod process are in place
+	teardown opState
+	deletion opState // removing the object from the API
+	stale    bool    // volumes must be brought up to date
+	flushed  bool    // the API has the newest status
+
+	containers map[string]containerView
+}
+
+// opState is how far something stands that may take time and may fail.
+type opState struct {
+	done    bool
+	busy    bool
+	retryAt time.Time // after a failure
+}
+
+// task is what is being done to a container.
+type task uint8
+
+const (
+	idle task = iota
+	starting
+	stopping
+)
+
+// containerView is the newest start of one container.
+type containerView struct {
+	attempt   int  // -1: never started
+	fresh     bool // that start was in the sandbox that there is now
+	running   bool
+	end       *corev1.ContainerStateTerminated
+	task      task
+	grace     time.Duration // of the stop under way
+	retryAt   time.Time     // no start before
+	unhealthy *unhealthy    // its liveness probe failed
+}
+
+type unhealthy struct {
+	message string
+	grace   time.Duration
+}
+
+type actionKind uint8
+
+const (
+	actWait     actionKind = iota // until something happens, at most until action.until
+	actAdmit                      // decide whether this node can run the pod
+	actFail                       // give the pod up, for action.failure
+	actSetUp                      // put volumes in place, or bring them up to date
+	actSandbox                    // make network and pod process
+	actStart                      // start action.container anew
+	actStop                       // stop action.container within action.grace
+	actCancel                     // end what is being done to action.container ("": to the pod)
+	actTearDown                   // take down everything of the pod
+	actDelete                     // remove the object from the API
+	actForget                     // nobody knows the pod any more: end the worker
+)
+
+// action is the one next thing to do for a pod.
+type action struct {
+	kind      actionKind
+	container string
+	grace     time.Duration
+	message   string
+	failure   failure
+	until     time.Time
+}
+
+var deadlineExceeded = failure{"DeadlineExceeded", "Pod was active on the node longer than the specified deadline"}
+
+// step decides what to do next for a pod. It is called again after each action
+// until it answers actWait: every action changes what is observed.
+func step(pod *corev1.Pod, o observed) action {
+	if o.removed || pod.DeletionTimestamp != nil || o.failed || o.down || terminalPhase(pod.Status.Phase) || finished(pod, o) {
+		return stepDown(pod, o)
+	}
+	if !o.accepted {
+		return action{kind: actAdmit}
+	}
+	w := waiter{now: o.now}
+	if d := pod.Spec.ActiveDeadlineSeconds; d != nil && !w.later(o.started.Add(time.Duration(*d)*time.Second)) {
+		return action{kind: actFail, failure: deadlineExceeded}
+	}
+	if (!o.volumes.done || o.stale) && !o.volumes.busy && !w.later(o.volumes.retryAt) {
+		return action{kind: actSetUp}
+	}
+	if !o.sandbox.done && !o.sandbox.busy && !w.later(o.sandbox.retryAt) {
+		return action{kind: actSandbox}
+	}
+	ready := o.volumes.done && o.sandbox.done
+	if !initialized(pod, o) {
+		for i := range pod.Spec.InitContainers {
+			c := &pod.Spec.InitContainers[i]
+			v := o.containers[c.Name]
+			if succeeded(v) && v.fresh {
+				continue
+			}
+			if a, ok := stepContainer(pod, c, v, ready, true, &w); ok {
+				return a
+			}
+			return w.action()
+		}
+	}
+	for i := range pod.Spec.Containers {
+		c := &pod.Spec.Containers[i]
+		v := o.containers[c.Name]
+		if a, ok := stepContainer(pod, c, v, ready, false, &w); ok {
+			return a
+		}
+		if v.attempt < 0 && v.task == starting {
+			break // the first start is in the order of the list
+		}
+	}
+	return w.action()
+}
+
+func stepContainer(pod *corev1.Pod, c *corev1.Container, v containerView, ready, init bool, w *waiter) (action, bool) {
+	if v.task != idle {
+		return action{}, false
+	}
+	if v.running {
+		if v.unhealthy != nil {
+			return action{kind: actStop, container: c.Name, grace: v.unhealthy.grace, message: v.unhealthy.message}, true
+		}
+		return action{}, false
+	}
+	if !shouldStart(pod.Spec.RestartPolicy, v, init) || !ready || w.later(v.retryAt) {
+		return action{}, false
+	}
+	return action{kind: actStart, container: c.Name}, true
+}
+
+// shouldStart says whether a container that does not run is to be started, now
+// or after its back-off.
+func shouldStart(policy corev1.RestartPolicy, v containerView, init bool) bool {
+	if v.attempt < 0 || v.end == nil {
+		return true
+	}
+	switch {
+	case init && succeeded(v):
+		return !v.fresh
+	case policy == corev1.RestartPolicyNever:
+		return false
+	case init || policy == corev1.RestartPolicyOnFailure:
+		return v.end.ExitCode != 0
+	}
+	return true
+}
+
+func succeeded(v containerView) bool { return !v.running && v.end != nil && v.end.ExitCode == 0 }
+
+// initialized says whether the init containers have done their work in this
+// sandbox. That an ordinary container was started proves it.
+func initialized(pod *corev1.Pod, o observed) bool {
+	for i := range pod.Spec.Containers {
+		if v := o.containers[pod.Spec.Containers[i].Name]; v.attempt >= 0 && v.fresh {
+			return true
+		}
+	}
+	for i := range pod.Spec.InitContainers {
+		if v := o.containers[pod.Spec.InitContainers[i].Name]; !succeeded(v) || !v.fresh {
+			return false
+		}
+	}
+	return true
+}
+
+// finished says whether the pod's containers have ended for good.
+func finished(pod *corev1.Pod, o observed) bool {
+	if pod.Spec.RestartPolicy == corev1.RestartPolicyAlways || !o.accepted {
+		return false
+	}
+	if pod.Spec.RestartPolicy == corev1.RestartPolicyNever {
+		for i := range pod.Spec.InitContainers {
+			if v := o.containers[pod.Spec.InitContainers[i].Name]; !v.running && v.end != nil && v.end.ExitCode != 0 {
+				return true
+			}
+		}
+	}
+	for i := range pod.Spec.Containers {
+		v := o.containers[pod.Spec.Containers[i].Name]
+		if v.running || v.end == nil || v.task != idle || shouldStart(pod.Spec.RestartPolicy, v, false) {
+			return false
+		}
+	}
+	return true
+}
+
+// stepDown takes a pod down that is at its end, in order: what is under way,
+// containers, everything else, the API object.
+func stepDown(pod *corev1.Pod, o observed) action {
+	w := waiter{now: o.now}
+	pending := false
+	for _, c := range allContainers(pod) {
+		v := o.containers[c.Name]
+		grace := gracePeriod(pod, o.removed)
+		switch {
+		case v.task == starting:
+			return action{kind: actCancel, container: c.Name}
+		case v.task == stopping && v.grace > grace:
+			return action{kind: actCancel, container: c.Name} // then stopped with less
+		case v.task == stopping:
+			pending = true
+		case v.running && !w.later(v.retryAt):
+			return action{kind: actStop, container: c.Name, grace: grace}
+		case v.running:
+			pending = true
+		}
+	}
+	if !o.down && (o.volumes.busy || o.sandbox.busy) {
+		return action{kind: actCancel}
+	}
+	if pending || o.teardown.busy || o.deletion.busy {
+		return w.action()
+	}
+	if !o.down {
+		if w.later(o.teardown.retryAt) {
+			return w.action()
+		}
+		return action{kind: actTearDown}
+	}
+	if o.removed {
+		return action{kind: actForget}
+	}
+	if pod.DeletionTimestamp != nil && o.flushed && !o.deletion.done && !w.later(o.deletion.retryAt) {
+		return action{kind: actDelete}
+	}
+	return w.action()
+}
+
+const defaultGrace = 30 * time.Second
+
+// gracePeriod is how long the pod's containers may take to end. One whose
+// object was removed by force gets a moment all the same.
+func gracePeriod(pod *corev1.Pod, removed bool) time.Duration {
+	grace := defaultGrace
+	if s := pod.Spec.TerminationGracePeriodSeconds; s != nil {
+		grace = time.Duration(*s) * time.Second
+	}
+	if s := pod.DeletionGracePeriodSeconds; s != nil && pod.DeletionTimestamp != nil {
+		grace = time.Duration(*s) * time.Second
+	}
+	if removed {
+		return max(min(grace, defaultGrace), time.Second)
+	}
+	return max(grace, 0)
+}
+
+// waiter collects the earliest time at which something is to be done.
+type waiter struct {
+	now, until time.Time
+}
+
+// later says whether t is still to come, and remembers it if so.
+func (w *waiter) later(t time.Time) bool {
+	if !t.After(w.now) {
+		return false
+	}
+	if w.until.IsZero() || t.Before(w.until) {
+		w.until = t
+	}
+	return true
+}
+
+func (w *waiter) action() action { return action{kind: actWait, until: w.until} }
