@@ -3,96 +3,334 @@ package runtime
 import (
 	"context"
 	"errors"
-	"io"
-	"time"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 
-	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/opencontainers/cgroups"
+
+	"conclave/runtime/internal/proto"
 )
 
 // Engine runs the pods of one host.
-type Engine struct{ cfg Config }
+type Engine struct {
+	cfg    Config
+	log    *slog.Logger
+	binary string // the pod program
+	v2     bool   // cgroup version
+	caps   []string
+	images *store
+	spawn  *spawner
 
-var errSkeleton = errors.New("runtime: not built yet")
+	// ctx ends when Run's does. Goroutines of the engine are in wg.
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
 
-// New probes the host and adopts the pods that run.
-func New(cfg Config) (*Engine, error) { return nil, errSkeleton }
+	mu     sync.Mutex
+	pods   map[string]*pod
+	subs   map[*subscriber]struct{}
+	ending bool // no goroutine may be added to wg any more
+}
 
-// Run watches the pod processes until ctx ends. Pods run on after it returned.
-func (e *Engine) Run(ctx context.Context) error { return errSkeleton }
+// pod is one pod. Its fields are guarded by Engine.mu but for what is said.
+type pod struct {
+	id  string
+	cfg proto.Pod // constant
+	dir string    // its run folder; constant
 
-// StartPod makes the pod's cgroup and starts its process. It is idempotent.
-func (e *Engine) StartPod(ctx context.Context, c PodConfig) error { return errSkeleton }
+	// op is held by the one that starts or stops the pod.
+	op sync.Mutex
 
-// StopPod kills what is left of a pod and removes everything of it. It is
-// idempotent.
-func (e *Engine) StopPod(ctx context.Context, podID string) error { return errSkeleton }
+	process    *os.Process // set if it is our child
+	pid        int
+	up         bool          // its process answers
+	down       chan struct{} // closed when the process of this time is seen dead
+	containers map[string]*container
+}
+
+// container is what is known of one. It is hidden until the pod process has
+// told of it: seq is 0.
+type container struct {
+	status ContainerStatus
+	seq    uint64
+}
+
+// containersDir is the folder of all root filesystems.
+func (c Config) containersDir() string { return filepath.Join(c.Root, "containers") }
+
+// withDefaults fills in what was left out.
+func (c Config) withDefaults() (Config, error) {
+	if c.Root == "" {
+		return c, errors.New("runtime: Config.Root is empty")
+	}
+	var err error
+	if c.Root, err = filepath.Abs(c.Root); err != nil {
+		return c, err
+	}
+	if c.RunDir == "" {
+		c.RunDir = filepath.Join(c.Root, "run", "runtime")
+	}
+	if c.RunDir, err = filepath.Abs(c.RunDir); err != nil {
+		return c, err
+	}
+	c.CgroupParent = strings.Trim(filepath.Clean("/"+c.CgroupParent), "/")
+	if c.CgroupParent == "" {
+		c.CgroupParent = "conclave"
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c, nil
+}
+
+// New probes the host, saying clearly what it lacks, and adopts the pods that
+// run. What is left of pods that do not run is cleaned up.
+func New(cfg Config) (*Engine, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range []string{cfg.Root, cfg.containersDir(), cfg.RunDir} {
+		if err := os.MkdirAll(d, 0o711); err != nil {
+			return nil, fmt.Errorf("runtime: %w", err)
+		}
+	}
+	if err := probe(cfg); err != nil {
+		return nil, err
+	}
+	binary, err := podProgram(cfg)
+	if err != nil {
+		return nil, err
+	}
+	caps, err := allCapabilities()
+	if err != nil {
+		return nil, fmt.Errorf("runtime: capabilities of this kernel: %w", err)
+	}
+	images, err := openStore(cfg)
+	if err != nil {
+		return nil, err
+	}
+	e := &Engine{
+		cfg:    cfg,
+		log:    cfg.Log,
+		binary: binary,
+		v2:     cgroups.IsCgroup2UnifiedMode(),
+		caps:   caps,
+		images: images,
+		pods:   map[string]*pod{},
+		subs:   map[*subscriber]struct{}{},
+	}
+	if e.spawn, err = newSpawner(filepath.Join("/", cfg.CgroupParent, processesCgroup), e.v2); err != nil {
+		return nil, err
+	}
+	e.ctx, e.cancel = context.WithCancel(context.Background())
+	if err := e.recover(); err != nil {
+		e.stop()
+		return nil, err
+	}
+	return e, nil
+}
+
+// Run keeps the engine alive until ctx ends, and returns when all that it
+// started has ended. Pods run on.
+func (e *Engine) Run(ctx context.Context) error {
+	<-ctx.Done()
+	e.stop()
+	return nil
+}
+
+func (e *Engine) stop() {
+	e.mu.Lock()
+	e.ending = true
+	for s := range e.subs {
+		s.cancel()
+	}
+	e.mu.Unlock()
+	e.cancel()
+	e.wg.Wait()
+	e.spawn.stop()
+}
+
+// goLocked runs f as part of the engine, unless it is ending. e.mu is held.
+func (e *Engine) goLocked(f func()) bool {
+	if e.ending {
+		return false
+	}
+	e.wg.Go(f)
+	return true
+}
+
+// fault lets a test end a change at a labelled step.
+func (e *Engine) fault(label string) error {
+	if e.cfg.Faults == nil {
+		return nil
+	}
+	return e.cfg.Faults(label)
+}
 
 // Pods returns the IDs of all pods, sorted.
-func (e *Engine) Pods() []string { return nil }
-
-// UpdatePodResources changes the bounds of the whole pod.
-func (e *Engine) UpdatePodResources(ctx context.Context, podID string, r *specs.LinuxResources) error {
-	return errSkeleton
+func (e *Engine) Pods() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Sorted(maps.Keys(e.pods))
 }
-
-// CreateContainer prepares a container up to the moment before its program
-// starts.
-func (e *Engine) CreateContainer(ctx context.Context, c ContainerConfig) error { return errSkeleton }
-
-// StartContainer starts a created container's program.
-func (e *Engine) StartContainer(ctx context.Context, podID, id string) error { return errSkeleton }
-
-// RunContainer is CreateContainer and StartContainer in one step.
-func (e *Engine) RunContainer(ctx context.Context, c ContainerConfig) error { return errSkeleton }
-
-// StopContainer sends the stop signal, and after grace kills the container. It
-// returns when the container has exited.
-func (e *Engine) StopContainer(ctx context.Context, podID, id string, grace time.Duration) error {
-	return errSkeleton
-}
-
-// RemoveContainer removes an exited container, or kills it first.
-func (e *Engine) RemoveContainer(ctx context.Context, podID, id string) error { return errSkeleton }
 
 // Containers returns the containers of a pod, of all if podID is empty, oldest
 // first.
-func (e *Engine) Containers(podID string) []ContainerStatus { return nil }
+func (e *Engine) Containers(podID string) []ContainerStatus {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var out []ContainerStatus
+	for id, p := range e.pods {
+		if podID != "" && id != podID {
+			continue
+		}
+		for _, c := range p.containers {
+			if c.seq > 0 {
+				out = append(out, c.status)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b ContainerStatus) int {
+		if c := a.CreatedAt.Compare(b.CreatedAt); c != 0 {
+			return c
+		}
+		return strings.Compare(a.PodID+"/"+a.ID, b.PodID+"/"+b.ID)
+	})
+	return out
+}
+
+// Container returns one container.
+func (e *Engine) Container(podID, id string) (ContainerStatus, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if p := e.pods[podID]; p != nil {
+		if c := p.containers[id]; c != nil && c.seq > 0 {
+			return c.status, true
+		}
+	}
+	return ContainerStatus{}, false
+}
+
+// learn takes in a record, if it is newer than what is known. Containers that
+// the engine has not heard of before are added only by whoever starts them or
+// by a first look, so that a late word of a removed one does not bring it
+// back. e.mu is held.
+func (e *Engine) learn(p *pod, r proto.Record, add bool) {
+	c := p.containers[r.ID]
+	if c == nil {
+		if !add {
+			return
+		}
+		c = &container{}
+		p.containers[r.ID] = c
+	}
+	if r.Seq <= c.seq {
+		return
+	}
+	c.seq = r.Seq
+	c.status = ContainerStatus{
+		PodID:      p.id,
+		ID:         r.ID,
+		Image:      r.Image,
+		State:      State(r.State),
+		PID:        r.PID,
+		CreatedAt:  r.Created,
+		StartedAt:  r.Started,
+		FinishedAt: r.Finished,
+		ExitCode:   r.ExitCode,
+		OOMKilled:  r.OOM,
+		Reason:     r.Reason,
+		Message:    r.Message,
+	}
+	for s := range e.subs {
+		s.put(c.status)
+	}
+}
+
+// subscriber passes changes on at its reader's pace.
+type subscriber struct {
+	out    chan ContainerStatus
+	wake   chan struct{} // holds one token
+	done   chan struct{}
+	once   sync.Once
+	mu     sync.Mutex
+	latest map[string]ContainerStatus
+	order  []string
+}
+
+func (s *subscriber) cancel() { s.once.Do(func() { close(s.done) }) }
+
+func (s *subscriber) put(st ContainerStatus) {
+	key := st.PodID + "/" + st.ID
+	s.mu.Lock()
+	if _, ok := s.latest[key]; !ok {
+		s.order = append(s.order, key)
+	}
+	s.latest[key] = st
+	s.mu.Unlock()
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *subscriber) run() {
+	defer close(s.out)
+	for {
+		select {
+		case <-s.wake:
+		case <-s.done:
+			return
+		}
+		for {
+			s.mu.Lock()
+			if len(s.order) == 0 {
+				s.mu.Unlock()
+				break
+			}
+			key := s.order[0]
+			st := s.latest[key]
+			s.order = s.order[1:]
+			delete(s.latest, key)
+			s.mu.Unlock()
+			select {
+			case s.out <- st:
+			case <-s.done:
+				return
+			}
+		}
+	}
+}
 
 // Subscribe returns a channel with the new status of each container whose
-// state changed, newest only if the reader is slow. cancel closes it.
-func (e *Engine) Subscribe() (events <-chan ContainerStatus, cancel func()) { return nil, nil }
-
-// Exec runs a command in a running container and returns its exit code.
-func (e *Engine) Exec(ctx context.Context, podID, id string, cmd []string, tty bool, stdin io.Reader, stdout, stderr io.Writer, resize <-chan [2]uint16) (int, error) {
-	return 0, errSkeleton
+// state changed, the newest only if the reader is slow. It is closed when
+// cancel is called or the engine ends. Subscribe first, then look at
+// Containers: nothing is missed.
+func (e *Engine) Subscribe() (events <-chan ContainerStatus, cancel func()) {
+	s := &subscriber{
+		out:    make(chan ContainerStatus),
+		wake:   make(chan struct{}, 1),
+		done:   make(chan struct{}),
+		latest: map[string]ContainerStatus{},
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.goLocked(s.run) {
+		close(s.out)
+		return s.out, func() {}
+	}
+	e.subs[s] = struct{}{}
+	return s.out, func() {
+		e.mu.Lock()
+		delete(e.subs, s)
+		e.mu.Unlock()
+		s.cancel()
+	}
 }
-
-// Attach connects to the container's own streams until it exits or ctx ends.
-func (e *Engine) Attach(ctx context.Context, podID, id string, stdin io.Reader, stdout, stderr io.Writer, resize <-chan [2]uint16) error {
-	return errSkeleton
-}
-
-// UpdateResources changes the bounds of a running container.
-func (e *Engine) UpdateResources(ctx context.Context, podID, id string, r *specs.LinuxResources) error {
-	return errSkeleton
-}
-
-// Stats returns what a container uses, or the whole pod if id is empty.
-func (e *Engine) Stats(podID, id string) (Usage, error) { return Usage{}, errSkeleton }
-
-// Pull fetches an image. Identical pulls at the same time share one.
-func (e *Engine) Pull(ctx context.Context, ref string, o PullOptions) (Image, error) {
-	return Image{}, errSkeleton
-}
-
-// Import reads the images of a docker-archive or an OCI layout tar.
-func (e *Engine) Import(ctx context.Context, r io.Reader) ([]Image, error) { return nil, errSkeleton }
-
-// Images returns all images, sorted by ID.
-func (e *Engine) Images() []Image { return nil }
-
-// Image finds an image by name, digest or ID.
-func (e *Engine) Image(ref string) (Image, bool) { return Image{}, false }
-
-// RemoveImage removes a name, and the image with its last one. ErrImageInUse.
-func (e *Engine) RemoveImage(ctx context.Context, ref string) error { return errSkeleton }

@@ -5,6 +5,8 @@ import "errors"
 // Outcomes that callers act on. Errors of the package match them with
 // errors.Is.
 var (
+	errEnding = errors.New("the engine has ended")
+
 	// ErrPodNotFound says that StartPod was not called for the pod, or that its
 	// process is gone; StartPod makes it anew.
 	ErrPodNotFound       = errors.New("pod is not running")

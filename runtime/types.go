@@ -142,8 +142,6 @@ type Usage struct {
 	MemoryLimit   uint64 // 0: none
 	PageFaults    uint64
 	MajorFaults   uint64
-	RootFSBytes   uint64 // bytes in the writable layer, containers only
-	RootFSEntries uint64 // inodes in the writable layer, containers only
 }
 
 // Image is one image in the store.

@@ -1,4 +1,137 @@
-// Command pod is the small program that stays with each pod.
+//go:build linux && cgo
+
 package main
 
-func main() {}
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/opencontainers/cgroups"
+	_ "github.com/opencontainers/cgroups/devices" // device rules, of both versions
+	"github.com/opencontainers/cgroups/manager"
+	"github.com/opencontainers/runc/libcontainer"
+	_ "github.com/opencontainers/runc/libcontainer/nsenter" // joins namespaces before Go starts
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"conclave/runtime/internal/proto"
+)
+
+func init() {
+	if len(os.Args) > 1 && os.Args[1] == "init" {
+		libcontainer.Init() // execs, or exits
+	}
+}
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "conclave-pod:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	if len(os.Args) != 3 || os.Args[1] != "serve" {
+		return errors.New("this program is started by conclave, as: conclave-pod serve FOLDER")
+	}
+	limitMemory()
+	// libcontainer warns about what we do on purpose, such as a folder of the
+	// host as a mount's source; what matters comes back as an error.
+	logrus.SetLevel(logrus.ErrorLevel)
+
+	dir := os.Args[2]
+	data, err := os.ReadFile(filepath.Join(dir, proto.PodFile))
+	if err != nil {
+		return err
+	}
+	var pod proto.Pod
+	if err := json.Unmarshal(data, &pod); err != nil {
+		return fmt.Errorf("read %s: %w", proto.PodFile, err)
+	}
+	f := os.NewFile(proto.ListenFD, "listener")
+	l, err := net.FileListener(f)
+	if err != nil {
+		return fmt.Errorf("take over the listener: %w", err)
+	}
+	f.Close()
+	ul, ok := l.(*net.UnixListener)
+	if !ok {
+		return fmt.Errorf("the listener is a %T, not a unix socket", l)
+	}
+	ul.SetUnlinkOnClose(false)
+
+	s, err := newServer(dir, pod)
+	if err != nil {
+		return err
+	}
+	return s.serve(ul)
+}
+
+// setUp makes what the containers of the pod share. The process is already in
+// the pod's namespaces.
+func setUp(dir string, pod proto.Pod) (pause *exec.Cmd, err error) {
+	// The kernel must not choose us when it is short of memory: it would lose
+	// the exit codes, and free next to nothing.
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0o644); err != nil {
+		return nil, err
+	}
+	if pod.Hostname != "" {
+		if err := unix.Sethostname([]byte(pod.Hostname)); err != nil {
+			return nil, fmt.Errorf("set host name %q: %w", pod.Hostname, err)
+		}
+	}
+	for k, v := range pod.Sysctls {
+		// A name may have its parts separated by slashes where one holds a dot.
+		name := k
+		if !strings.Contains(k, "/") {
+			name = strings.ReplaceAll(k, ".", "/")
+		}
+		if err := os.WriteFile(filepath.Join("/proc/sys", filepath.Clean("/"+name)), []byte(v), 0o644); err != nil {
+			return nil, fmt.Errorf("set sysctl %s: %w", k, err)
+		}
+	}
+	if !pod.HostIPC {
+		shm := filepath.Join(dir, proto.ShmDir)
+		if err := os.MkdirAll(shm, 0o755); err != nil {
+			return nil, err
+		}
+		if err := unix.Mount("shm", shm, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=1777,size=64m"); err != nil {
+			return nil, fmt.Errorf("mount /dev/shm of the pod: %w", err)
+		}
+	}
+	if !pod.ShareProcesses || pod.HostPID {
+		return nil, nil
+	}
+	pause = exec.Command("/proc/self/exe", "pause")
+	pause.Env = []string{proto.PauseEnv + "=1"}
+	pause.Dir = "/"
+	pause.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
+	if err := pause.Start(); err != nil {
+		return nil, fmt.Errorf("start the init of the shared process namespace: %w", err)
+	}
+	// In the pod's cgroup, so that killing that kills it whatever became of us.
+	m, err := manager.New(&cgroups.Cgroup{
+		Path:      filepath.Join(pod.CgroupPath, "pause"),
+		Resources: &cgroups.Resources{SkipDevices: true},
+	})
+	if err == nil {
+		err = m.Apply(pause.Process.Pid)
+	}
+	if err == nil {
+		err = os.WriteFile("/proc/"+strconv.Itoa(pause.Process.Pid)+"/oom_score_adj", []byte("-998"), 0o644)
+	}
+	if err != nil {
+		_ = pause.Process.Kill() // reported: the error that made it useless
+		_ = pause.Wait()
+		return nil, fmt.Errorf("place the init of the shared process namespace: %w", err)
+	}
+	return pause, nil
+}

@@ -1,0 +1,29 @@
+// Command pod is the small program that stays with each pod.
+//
+// It owns the processes of one pod: it starts each container through
+// libcontainer, is their parent, writes their output to files in the CRI log
+// format, and keeps a record of each on a tmpfs. The engine starts it in a
+// session and a cgroup of its own and speaks to it over a unix socket
+// (internal/proto); whether the engine lives is nothing to it. It ends when it
+// is told to (shutdown), having killed what still ran.
+//
+// What always holds: a record is on disk before anybody is told of it; a
+// container's exit is recorded after the last byte of its output was written
+// to its log.
+//
+// The process itself lives in the pod's network, IPC and UTS namespaces, so
+// its containers inherit them and join nothing. With a shared process
+// namespace, its init is a child that does nothing but reap (pause.go), and
+// does so before Go starts, because every such pod pays for it.
+//
+// It is not a subreaper: in a process namespace orphans go to that namespace's
+// init, and those of a pod in the host's go to the host's; they are found and
+// killed by their cgroup. A reaper here would compete with libcontainer for
+// the exit codes of its children.
+//
+// Goroutines: one accepts connections; one serves each connection and ends
+// with it; per container one waits for the exit and one per output stream
+// copies, all ending with the container. None of them holds a thread: pidfds
+// and pipes wait in Go's poller. Memory is the point of this program: it gives
+// back to the kernel what a start used (memory.go).
+package main

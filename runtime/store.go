@@ -1,0 +1,641 @@
+package runtime
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
+)
+
+// store is the images on disk, below Root/images:
+//
+//	index.json         which images there are and what they are called
+//	blobs/sha256/HEX   their configs
+//	layers/ID/         an unpacked layer; ID is the start of its diff ID
+//	layers/ID.json     written after the folder: without it there is no layer
+//	layers/empty/      for an image without layers
+//	tmp/               what is being made, or removed
+//
+// Layers are not kept packed: a node's disk is small, and its registry has
+// them. Each is unpacked once, whoever has it, and never changes. A pull that
+// was cut short finds the layers that it had finished.
+type store struct {
+	dir string
+	log *slog.Logger
+	cfg Config
+
+	mu      sync.Mutex
+	images  map[string]*stored // by ID
+	holds   map[string]int     // layers that a pull under way counts on
+	checked map[string]bool    // layers whose tree this process has looked at
+	pulls   map[string]*flight
+	locks   map[string]chan struct{} // of layers being made: one token each
+}
+
+// stored is an image in the index.
+type stored struct {
+	image  Image
+	layers []string // folders, topmost first
+}
+
+// indexFile is index.json.
+type indexFile struct {
+	Version int
+	Images  []indexEntry
+}
+
+type indexEntry struct {
+	ID      string
+	Names   []string `json:",omitempty"`
+	Digests []string `json:",omitempty"`
+}
+
+// layerFile is layers/ID.json.
+type layerFile struct {
+	DiffID string
+	Size   int64  // bytes on disk
+	Tree   string // hash of names, kinds, modes, owners and sizes
+}
+
+const emptyLayer = "empty"
+
+// layersDir is where layers' names are relative to.
+func (s *store) layersDir() string { return filepath.Join(s.dir, "layers") }
+func (s *store) tmpDir() string    { return filepath.Join(s.dir, "tmp") }
+
+func (s *store) blobPath(digest string) string {
+	return filepath.Join(s.dir, "blobs", strings.Replace(digest, ":", "/", 1))
+}
+
+// layerID is the folder of a layer: short, because the kernel takes the names
+// of all layers of a container in one page.
+func layerID(diffID string) string {
+	_, hexPart, _ := strings.Cut(diffID, ":")
+	return hexPart[:min(16, len(hexPart))]
+}
+
+// openStore reads the index. Entries that are damaged are dropped, and so will
+// be fetched again.
+func openStore(cfg Config) (*store, error) {
+	s := &store{
+		dir:     filepath.Join(cfg.Root, "images"),
+		log:     cfg.Log,
+		cfg:     cfg,
+		images:  map[string]*stored{},
+		holds:   map[string]int{},
+		checked: map[string]bool{},
+		pulls:   map[string]*flight{},
+		locks:   map[string]chan struct{}{},
+	}
+	for _, d := range []string{s.tmpDir(), filepath.Join(s.layersDir(), emptyLayer), filepath.Join(s.dir, "blobs", "sha256")} {
+		if err := os.MkdirAll(d, 0o711); err != nil {
+			return nil, fmt.Errorf("images: %w", err)
+		}
+	}
+	if err := removeChildren(s.tmpDir()); err != nil {
+		return nil, fmt.Errorf("images: %w", err)
+	}
+	data, err := os.ReadFile(filepath.Join(s.dir, "index.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("images: %w", err)
+	}
+	var index indexFile
+	if err := json.Unmarshal(data, &index); err != nil {
+		s.log.Error("the index of images is damaged; images will be fetched again", "error", err)
+		return s, nil
+	}
+	for _, entry := range index.Images {
+		img, err := s.load(entry)
+		if err != nil {
+			s.log.Error("an image is damaged; it will be fetched again", "image", entry.ID, "names", entry.Names, "error", err)
+			continue
+		}
+		s.images[entry.ID] = img
+	}
+	return s, nil
+}
+
+func removeChildren(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// load reads an image of the index.
+func (s *store) load(entry indexEntry) (*stored, error) {
+	raw, err := os.ReadFile(s.blobPath(entry.ID))
+	if err != nil {
+		return nil, err
+	}
+	return s.describe(raw, entry)
+}
+
+// describe makes an image of its config, if all its layers are there.
+func (s *store) describe(raw []byte, entry indexEntry) (*stored, error) {
+	if got := digestOf(raw); got != entry.ID {
+		return nil, fmt.Errorf("%w: its config has the digest %s", ErrDamagedImage, got)
+	}
+	var c v1.ConfigFile
+	if err := json.Unmarshal(raw, &c); err != nil {
+		return nil, fmt.Errorf("%w: its config: %w", ErrDamagedImage, err)
+	}
+	out := &stored{image: Image{
+		ID:           entry.ID,
+		Names:        entry.Names,
+		Digests:      entry.Digests,
+		User:         c.Config.User,
+		Env:          c.Config.Env,
+		Entrypoint:   c.Config.Entrypoint,
+		Cmd:          c.Config.Cmd,
+		WorkingDir:   c.Config.WorkingDir,
+		StopSignal:   c.Config.StopSignal,
+		Architecture: c.Architecture,
+		Created:      c.Created.Time,
+	}}
+	for v := range c.Config.Volumes {
+		out.image.Volumes = append(out.image.Volumes, v)
+	}
+	slices.Sort(out.image.Volumes)
+	for _, d := range c.RootFS.DiffIDs {
+		l, err := s.layer(d.String())
+		if err != nil {
+			return nil, err
+		}
+		out.image.Size += l.Size
+		if id := layerID(l.DiffID); !slices.Contains(out.layers, id) {
+			out.layers = append(out.layers, id)
+		} else {
+			// overlayfs refuses a folder that comes twice. The upper one says
+			// all that the lower one does.
+			out.layers = append(slices.DeleteFunc(out.layers, func(o string) bool { return o == id }), id)
+		}
+	}
+	slices.Reverse(out.layers)
+	if len(out.layers) == 0 {
+		out.layers = []string{emptyLayer}
+	}
+	return out, nil
+}
+
+func digestOf(data []byte) string {
+	sum := sha256.Sum256(data)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// layer returns what is known of a layer that is complete on disk.
+func (s *store) layer(diffID string) (layerFile, error) {
+	var l layerFile
+	id := layerID(diffID)
+	data, err := os.ReadFile(filepath.Join(s.layersDir(), id+".json"))
+	if err != nil {
+		return l, err
+	}
+	if err := json.Unmarshal(data, &l); err != nil {
+		return l, fmt.Errorf("%w: layer %s: %w", ErrDamagedImage, diffID, err)
+	}
+	if l.DiffID != diffID {
+		return l, fmt.Errorf("%w: layer %s is %s", ErrDamagedImage, diffID, l.DiffID)
+	}
+	if st, err := os.Stat(filepath.Join(s.layersDir(), id)); err != nil || !st.IsDir() {
+		return l, fmt.Errorf("%w: layer %s has no folder", ErrDamagedImage, diffID)
+	}
+	return l, nil
+}
+
+// present says whether a layer is whole. Once in the life of the process it
+// looks at the whole tree; that is for pulls, which are meant to repair.
+func (s *store) present(diffID string) bool {
+	l, err := s.layer(diffID)
+	if err != nil {
+		return false
+	}
+	id := layerID(diffID)
+	s.mu.Lock()
+	checked := s.checked[id]
+	s.mu.Unlock()
+	if checked {
+		return true
+	}
+	tree, _, err := hashTree(filepath.Join(s.layersDir(), id))
+	if err != nil || tree != l.Tree {
+		s.log.Error("a layer is damaged; it will be fetched again", "layer", diffID, "error", err)
+		return false
+	}
+	s.mu.Lock()
+	s.checked[id] = true
+	s.mu.Unlock()
+	return true
+}
+
+// hashTree hashes what a damaged or touched tree would change, without reading
+// the files, and sums what they occupy.
+func hashTree(dir string) (hash string, size int64, err error) {
+	h := sha256.New()
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			return errors.New("no stat")
+		}
+		size += st.Blocks * 512
+		length := st.Size
+		if d.IsDir() {
+			length = 0 // the filesystem's own business
+		}
+		link := ""
+		if d.Type() == fs.ModeSymlink {
+			if link, err = os.Readlink(path); err != nil {
+				return err
+			}
+		}
+		_, err = fmt.Fprintf(h, "%q %o %d %d %d %d %q\n", strings.TrimPrefix(path, dir), st.Mode, st.Uid, st.Gid, length, st.Rdev, link)
+		return err
+	})
+	return hex.EncodeToString(h.Sum(nil)), size, err
+}
+
+// addLayer unpacks a layer, unless it is there. open returns its tar,
+// uncompressed. Whoever comes second waits for the first.
+func (s *store) addLayer(ctx context.Context, diffID string, open func() (io.ReadCloser, error)) error {
+	unlock, err := s.lockLayer(ctx, diffID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if s.present(diffID) {
+		return nil
+	}
+	id := layerID(diffID)
+	final := filepath.Join(s.layersDir(), id)
+	// A damaged one may be in use: running containers keep it.
+	if err := s.discard(id); err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp(s.tmpDir(), "layer-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp) // what fails here is removed at the next start
+	tree := filepath.Join(tmp, "d")
+	if err := os.Mkdir(tree, 0o755); err != nil {
+		return err
+	}
+	if err := unpackVerified(ctx, tree, diffID, open); err != nil {
+		return fmt.Errorf("layer %s: %w", diffID, err)
+	}
+	l := layerFile{DiffID: diffID}
+	if l.Tree, l.Size, err = hashTree(tree); err != nil {
+		return err
+	}
+	data, err := json.Marshal(l)
+	if err != nil {
+		return err
+	}
+	// The tree must be on the disk before its name is.
+	if err := syncFS(tree); err != nil {
+		return err
+	}
+	if err := os.Rename(tree, final); err != nil {
+		return err
+	}
+	if err := writeFileSync(final+".json", data, 0o600); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.checked[id] = true
+	return nil
+}
+
+// unpackVerified unpacks a layer and checks that it is the one it says.
+func unpackVerified(ctx context.Context, dir, diffID string, open func() (io.ReadCloser, error)) error {
+	r, err := open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	h := sha256.New()
+	tee := io.TeeReader(r, h)
+	if err := unpack(ctx, dir, tee); err != nil {
+		return err
+	}
+	// After the tar's end there is padding, which the digest covers.
+	if _, err := io.Copy(io.Discard, tee); err != nil {
+		return err
+	}
+	if got := "sha256:" + hex.EncodeToString(h.Sum(nil)); got != diffID {
+		return fmt.Errorf("%w: its content has the digest %s", ErrDamagedImage, got)
+	}
+	return nil
+}
+
+func syncFS(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return os.NewSyscallError("syncfs", unix.Syncfs(int(d.Fd())))
+}
+
+// discard moves a layer out of the way and removes it, its description first.
+func (s *store) discard(id string) error {
+	final := filepath.Join(s.layersDir(), id)
+	if err := os.Remove(final + ".json"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	tmp, err := os.MkdirTemp(s.tmpDir(), "gone-")
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(final, filepath.Join(tmp, "d")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	s.mu.Lock()
+	delete(s.checked, id)
+	s.mu.Unlock()
+	return os.RemoveAll(tmp)
+}
+
+// lockLayer lets one at a time make a layer.
+func (s *store) lockLayer(ctx context.Context, diffID string) (unlock func(), err error) {
+	s.mu.Lock()
+	lock := s.locks[diffID]
+	if lock == nil {
+		lock = make(chan struct{}, 1)
+		s.locks[diffID] = lock
+	}
+	s.mu.Unlock()
+	select {
+	case lock <- struct{}{}:
+		return func() { <-lock }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// hold keeps layers from being collected until release is called.
+func (s *store) hold(diffIDs []string) (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range diffIDs {
+		s.holds[layerID(d)]++
+	}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, d := range diffIDs {
+			if id := layerID(d); s.holds[id] > 1 {
+				s.holds[id]--
+			} else {
+				delete(s.holds, id)
+			}
+		}
+	}
+}
+
+// add puts an image whose layers are there into the index. A name moves here
+// from any other image.
+func (s *store) add(raw []byte, names, digests []string) (Image, error) {
+	id := digestOf(raw)
+	if err := writeFileSync(s.blobPath(id), raw, 0o600); err != nil {
+		return Image{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	entry := indexEntry{ID: id, Names: names, Digests: digests}
+	if old := s.images[id]; old != nil {
+		entry.Names = append(slices.Clone(old.image.Names), names...)
+		entry.Digests = append(slices.Clone(old.image.Digests), digests...)
+	}
+	entry.Names = sortedSet(entry.Names)
+	entry.Digests = sortedSet(entry.Digests)
+	img, err := s.describe(raw, entry)
+	if err != nil {
+		return Image{}, err
+	}
+	next := map[string]*stored{}
+	for oid, o := range s.images {
+		if oid == id {
+			continue
+		}
+		kept := *o
+		kept.image.Names = without(o.image.Names, names...)
+		next[oid] = &kept
+	}
+	next[id] = img
+	if err := s.writeIndex(next); err != nil {
+		return Image{}, err
+	}
+	s.images = next
+	return clone(img.image), nil
+}
+
+func sortedSet(in []string) []string {
+	slices.Sort(in)
+	return slices.Compact(in)
+}
+
+func without(in []string, remove ...string) []string {
+	return slices.DeleteFunc(slices.Clone(in), func(n string) bool { return slices.Contains(remove, n) })
+}
+
+func clone(img Image) Image {
+	for _, f := range []*[]string{&img.Names, &img.Digests, &img.Env, &img.Entrypoint, &img.Cmd, &img.Volumes} {
+		*f = slices.Clone(*f)
+	}
+	return img
+}
+
+func (s *store) writeIndex(images map[string]*stored) error {
+	index := indexFile{Version: 1}
+	for _, i := range images {
+		index.Images = append(index.Images, indexEntry{ID: i.image.ID, Names: i.image.Names, Digests: i.image.Digests})
+	}
+	slices.SortFunc(index.Images, func(a, b indexEntry) int { return strings.Compare(a.ID, b.ID) })
+	data, err := json.MarshalIndent(index, "", " ")
+	if err != nil {
+		return err
+	}
+	return writeFileSync(filepath.Join(s.dir, "index.json"), data, 0o600)
+}
+
+// list returns all images, sorted by ID.
+func (s *store) list() []Image {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]Image, 0, len(s.images))
+	for _, i := range s.images {
+		out = append(out, clone(i.image))
+	}
+	slices.SortFunc(out, func(a, b Image) int { return strings.Compare(a.ID, b.ID) })
+	return out
+}
+
+// find returns the image of an ID, a name or a digest, and the name under
+// which the image has it, empty for an ID. s.mu is held.
+func (s *store) find(ref string) (img *stored, called string) {
+	for _, id := range []string{ref, "sha256:" + ref} {
+		if i := s.images[id]; i != nil {
+			return i, ""
+		}
+	}
+	parsed, err := name.ParseReference(ref)
+	if err != nil {
+		return nil, ""
+	}
+	called = normalize(parsed)
+	for _, i := range s.images {
+		if slices.Contains(i.image.Names, called) || slices.Contains(i.image.Digests, called) {
+			return i, called
+		}
+	}
+	return nil, ""
+}
+
+func (s *store) get(ref string) (Image, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i, _ := s.find(ref)
+	if i == nil {
+		return Image{}, false
+	}
+	return clone(i.image), true
+}
+
+// use returns an image and its layers' folders, topmost first, and calls
+// before while nobody can remove it.
+func (s *store) use(ref string, before func(Image)) (Image, []string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i, _ := s.find(ref)
+	if i == nil {
+		return Image{}, nil, fmt.Errorf("%w: %s", ErrImageNotFound, ref)
+	}
+	img := clone(i.image)
+	before(img)
+	return img, slices.Clone(i.layers), nil
+}
+
+// remove takes a name away, or the whole image if ref is its ID or its last
+// name. inUse is asked before an image goes. Its layers are left to collect.
+func (s *store) remove(ref string, inUse func(id string) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i, called := s.find(ref)
+	if i == nil {
+		return fmt.Errorf("%w: %s", ErrImageNotFound, ref)
+	}
+	kept := *i
+	kept.image.Names = without(i.image.Names, called)
+	kept.image.Digests = without(i.image.Digests, called)
+	next := map[string]*stored{}
+	for id, o := range s.images {
+		if o != i {
+			next[id] = o
+		}
+	}
+	gone := called == "" || len(kept.image.Names) == 0 && (len(i.image.Names) > 0 || len(kept.image.Digests) == 0)
+	if gone {
+		if err := inUse(i.image.ID); err != nil {
+			return err
+		}
+	} else {
+		next[i.image.ID] = &kept
+	}
+	if err := s.writeIndex(next); err != nil {
+		return err
+	}
+	s.images = next
+	if gone {
+		if err := os.Remove(s.blobPath(i.image.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// collect removes the layers that no image and no pull has.
+func (s *store) collect() error {
+	entries, err := os.ReadDir(s.layersDir())
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		id, isFile := strings.CutSuffix(e.Name(), ".json")
+		if isFile || id == emptyLayer || strings.HasPrefix(id, ".") {
+			continue
+		}
+		s.mu.Lock()
+		used := s.holds[id] > 0
+		for _, i := range s.images {
+			used = used || slices.Contains(i.layers, id)
+		}
+		s.mu.Unlock()
+		if used {
+			continue
+		}
+		if err := s.discard(id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Images returns all images, sorted by ID.
+func (e *Engine) Images() []Image { return e.images.list() }
+
+// Image finds an image by name, digest or ID.
+func (e *Engine) Image(ref string) (Image, bool) { return e.images.get(ref) }
+
+// RemoveImage removes a name, and the image with its last one; by its ID, the
+// image with all its names. An image that a container uses is refused:
+// ErrImageInUse.
+func (e *Engine) RemoveImage(ctx context.Context, ref string) error {
+	e.mu.Lock()
+	err := e.images.remove(ref, func(id string) error {
+		if pod, c, used := e.inUse(id); used {
+			return fmt.Errorf("%w: by container %s of pod %s", ErrImageInUse, c, pod)
+		}
+		return nil
+	})
+	e.mu.Unlock()
+	if err == nil {
+		err = e.images.collect()
+	}
+	if err != nil {
+		return fmt.Errorf("remove image %s: %w", ref, err)
+	}
+	return nil
+}
