@@ -7,7 +7,14 @@ require (
 	k8s.io/apimachinery v0.37.2
 )
 
-require k8s.io/component-helpers v0.37.2 // indirect
+require (
+	github.com/NYTimes/gziphandler v1.1.1 // indirect
+	github.com/davecgh/go-spew v1.1.2-0.20180830191138-d8f796af33cc // indirect
+	github.com/google/uuid v1.6.0 // indirect
+	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
+	github.com/pmezard/go-difflib v1.0.1-0.20181226105442-5d4384ee4fb2 // indirect
+	k8s.io/component-helpers v0.37.2 // indirect
+)
 
 require (
 	conclave v0.0.0

@@ -23,6 +23,7 @@ import (
 	"k8s.io/kube-openapi/pkg/builder"
 	"k8s.io/kube-openapi/pkg/builder3"
 	"k8s.io/kube-openapi/pkg/common"
+	"k8s.io/kube-openapi/pkg/handler"
 	"k8s.io/kube-openapi/pkg/spec3"
 	"k8s.io/kube-openapi/pkg/util"
 	"k8s.io/kube-openapi/pkg/validation/spec"
@@ -45,7 +46,7 @@ func run(folder string) error {
 	services := routes()
 	groupVersionKinds := modelKinds(services)
 	name := func(name string) (string, spec.Extensions) {
-		name = util.ToRESTFriendlyName(name)
+		name = modelName(name)
 		gvks := groupVersionKinds[name]
 		if len(gvks) == 0 {
 			return name, nil
@@ -78,6 +79,8 @@ func run(folder string) error {
 	if err != nil {
 		return fmt.Errorf("build version 2: %w", err)
 	}
+	// As Kubernetes does: version 2 has no place for defaults beside references.
+	v2.Definitions = handler.PruneDefaults(v2.Definitions)
 	if err := write(filepath.Join(folder, "v2.json.gz"), v2); err != nil {
 		return err
 	}
@@ -153,4 +156,12 @@ const (
 
 func gvkExtension(gvk schema.GroupVersionKind) map[string]any {
 	return map[string]any{"group": gvk.Group, "version": gvk.Version, "kind": gvk.Kind}
+}
+
+// modelName is the name of a type's schema. Most published types know theirs.
+func modelName(canonical string) string {
+	if strings.Contains(canonical, "/") {
+		return util.ToRESTFriendlyName(canonical)
+	}
+	return canonical
 }

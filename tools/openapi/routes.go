@@ -347,7 +347,7 @@ func article(kind string) string {
 func modelKinds(all []*service) map[string][]schema.GroupVersionKind {
 	out := map[string][]schema.GroupVersionKind{}
 	add := func(model any, gvk schema.GroupVersionKind) {
-		name := util.ToRESTFriendlyName(util.GetCanonicalTypeName(model))
+		name := modelName(util.GetCanonicalTypeName(model))
 		out[name] = append(out[name], gvk)
 	}
 	for _, k := range kinds.Builtin() {
