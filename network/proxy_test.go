@@ -1,0 +1,236 @@
+package network
+
+import (
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"conclave/api"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func golden(t *testing.T, file, got string) {
+	t.Helper()
+	path := "testdata/" + file
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s differs (rewrite it with -update and read the difference):\n%s", path, got)
+	}
+}
+
+// seen is a cluster that has seen these objects.
+func seen(objects ...api.Object) *cluster {
+	c := newCluster(func(string) {})
+	byResource := map[string][]api.Object{}
+	for _, o := range objects {
+		byResource[resourceOf(o)] = append(byResource[resourceOf(o)], o)
+	}
+	for resource, h := range c.handlers() {
+		h.Replace(byResource[resource])
+	}
+	return c
+}
+
+var testBase = Base{testPodCIDR, testServiceCIDR, testDNS}
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+var (
+	onOne   = ep{addr: addr("10.244.1.5"), node: "node1"}
+	onOneB  = ep{addr: addr("10.244.1.6"), node: "node1"}
+	onTwo   = ep{addr: addr("10.244.2.5"), node: "node2"}
+	drained = func(e ep) ep { e.draining = true; return e }
+	unready = func(e ep) ep { e.notReady = true; return e }
+)
+
+func kind(t corev1.ServiceType) func(*corev1.Service) {
+	return func(s *corev1.Service) { s.Spec.Type = t }
+}
+
+func changes(all ...func(*corev1.Service)) func(*corev1.Service) {
+	return func(s *corev1.Service) {
+		for _, f := range all {
+			f(s)
+		}
+	}
+}
+
+func externalLocal(s *corev1.Service) {
+	s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+}
+
+func internalLocal(s *corev1.Service) {
+	s.Spec.InternalTrafficPolicy = ptr(corev1.ServiceInternalTrafficPolicyLocal)
+}
+
+func TestRules(t *testing.T) {
+	tcpPorts := []corev1.ServicePort{{Protocol: corev1.ProtocolTCP, Port: 80, NodePort: 30080}}
+	clusterOnly := []corev1.ServicePort{{Protocol: corev1.ProtocolTCP, Port: 80}}
+	targets := []discoveryv1.EndpointPort{{Name: ptr(""), Protocol: ptr(corev1.ProtocolTCP), Port: ptr[int32](8080)}}
+	web := func(change func(*corev1.Service)) *corev1.Service {
+		return serviceOf("web", "10.96.0.20", change, clusterOnly...)
+	}
+	nodePort := func(change func(*corev1.Service)) *corev1.Service {
+		return serviceOf("web", "10.96.0.20", changes(kind(corev1.ServiceTypeNodePort), change), tcpPorts...)
+	}
+	none := func(*corev1.Service) {}
+	second := func(s *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice { s.Name += "-more"; return s }
+	external := func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"192.0.2.1"} }
+	age := func(s *corev1.Service, name string, at int64) *corev1.Service {
+		s.Name, s.CreationTimestamp = name, metav1.NewTime(time.Unix(at, 0))
+		return s
+	}
+	sliceFor := func(name string, e ...ep) *discoveryv1.EndpointSlice { return sliceOf(name, targets, e...) }
+	multiPorts, multiTargets := both(53, 5353)
+
+	var out strings.Builder
+	for _, c := range []struct {
+		name    string
+		objects []api.Object
+		pods    []reservation
+	}{
+		{"cluster address", []api.Object{web(nil), sliceFor("web", onTwo, onOne)}, nil},
+		{"no endpoints", []api.Object{web(nil), sliceFor("web")}, nil},
+		{"no slice", []api.Object{web(nil)}, nil},
+		{"slices of other services and nobody's", []api.Object{web(nil), sliceFor("other", onOne), sliceFor("", onTwo)}, nil},
+		{"an endpoint that is not ready is left out", []api.Object{web(nil), sliceFor("web", onOne, unready(onTwo))}, nil},
+		{"terminating endpoints only if none is ready", []api.Object{web(nil), sliceFor("web", drained(onOne), onTwo)}, nil},
+		{"all terminate", []api.Object{web(nil), sliceFor("web", drained(onOne), unready(onTwo))}, nil},
+		{"several slices, the same endpoint twice", []api.Object{web(nil), sliceFor("web", onOne, unready(onTwo)), second(sliceFor("web", onTwo))}, nil},
+		{"headless", []api.Object{serviceOf("web", "None", nil, clusterOnly...), sliceFor("web", onOne)}, nil},
+		{"ExternalName", []api.Object{web(changes(kind(corev1.ServiceTypeExternalName), func(s *corev1.Service) { s.Spec.ExternalName = "example.org" })), sliceFor("web", onOne)}, nil},
+		{"TCP and UDP on one port, named target ports", []api.Object{serviceOf("web", "10.96.0.20", nil, multiPorts...), sliceOf("web", multiTargets, onOne)}, nil},
+		{"SCTP", []api.Object{serviceOf("web", "10.96.0.20", nil, corev1.ServicePort{Protocol: corev1.ProtocolSCTP, Port: 80}),
+			sliceOf("web", []discoveryv1.EndpointPort{{Protocol: ptr(corev1.ProtocolSCTP), Port: ptr[int32](8080)}}, onOne)}, nil},
+		{"hand-made slices with different ports for one name", []api.Object{web(nil), sliceFor("web", onOne),
+			second(sliceOf("web", []discoveryv1.EndpointPort{{Port: ptr[int32](9090)}}, onOne))}, nil},
+		{"a slice port without number, and one of another name", []api.Object{web(nil),
+			sliceOf("web", []discoveryv1.EndpointPort{{}, {Name: ptr("x"), Port: ptr[int32](1)}}, onOne)}, nil},
+		{"affinity", []api.Object{web(func(s *corev1.Service) { s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP }), sliceFor("web", onOne)}, nil},
+		{"affinity with timeout", []api.Object{web(func(s *corev1.Service) {
+			s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+			s.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: ptr[int32](7)}}
+		}), sliceFor("web", onOne)}, nil},
+		{"internalTrafficPolicy Local", []api.Object{web(internalLocal), sliceFor("web", onOne, onOneB, onTwo)}, nil},
+		{"internalTrafficPolicy Local, none here", []api.Object{web(internalLocal), sliceFor("web", onTwo)}, nil},
+		{"internalTrafficPolicy Local, one terminating here", []api.Object{web(internalLocal), sliceFor("web", onTwo, drained(onOne))}, nil},
+		{"node port", []api.Object{nodePort(none), sliceFor("web", onOne, onTwo)}, nil},
+		{"node port without endpoints", []api.Object{nodePort(none)}, nil},
+		{"node port, externalTrafficPolicy Local", []api.Object{nodePort(externalLocal), sliceFor("web", onOne, onTwo)}, nil},
+		{"node port, externalTrafficPolicy Local, none here", []api.Object{nodePort(externalLocal), sliceFor("web", onTwo)}, nil},
+		{"node port, internalTrafficPolicy Local", []api.Object{nodePort(internalLocal), sliceFor("web", onOne, onTwo)}, nil},
+		{"external address", []api.Object{web(external), sliceFor("web", onOne)}, nil},
+		{"external address without endpoints", []api.Object{web(external)}, nil},
+		{"two services claim one external address: the older has it", []api.Object{
+			age(web(external), "web", 20), sliceFor("web", onOne),
+			age(serviceOf("", "10.96.0.30", external, clusterOnly...), "old", 10), sliceFor("old", onTwo)}, nil},
+		{"two services claim one external address, one without endpoints", []api.Object{
+			age(web(external), "web", 20), sliceFor("web", onOne),
+			age(serviceOf("", "10.96.0.30", external, clusterOnly...), "old", 10)}, nil},
+		{"load balancer's address", []api.Object{serviceOf("web", "10.96.0.20", func(s *corev1.Service) {
+			s.Spec.Type = corev1.ServiceTypeLoadBalancer
+			s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.5"}, {Hostname: "x"}, {IP: "192.0.2.6", IPMode: ptr(corev1.LoadBalancerIPModeProxy)}}
+		}, clusterOnly...), sliceFor("web", onOne)}, nil},
+		{"a service at DNS's address changes nothing", []api.Object{serviceOf("web", "10.96.0.10", nil, clusterOnly...), sliceFor("web", onOne)}, nil},
+		{"IPv6 addresses are left out", []api.Object{serviceOf("web", "10.96.0.20", func(s *corev1.Service) { s.Spec.ClusterIPs = append(s.Spec.ClusterIPs, "fd00::20") }, clusterOnly...),
+			sliceFor("web", onOne, ep{addr: addr("fd00::1")})}, nil},
+		{"nodes", []api.Object{
+			&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node1"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.168.0.1"}}}},
+			&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node2"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: "192.168.0.9"}, {Type: corev1.NodeInternalIP, Address: "192.168.0.2"}}}},
+			&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node3"}}}, nil},
+		{"pods with host ports, the second of two that clash has none", nil, []reservation{
+			{Address: addr("10.244.1.5"), HostPorts: []hostPort{{addr("127.0.0.1"), tcp, 80, 8080}, {netip.Addr{}, tcp, 81, 8081}}},
+			{Address: addr("10.244.1.6"), HostPorts: []hostPort{{addr("127.0.0.1"), udp, 80, 8080}, {netip.Addr{}, tcp, 81, 8081}}}}},
+	} {
+		fmt.Fprintf(&out, "# %s\n%s\n", c.name, seen(c.objects...).rules(testBase, "node1", c.pods))
+	}
+	golden(t, "rules.golden", out.String())
+}
+
+// What a change of objects leaves is what the last objects alone would give.
+func TestClusterForgets(t *testing.T) {
+	ports, targets := both(80, 8080)
+	final := []api.Object{serviceOf("a", "10.96.0.20", nil, ports...), sliceOf("a", targets, onTwo)}
+	c := seen(serviceOf("a", "10.96.0.99", nil, ports...), sliceOf("a", targets, onOne), serviceOf("b", "10.96.0.98", nil, ports...), sliceOf("b", targets, onOneB))
+	handlers := c.handlers()
+	for _, o := range final {
+		handlers[resourceOf(o)].Apply("MODIFIED", o)
+	}
+	handlers["services"].Apply("DELETED", serviceOf("b", "10.96.0.98", nil, ports...))
+	handlers["endpointslices"].Apply("DELETED", sliceOf("b", targets, onOneB))
+	handlers["services"].Apply("DELETED", serviceOf("never", "10.96.0.97", nil, ports...))
+	want := seen(final...)
+	if got := c.rules(testBase, "n", nil).String(); got != want.rules(testBase, "n", nil).String() {
+		t.Errorf("got\n%s", got)
+	}
+	for what, sizes := range map[string][2]int{
+		"byIP": {len(c.byIP), len(want.byIP)}, "spaces": {len(c.spaces), len(want.spaces)}, "byAddress": {len(c.byAddress), len(want.byAddress)},
+		"byService": {len(c.byService), len(want.byService)},
+	} {
+		if sizes[0] != sizes[1] {
+			t.Errorf("%s has %d entries, want %d", what, sizes[0], sizes[1])
+		}
+	}
+}
+
+func TestStaleFlows(t *testing.T) {
+	ap := netip.MustParseAddrPort
+	rules := func(endpoints ...netip.AddrPort) *Rules {
+		r := newRules(testBase)
+		if len(endpoints) > 0 {
+			r.Services[VIP{addr("10.96.0.20"), udp, 53}] = "svc-x"
+			r.Services[VIP{addr("10.96.0.20"), tcp, 53}] = "svc-x"
+			r.NodePorts[Port{udp, 30053}] = "ext-x"
+			r.Entries["ext-x"] = Entry{Cluster: "svc-x"}
+			r.Balancers["svc-x"] = Balancer{Endpoints: endpoints}
+		}
+		return r
+	}
+	a, b := ap("10.244.1.5:5353"), ap("10.244.2.5:5353")
+	client := ap("10.244.1.9:4000")
+	service, node, elsewhere := ap("10.96.0.20:53"), ap("192.168.0.1:30053"), ap("192.0.2.9:30053")
+	for _, c := range []struct {
+		name             string
+		old, is          *Rules
+		gone             []netip.Addr
+		proto            protocol
+		from, to, server netip.AddrPort
+		want             bool
+	}{
+		{"the endpoint went", rules(a, b), rules(b), nil, udp, client, service, a, true},
+		{"another endpoint went", rules(a, b), rules(b), nil, udp, client, service, b, false},
+		{"TCP connections are left alone", rules(a, b), rules(b), nil, tcp, client, service, a, false},
+		{"the last endpoint went", rules(a), rules(), nil, udp, client, service, a, true},
+		{"the first endpoint came", rules(), rules(a), nil, udp, client, service, service, true},
+		{"nothing changed", rules(a), rules(a), nil, udp, client, service, b, false},
+		{"after a start everything is checked", nil, rules(a), nil, udp, client, service, b, true},
+		{"after a start what is right stays", nil, rules(a), nil, udp, client, service, a, false},
+		{"node port, the endpoint went", rules(a, b), rules(b), nil, udp, client, node, a, true},
+		{"node port, nobody was there", rules(), rules(a), nil, udp, client, node, node, true},
+		{"the port of a node, but not ours", rules(a, b), rules(b), nil, udp, client, elsewhere, b, false},
+		{"the pod that went was the client", rules(), rules(), []netip.Addr{client.Addr()}, tcp, client, elsewhere, elsewhere, true},
+		{"the pod that went was the server", rules(), rules(), []netip.Addr{a.Addr()}, tcp, client, service, a, true},
+		{"another pod went", rules(), rules(), []netip.Addr{b.Addr()}, tcp, client, service, a, false},
+	} {
+		if got := staleAfter(c.old, c.is, c.gone).MatchConntrackFlow(flowOf(c.proto, c.from, c.to, c.server)); got != c.want {
+			t.Errorf("%s: stale: %v, want %v", c.name, got, c.want)
+		}
+	}
+}
