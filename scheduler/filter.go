@@ -13,17 +13,31 @@ type cycle struct {
 
 	hard, soft []spreadCount
 	affinity   affinityCount
+	*scratch
+}
+
+// scratch is memory that one decision leaves to the next.
+type scratch struct {
+	filters       []*Filter // those that can refuse this pod a node
+	candidates    []*nodeInfo
+	total, values []int64
+	zones         []int64
 }
 
 // Filter decides whether a pod can run on a node, and says why not in the
 // words that users of Kubernetes know.
 type Filter struct {
 	Name string
+	// Concerns says whether the filter can refuse this pod any node at all: it
+	// is asked once per decision.
+	Concerns func(c *cycle) bool
 	// Check is asked for every node: it answers quickly and gives no reasons.
 	Check func(c *cycle, n *nodeInfo) bool
 	// Explain gives the reasons where Check said no.
 	Explain func(c *cycle, n *nodeInfo) []string
 }
+
+func everyPod(*cycle) bool { return true }
 
 func because(reason string) func(*cycle, *nodeInfo) []string {
 	return func(*cycle, *nodeInfo) []string { return []string{reason} }
@@ -33,30 +47,24 @@ const suspected = "node(s) were suspected to be unreachable"
 
 // filters in Kubernetes' order: the reason of the first that refuses is shown.
 var filters = []Filter{
-	{"NodeUnschedulable", func(c *cycle, n *nodeInfo) bool {
+	{"NodeUnschedulable", everyPod, func(c *cycle, n *nodeInfo) bool {
 		return !n.Spec.Unschedulable || c.p.tolerates(&unschedulableTaint)
 	}, because("node(s) were unschedulable")},
-	{"NodeName", func(c *cycle, n *nodeInfo) bool {
-		return c.p.Spec.NodeName == "" || c.p.Spec.NodeName == n.name
+	{"NodeName", func(c *cycle) bool { return c.p.Spec.NodeName != "" }, func(c *cycle, n *nodeInfo) bool {
+		return c.p.Spec.NodeName == n.name
 	}, because("node(s) didn't match the requested node name")},
-	{"TaintToleration", func(c *cycle, n *nodeInfo) bool {
+	{"TaintToleration", everyPod, func(c *cycle, n *nodeInfo) bool {
 		return len(n.hard) == 0 || n.unbearable(c.p) == nil
 	}, func(c *cycle, n *nodeInfo) []string {
 		t := n.unbearable(c.p)
 		return []string{"node(s) had untolerated taint {" + t.Key + ": " + t.Value + "}"}
 	}},
-	{"NodeSuspected", func(c *cycle, n *nodeInfo) bool { return !c.suspect(n.name) }, because(suspected)},
-	{"NodeAffinity", func(c *cycle, n *nodeInfo) bool {
-		if c.p.required == nil {
-			return true
-		}
+	{"NodeSuspected", everyPod, func(c *cycle, n *nodeInfo) bool { return !c.suspect(n.name) }, because(suspected)},
+	{"NodeAffinity", func(c *cycle) bool { return c.p.required != nil }, func(c *cycle, n *nodeInfo) bool {
 		ok, err := c.p.required.Match(n.Node)
 		return ok && err == nil
 	}, because("node(s) didn't match Pod's node affinity/selector")},
-	{"NodePorts", func(c *cycle, n *nodeInfo) bool {
-		if len(n.ports) == 0 {
-			return true
-		}
+	{"NodePorts", func(c *cycle) bool { return len(c.p.ports) > 0 }, func(c *cycle, n *nodeInfo) bool {
 		for _, p := range c.p.ports {
 			if !n.freePort(p) {
 				return false
@@ -64,8 +72,8 @@ var filters = []Filter{
 		}
 		return true
 	}, because("node(s) didn't have free ports for the requested pod ports")},
-	{"NodeResourcesFit", fits, lacks},
-	{"PodTopologySpread", func(c *cycle, n *nodeInfo) bool {
+	{"NodeResourcesFit", everyPod, fits, lacks},
+	{"PodTopologySpread", func(c *cycle) bool { return len(c.hard) > 0 }, func(c *cycle, n *nodeInfo) bool {
 		for i := range c.hard {
 			if _, ok := n.domain(c.hard[i].key); !ok || !c.hard[i].fits(n) {
 				return false
@@ -80,7 +88,8 @@ var filters = []Filter{
 		}
 		return []string{"node(s) didn't match pod topology spread constraints"}
 	}},
-	{"InterPodAffinity", func(c *cycle, n *nodeInfo) bool { return c.affinity.refusal(c, n) == "" },
+	{"InterPodAffinity", func(c *cycle) bool { return c.p.affine() || len(c.affinity.forbidden) > 0 },
+		func(c *cycle, n *nodeInfo) bool { return c.affinity.refusal(c, n) == "" },
 		func(c *cycle, n *nodeInfo) []string { return []string{c.affinity.refusal(c, n)} }},
 }
 

@@ -8,8 +8,8 @@ import (
 )
 
 // Of a large cluster not every node is looked at: enough to choose well from,
-// and the next decision looks at others. As in Kubernetes, the share falls
-// with size, and small clusters are always looked at whole.
+// and the next decision looks at others. As in Kubernetes, the share falls with
+// size, to the same floor but sooner, and small clusters are looked at whole.
 const (
 	sampleAll     = 100 // nodes: up to here all
 	samplePercent = 50
@@ -45,10 +45,11 @@ func (e *explanation) String() string {
 }
 
 // schedule decides where a pod runs: the node, or why there is none. It
-// changes nothing and depends on nothing but its arguments; looked is how many
+// changes nothing that a decision depends on, and depends on nothing but its
+// arguments; looked is how many
 // nodes it looked at.
 func schedule(s *snapshot, p *podInfo, suspect func(string) bool) (chosen *nodeInfo, why *explanation, looked int) {
-	c := &cycle{s: s, p: p, suspect: suspect}
+	c := &cycle{s: s, p: p, suspect: suspect, scratch: &s.scratch}
 	for _, constraint := range p.hardSpread {
 		c.hard = append(c.hard, newSpreadCount(c, constraint, p.hardSpread))
 	}
@@ -58,14 +59,21 @@ func schedule(s *snapshot, p *podInfo, suspect func(string) bool) (chosen *nodeI
 	if p.affine() || len(s.affine) > 0 {
 		c.affinity = newAffinityCount(c)
 	}
+	c.filters = c.filters[:0]
+	for i := range filters {
+		if filters[i].Concerns(c) {
+			c.filters = append(c.filters, &filters[i])
+		}
+	}
 	enough := sample(len(s.order))
-	candidates := make([]*nodeInfo, 0, enough)
+	candidates := c.candidates[:0]
 	for looked = 0; looked < len(s.order) && len(candidates) < enough; looked++ {
 		n := s.order[(s.start+looked)%len(s.order)]
 		if c.refusing(n) == nil {
 			candidates = append(candidates, n)
 		}
 	}
+	c.candidates = candidates
 	if len(candidates) == 0 {
 		return nil, c.explain(), looked
 	}
@@ -95,9 +103,9 @@ func schedule(s *snapshot, p *podInfo, suspect func(string) bool) (chosen *nodeI
 
 // refusing is the first filter that does not let the pod onto a node.
 func (c *cycle) refusing(n *nodeInfo) *Filter {
-	for i := range filters {
-		if !filters[i].Check(c, n) {
-			return &filters[i]
+	for _, f := range c.filters {
+		if !f.Check(c, n) {
+			return f
 		}
 	}
 	return nil

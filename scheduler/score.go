@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"math"
+	"slices"
 )
 
 // Weights as Kubernetes has them by default.
@@ -51,13 +52,11 @@ const (
 
 // imageScore prefers nodes that have the images, the large ones above all; an
 // image that few nodes have counts less, so that they are not crowded.
-func imageScore(c *cycle, n *nodeInfo) int64 {
+func imageScore(c *cycle, known []*image, n *nodeInfo) int64 {
 	var sum int64
-	for _, name := range c.p.images {
-		if i := c.s.images[name]; i != nil {
-			if _, ok := i.nodes[n]; ok {
-				sum += i.size * int64(len(i.nodes)) / int64(len(c.s.order))
-			}
+	for _, i := range known {
+		if _, ok := i.nodes[n]; ok {
+			sum += i.size * int64(len(i.nodes)) / int64(len(c.s.order))
 		}
 	}
 	most := int64(imageMost) * int64(len(c.p.images))
@@ -100,15 +99,19 @@ func (s *scorer) add(weight int64, reverse, fromLowest bool, rate func(n *nodeIn
 
 // score returns how good each candidate is.
 func (c *cycle) score(candidates []*nodeInfo) []int64 {
-	s := &scorer{c: c, candidates: candidates, total: make([]int64, len(candidates)), values: make([]int64, len(candidates))}
-	images := false
+	c.total = slices.Grow(c.total[:0], len(candidates))[:len(candidates)]
+	c.values = slices.Grow(c.values[:0], len(candidates))[:len(candidates)]
+	s := &scorer{c: c, candidates: candidates, total: c.total, values: c.values}
+	var images []*image
 	for _, name := range c.p.images {
-		images = images || c.s.images[name] != nil
+		if i := c.s.images[name]; i != nil {
+			images = append(images, i)
+		}
 	}
 	for i, n := range candidates {
 		s.total[i] = weightLeast*leastAllocated(c.p, n) + weightBalanced*balanced(c.p, n)
-		if images {
-			s.total[i] += weightImages * imageScore(c, n)
+		if len(images) > 0 {
+			s.total[i] += weightImages * imageScore(c, images, n)
 		}
 	}
 	if c.s.prefering > 0 {
@@ -148,14 +151,11 @@ func (c *cycle) score(candidates []*nodeInfo) []int64 {
 		})
 	case owner != nil:
 		// Kubernetes' own default: over nodes and, more coarsely, over zones.
-		zones := len(c.s.zones) > 1
-		s.add(weightSpread, true, true, func(n *nodeInfo) int64 {
-			v := owner.nodes[n] * best
-			if zones {
-				v += owner.zones[n.zone] * best / max(int64(c.s.zones[n.zone]), 1) * 2
-			}
-			return v
-		})
+		c.zones = slices.Grow(c.zones[:0], len(c.s.zoneNames))[:len(c.s.zoneNames)]
+		for id, name := range c.s.zoneNames {
+			c.zones[id] = 2 * best * owner.zones[name] / max(int64(c.s.zones[name]), 1)
+		}
+		s.add(weightSpread, true, true, func(n *nodeInfo) int64 { return owner.nodes[n]*best + c.zones[n.zoneID] })
 	}
 	return s.total
 }

@@ -22,6 +22,7 @@ type nodeInfo struct {
 	name         string
 	place        int // in snapshot.order, -1 if not there
 	zone         string
+	zoneID       int // of zone, in snapshot.zoneNames
 	allocatable  resources
 	maxPods      int
 	hard, prefer []corev1.Taint // NoSchedule and NoExecute, PreferNoSchedule
@@ -61,10 +62,12 @@ type snapshot struct {
 	namespaces    map[string]labels.Set
 	namespaceUIDs map[types.UID]string
 	zones         map[string]int // number of nodes
+	zoneNames     []string       // every zone ever seen
 	prefering     int            // nodes with a PreferNoSchedule taint
 	// turn counts decisions: it moves the first node looked at, and which of
 	// equally good nodes is taken.
 	turn, start int
+	scratch     scratch
 }
 
 func newSnapshot() *snapshot {
@@ -124,6 +127,12 @@ func (s *snapshot) setNode(node *corev1.Node) {
 
 // moveZone keeps the counts by zone right for the pods that are there already.
 func (s *snapshot) moveZone(n *nodeInfo, zone string) {
+	id := slices.Index(s.zoneNames, zone)
+	if id < 0 {
+		id = len(s.zoneNames)
+		s.zoneNames = append(s.zoneNames, zone)
+	}
+	n.zoneID = id
 	if n.zone == zone {
 		return
 	}
