@@ -113,8 +113,8 @@ func (n *Node) Handler() http.Handler {
 		return a
 	}))
 	handle(pathRemove, answerJSON(func(_ context.Context, _ string, q removeQuestion) removeAnswer {
-		if l := n.established(); l != nil {
-			return n.removeHere(l, q.ID)
+		if n.established() != nil {
+			return n.removeHere(q.ID)
 		}
 		return removeAnswer{}
 	}))

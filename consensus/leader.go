@@ -194,11 +194,10 @@ func (n *Node) remove(ctx context.Context, id string) (done bool, err error) {
 		}
 		return a.Removed, nil
 	}
-	l := n.established()
-	if l == nil {
+	if n.established() == nil {
 		return false, nil
 	}
-	a := n.removeHere(l, id)
+	a := n.removeHere(id)
 	if a.Error != "" {
 		return false, fmt.Errorf("removing node %s: %s", id, a.Error)
 	}
@@ -207,7 +206,7 @@ func (n *Node) remove(ctx context.Context, id string) (done bool, err error) {
 
 // removeHere marks the node as leaving, for the loop that keeps the masters,
 // and says whether it is out already.
-func (n *Node) removeHere(l *leadership, id string) removeAnswer {
+func (n *Node) removeHere(id string) removeAnswer {
 	servers := n.raft.Load().GetConfiguration().Configuration().Servers
 	in, others := false, 0
 	for _, s := range servers {
@@ -224,6 +223,8 @@ func (n *Node) removeHere(l *leadership, id string) removeAnswer {
 	case !in:
 		return removeAnswer{Removed: true}
 	}
-	l.leave(n, id)
+	if n.leaving.add(id) {
+		n.changed.fire()
+	}
 	return removeAnswer{}
 }

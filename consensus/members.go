@@ -57,13 +57,16 @@ type leaving struct {
 	ids map[string]bool
 }
 
-func (l *leaving) add(id string) {
+// add returns whether that is news.
+func (l *leaving) add(id string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.ids == nil {
 		l.ids = make(map[string]bool)
 	}
+	known := l.ids[id]
 	l.ids[id] = true
+	return !known
 }
 
 // has says whether a node leaves; one that is gone is forgotten, so that it
@@ -75,12 +78,6 @@ func (l *leaving) has(id string, alive bool) bool {
 		delete(l.ids, id)
 	}
 	return l.ids[id]
-}
-
-// leave marks a node and wakes the loop.
-func (l *leadership) leave(n *Node, id string) {
-	n.leaving.add(id)
-	n.changed.fire()
 }
 
 // keepMasters makes the changes that plan asks for, one at a time, until the

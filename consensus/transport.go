@@ -12,7 +12,10 @@ import (
 const (
 	// rpcTimeout bounds one call of raft; a batch of entries has to pass.
 	rpcTimeout = 5 * time.Second
-	connPool   = 2
+	// dialTimeout bounds a connection to a host that may be gone. A stop
+	// waits for it.
+	dialTimeout = time.Second
+	connPool    = 2
 )
 
 // transport is raft's own network transport with four additions:
@@ -173,7 +176,7 @@ func (t *transport) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddres
 	}
 	p := &pipeline{
 		AppendPipeline: inner, t: t, id: id,
-		wake: make(chan uint64, 1), answers: make(chan raft.AppendFuture), closed: make(chan struct{}),
+		turn: make(chan struct{}, 1), wake: make(chan uint64, 1), answers: make(chan raft.AppendFuture), closed: make(chan struct{}),
 	}
 	t.mu.Lock()
 	t.pipes[p] = struct{}{}
@@ -208,14 +211,16 @@ type pipeline struct {
 	once    sync.Once
 	workers sync.WaitGroup
 
-	mu     sync.Mutex                 // the inner pipeline takes one sender at a time
+	// turn is held by whoever sends: the inner pipeline takes one at a time.
+	// It is a channel because the holder may wait for the network.
+	turn   chan struct{}
 	notice *raft.AppendEntriesRequest // what raft would send next if there were no entries
 	told   uint64                     // the commit index that the follower was told
 }
 
 func (p *pipeline) AppendEntries(q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	p.turn <- struct{}{}
+	defer func() { <-p.turn }()
 	f, err := p.AppendPipeline.AppendEntries(q, a)
 	if err == nil {
 		next := *q
@@ -233,7 +238,7 @@ func (p *pipeline) push() {
 	for {
 		select {
 		case index := <-p.wake:
-			p.mu.Lock()
+			p.turn <- struct{}{}
 			if p.notice != nil && index > p.told && index <= p.notice.PrevLogEntry {
 				q := *p.notice
 				q.LeaderCommitIndex = index
@@ -241,7 +246,7 @@ func (p *pipeline) push() {
 					p.told = index
 				} // raft meets the same error with its next entries
 			}
-			p.mu.Unlock()
+			<-p.turn
 		case <-p.closed:
 			return
 		}
@@ -335,7 +340,7 @@ func (s *streams) Accept() (net.Conn, error) {
 }
 
 func (s *streams) Dial(a raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	c, err := s.StreamLayer.Dial(a, timeout)
+	c, err := s.StreamLayer.Dial(a, min(timeout, dialTimeout))
 	return s.track(c, err, nil)
 }
 

@@ -1,0 +1,818 @@
+package consensus
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// wires is a network in memory: raft's streams over pipes, calls straight into
+// the handlers. Cut hosts hear nothing and are not told so, as if the power
+// had gone.
+type wires struct {
+	mu       sync.Mutex
+	hosts    map[string]*host
+	group    map[string]int // hosts of different groups do not reach each other
+	changed  signal
+	noMaster map[string]bool
+	gone     map[string]bool // what gossip knows of the dead
+}
+
+// host is one node's place on the network, which outlives the node's process.
+type host struct {
+	t    testing.TB
+	w    *wires
+	id   string
+	dir  string
+	log  *slog.Logger
+	conf func(*Config)
+
+	mu       sync.Mutex
+	node     *Node
+	stop     context.CancelFunc
+	done     chan error
+	accept   chan net.Conn
+	conns    []*wire
+	prepared bool
+	retired  int
+}
+
+// wire is one end of a connection that can be cut.
+type wire struct {
+	net.Conn
+	w        *wires
+	from, to string
+}
+
+func (w *wires) reaches(from, to string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.group[from] == w.group[to]
+}
+
+// Write pretends that all is well: what is sent into a cut wire is lost.
+func (c *wire) Write(b []byte) (int, error) {
+	if !c.w.reaches(c.from, c.to) {
+		return len(b), nil
+	}
+	return c.Conn.Write(b)
+}
+
+type listener struct {
+	h      *host
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.h.accept:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+func (l *listener) Close() error   { l.once.Do(func() { close(l.closed) }); return nil }
+func (l *listener) Addr() net.Addr { return &net.UnixAddr{Name: "address of " + l.h.id} }
+
+func (l *listener) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	w := l.h.w
+	w.mu.Lock()
+	there := w.hosts[string(to)]
+	w.mu.Unlock()
+	if there == nil {
+		return nil, fmt.Errorf("no host %s", to)
+	}
+	wait := time.After(timeout)
+	if w.reaches(l.h.id, there.id) {
+		if !there.alive() {
+			return nil, errors.New("connection refused")
+		}
+		a, b := net.Pipe()
+		select {
+		case there.accept <- &wire{Conn: b, w: w, from: there.id, to: l.h.id}:
+			return &wire{Conn: a, w: w, from: l.h.id, to: there.id}, nil
+		case <-wait:
+		}
+	} else {
+		<-wait
+	}
+	return nil, os.ErrDeadlineExceeded
+}
+
+func (h *host) alive() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.node != nil
+}
+
+// ServerAddr: on this network an id is an address.
+func (h *host) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
+	return raft.ServerAddress(id), nil
+}
+
+// Call posts straight into the other node's handler.
+func (h *host) Call(ctx context.Context, id, path string, body []byte) ([]byte, error) {
+	h.w.mu.Lock()
+	there := h.w.hosts[id]
+	h.w.mu.Unlock()
+	if !h.w.reaches(h.id, id) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	there.mu.Lock()
+	n := there.node
+	there.mu.Unlock()
+	if n == nil {
+		return nil, errors.New("connection refused")
+	}
+	q := httptest.NewRequestWithContext(ctx, http.MethodPost, "https://node"+path, bytes.NewReader(body))
+	q.Header.Set("From", h.id)
+	a := httptest.NewRecorder()
+	answered := make(chan struct{})
+	go func() { n.Handler().ServeHTTP(a, q); close(answered) }()
+	select {
+	case <-answered:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if !h.w.reaches(id, h.id) { // the answer is lost
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	if a.Code != http.StatusOK {
+		return nil, fmt.Errorf("%d: %s", a.Code, a.Body)
+	}
+	return io.ReadAll(a.Body)
+}
+
+// members is gossip as everybody sees it here: at once and without mistakes.
+func (w *wires) members() (out []Member) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for id := range w.hosts {
+		if !w.gone[id] {
+			out = append(out, Member{ID: id, Name: "name-" + id, Alive: true, NoMaster: w.noMaster[id]})
+		}
+	}
+	return out
+}
+
+func newWires() *wires {
+	return &wires{hosts: map[string]*host{}, group: map[string]int{}, noMaster: map[string]bool{}, gone: map[string]bool{}}
+}
+
+func (w *wires) set(f func()) {
+	w.mu.Lock()
+	f()
+	w.mu.Unlock()
+	w.changed.fire()
+}
+
+// host adds a host whose process does not run yet.
+func (w *wires) host(t testing.TB, id string) *host {
+	h := &host{t: t, w: w, id: id, dir: filepath.Join(t.TempDir(), "raft"), accept: make(chan net.Conn), log: testLog(t, id)}
+	w.set(func() { w.hosts[id] = h })
+	return h
+}
+
+func testLog(t testing.TB, id string) *slog.Logger {
+	if os.Getenv("CONSENSUS_LOG") == "" {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", id)
+}
+
+func (h *host) config() Config {
+	c := Config{
+		ID: h.id, Name: "name-" + h.id, Dir: h.dir,
+		Stream: &listener{h: h, closed: make(chan struct{})}, Addresses: h, Codec: jsonCodec{}, Caller: h,
+		PeerID:         func(r *http.Request) string { return r.Header.Get("From") },
+		Members:        h.w.members,
+		MembersChanged: h.w.changed.wait,
+		Prepare: func(ctx context.Context, id string) error {
+			h.w.mu.Lock()
+			there := h.w.hosts[id]
+			h.w.mu.Unlock()
+			if !there.alive() {
+				there.start(false)
+			}
+			return nil
+		},
+		Retired: func() { h.mu.Lock(); h.retired++; h.mu.Unlock() },
+		Log:     h.log,
+	}
+	if h.conf != nil {
+		h.conf(&c)
+	}
+	return c
+}
+
+func (h *host) start(bootstrap bool) *Node {
+	h.t.Helper()
+	n, err := New(h.config())
+	if err != nil {
+		h.t.Fatalf("%s: %v", h.id, err)
+	}
+	if bootstrap {
+		if err := n.Bootstrap(); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	h.mu.Lock()
+	h.node, h.stop, h.done = n, cancel, done
+	h.mu.Unlock()
+	go func() { done <- n.Run(ctx) }()
+	return n
+}
+
+// end stops the process in good order.
+func (h *host) end() {
+	h.t.Helper()
+	h.mu.Lock()
+	n, stop, done := h.node, h.stop, h.done
+	h.node = nil
+	h.mu.Unlock()
+	if n == nil {
+		return
+	}
+	stop()
+	if err := <-done; err != nil {
+		h.t.Errorf("%s: %v", h.id, err)
+	}
+	check(h.t, n.store)
+}
+
+// powerOff cuts the host off and then ends what runs there.
+func (h *host) powerOff() {
+	h.cut()
+	h.end()
+}
+
+// cut lets nobody reach the host, nor the host anybody.
+func (h *host) cut() { h.w.set(func() { h.w.group[h.id] = 1000 + int(h.id[len(h.id)-1]) }) }
+
+func (h *host) powerOn() *Node {
+	h.w.set(func() { h.w.group[h.id] = 0; delete(h.w.gone, h.id) })
+	return h.start(false)
+}
+
+// until waits, in steps of virtual time, for something to be true.
+func until(t testing.TB, what string, limit time.Duration, f func() bool) time.Duration {
+	t.Helper()
+	began := time.Now()
+	for !f() {
+		if time.Since(began) > limit {
+			t.Fatalf("not within %s: %s", limit, what)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return time.Since(began)
+}
+
+// cluster starts n hosts, the first of a new cluster and the rest by the
+// leader's choice, and waits until there are as many voters.
+func cluster(t *testing.T, w *wires, n, voters int) []*host {
+	t.Helper()
+	var hosts []*host
+	for i := range n {
+		hosts = append(hosts, w.host(t, fmt.Sprintf("n%d", i)))
+	}
+	hosts[0].start(true)
+	until(t, "a cluster", 10*time.Second, func() bool { return votersOf(hosts) == voters })
+	return hosts
+}
+
+func endAll(hosts []*host) {
+	for _, h := range hosts {
+		h.end()
+	}
+}
+
+func leaderOf(hosts []*host) *host {
+	for _, h := range hosts {
+		h.mu.Lock()
+		n := h.node
+		h.mu.Unlock()
+		if n != nil && n.IsLeader() {
+			return h
+		}
+	}
+	return nil
+}
+
+// votersOf counts the voters in the leader's configuration.
+func votersOf(hosts []*host) (count int) {
+	if l := leaderOf(hosts); l != nil {
+		for _, s := range l.get().Status().Servers {
+			if s.Voter {
+				count++
+			}
+		}
+	}
+	return count
+}
+
+func (h *host) get() *Node {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.node
+}
+
+// bubble runs a test in virtual time, with a network of its own.
+func bubble(t *testing.T, f func(t *testing.T, w *wires)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) { f(t, newWires()) })
+}
+
+func within(t testing.TB, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestSingleNodeLeadsAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, w *wires) {
+		h := w.host(t, "n0")
+		began := time.Now()
+		n := h.start(true)
+		if _, err := n.Write(within(t, time.Second), create("n", "a", "1")); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took > 50*time.Millisecond {
+			t.Errorf("the first write was done after %s", took)
+		}
+		if err := n.Sync(within(t, time.Second)); err != nil {
+			t.Error(err)
+		}
+		h.end()
+		// And again, after a stop.
+		n = h.start(false)
+		began = time.Now()
+		if err := n.Sync(within(t, time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took > 50*time.Millisecond {
+			t.Errorf("the first read after a restart was done after %s", took)
+		}
+		if r := n.Store().Get("things", "n", "a"); r == nil || value(r) != "1" {
+			t.Errorf("the object came back as %v", r)
+		}
+		h.end()
+	})
+}
+
+func TestThreeMastersFromNothing(t *testing.T) {
+	bubble(t, func(t *testing.T, w *wires) {
+		began := time.Now()
+		hosts := cluster(t, w, 3, 3)
+		if took := time.Since(began); took > 1500*time.Millisecond {
+			t.Errorf("three masters after %s", took)
+		}
+		t.Logf("three masters after %s", time.Since(began))
+		endAll(hosts)
+	})
+}
+
+func TestWritesAndReadsAnywhere(t *testing.T) {
+	bubble(t, func(t *testing.T, w *wires) {
+		hosts := cluster(t, w, 4, 3)
+		until(t, "a standby", 5*time.Second, func() bool { return len(leaderOf(hosts).get().Status().Servers) == 4 })
+		for i, h := range hosts {
+			name := fmt.Sprintf("o%d", i)
+			began := time.Now()
+			r, err := h.get().Write(within(t, time.Second), create("n", name, "1"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(began); took > 20*time.Millisecond {
+				t.Errorf("a write on %s took %s: it waited for a timer", h.id, took)
+			}
+			for _, other := range hosts {
+				if err := other.get().Sync(within(t, time.Second)); err != nil {
+					t.Fatal(err)
+				}
+				if got := other.get().Store().Get("things", "n", name); got == nil || got.Revision() != r.Revision() {
+					t.Errorf("%s does not see what %s wrote", other.id, h.id)
+				}
+			}
+			bad := update("n", name, "2")
+			bad.Version = r.Revision() - 1
+			if _, err := h.get().Write(within(t, time.Second), bad); !errors.Is(err, ErrConflict) {
+				t.Errorf("a stale update on %s: %v", h.id, err)
+			}
+			if _, err := h.get().Write(within(t, time.Second), create("n", name, "2")); !errors.Is(err, ErrExists) {
+				t.Errorf("a second create on %s: %v", h.id, err)
+			}
+			big := create("n", "big", string(make([]byte, maxEntry)))
+			if _, err := h.get().Write(within(t, time.Second), big); !errors.Is(err, ErrTooLarge) {
+				t.Errorf("a huge object on %s: %v", h.id, err)
+			}
+			gone, err := h.get().Write(within(t, time.Second), remover("n", name))
+			if err != nil || value(gone) != "1" || gone.Revision() <= r.Revision() {
+				t.Errorf("a delete on %s: %v, %v", h.id, gone, err)
+			}
+		}
+		endAll(hosts)
+	})
+}
+
+func TestLeaderPowerOff(t *testing.T) {
+	for n := range 5 {
+		bubble(t, func(t *testing.T, w *wires) {
+			hosts := cluster(t, w, 5, 3)
+			time.Sleep(time.Duration(n) * 37 * time.Millisecond)
+			old := leaderOf(hosts)
+			var survivor *host
+			for _, h := range hosts {
+				if h != old && h.alive() {
+					survivor = h
+				}
+			}
+			if _, err := survivor.get().Write(within(t, time.Second), create("n", "before", "1")); err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			old.cut()
+			if _, err := survivor.get().Write(within(t, 5*time.Second), create("n", "after", "1")); err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("a write succeeded after %s", time.Since(began))
+			if took := time.Since(began); took > 1200*time.Millisecond {
+				t.Errorf("a write succeeded after %s", took)
+			}
+			for _, h := range hosts {
+				if h == old || !h.alive() {
+					continue
+				}
+				if err := h.get().Sync(within(t, time.Second)); err != nil {
+					t.Fatal(err)
+				}
+				if h.get().Store().Get("things", "n", "before") == nil || h.get().Store().Get("things", "n", "after") == nil {
+					t.Errorf("%s lost something", h.id)
+				}
+			}
+			old.end()
+			// The dead voter is replaced, once gossip knows.
+			w.set(func() { w.gone[old.id] = true })
+			until(t, "three live voters", 10*time.Second, func() bool {
+				l := leaderOf(hosts)
+				if l == nil {
+					return false
+				}
+				for _, s := range l.get().Status().Servers {
+					if s.ID == old.id {
+						return false
+					}
+				}
+				return votersOf(hosts) == 3
+			})
+			endAll(hosts)
+		})
+	}
+}
+
+func TestGracefulStopHandsOver(t *testing.T) {
+	bubble(t, func(t *testing.T, w *wires) {
+		hosts := cluster(t, w, 3, 3)
+		old := leaderOf(hosts)
+		go old.end()
+		synctest.Wait()
+		for _, h := range hosts {
+			if h != old {
+				began := time.Now()
+				if _, err := h.get().Write(within(t, time.Second), create("n", "a", "1")); err != nil {
+					t.Fatal(err)
+				}
+				if took := time.Since(began); took > 100*time.Millisecond {
+					t.Errorf("a write succeeded after %s", took)
+				}
+				break
+			}
+		}
+		time.Sleep(time.Second)
+		endAll(hosts)
+	})
+}
+
+func TestLead(t *testing.T) {
+	bubble(t, func(t *testing.T, w *wires) {
+		hosts := cluster(t, w, 3, 3)
+		var mu sync.Mutex
+		working := map[string]int{}
+		most := 0
+		ctx, cancel := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		for _, h := range hosts {
+			n := h.get()
+			all.Go(func() {
+				err := n.Lead(ctx, func(ctx context.Context) error {
+					mu.Lock()
+					working[h.id]++
+					most = max(most, len(working))
+					mu.Unlock()
+					<-ctx.Done()
+					mu.Lock()
+					delete(working, h.id)
+					mu.Unlock()
+					return ctx.Err()
+				})
+				if err != nil {
+					t.Errorf("%s: %v", h.id, err)
+				}
+			})
+		}
+		for range 4 {
+			old := leaderOf(hosts)
+			if old == nil {
+				t.Fatal("nobody leads")
+			}
+			synctest.Wait()
+			mu.Lock()
+			if working[old.id] != 1 || len(working) != 1 {
+				t.Errorf("%s leads, and %v work", old.id, working)
+			}
+			mu.Unlock()
+			if err := old.get().Transfer(within(t, time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			until(t, "another leader", time.Second, func() bool { l := leaderOf(hosts); return l != nil && l != old })
+		}
+		cancel()
+		all.Wait()
+		mine := errors.New("mine")
+		if err := leaderOf(hosts).get().Lead(t.Context(), func(context.Context) error { return mine }); !errors.Is(err, mine) {
+			t.Errorf("the work's error became %v", err)
+		}
+		endAll(hosts)
+	})
+}
+
+func TestMinorityCannotWriteOrRead(t *testing.T) {
+	bubble(t, func(t *testing.T, w *wires) {
+		hosts := cluster(t, w, 3, 3)
+		old := leaderOf(hosts)
+		n := old.get()
+		w.set(func() { w.group[old.id] = 1 })
+		if err := n.Sync(within(t, 2*time.Second)); !errors.Is(err, ErrNoLeader) {
+			t.Errorf("a read of the minority: %v", err)
+		}
+		if _, err := n.Write(within(t, 2*time.Second), create("n", "a", "1")); !errors.Is(err, ErrNoLeader) && !errors.Is(err, ErrUnknownOutcome) {
+			t.Errorf("a write of the minority: %v", err)
+		}
+		until(t, "a leader of the majority", 2*time.Second, func() bool { l := leaderOf(hosts); return l != nil && l != old })
+		if _, err := leaderOf(hosts).get().Write(within(t, time.Second), create("n", "b", "1")); err != nil {
+			t.Error(err)
+		}
+		w.set(func() { w.group[old.id] = 0 })
+		if err := n.Sync(within(t, 10*time.Second)); err != nil {
+			t.Errorf("a read after the heal: %v", err)
+		}
+		if n.Store().Get("things", "n", "b") == nil || n.Store().Get("things", "n", "a") != nil {
+			t.Error("the healed node does not have the majority's state")
+		}
+		endAll(hosts)
+	})
+}
+
+// TestWriteUnderWayWhenTheLeaderDies: the write ends once, and truthfully.
+func TestWriteUnderWayWhenTheLeaderDies(t *testing.T) {
+	for ms := range 12 {
+		bubble(t, func(t *testing.T, w *wires) {
+			hosts := cluster(t, w, 3, 3)
+			old := leaderOf(hosts)
+			survivor := hosts[0]
+			if survivor == old {
+				survivor = hosts[1]
+			}
+			var all sync.WaitGroup
+			errs := make([]error, 40)
+			for i := range errs {
+				all.Go(func() {
+					time.Sleep(time.Duration(i) * 100 * time.Microsecond)
+					_, errs[i] = survivor.get().Write(within(t, 10*time.Second), create("n", fmt.Sprint(i), "1"))
+				})
+			}
+			time.Sleep(time.Duration(ms) * 300 * time.Microsecond)
+			old.powerOff()
+			all.Wait()
+			if err := survivor.get().Sync(within(t, 5*time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			for i, err := range errs {
+				r := survivor.get().Store().Get("things", "n", fmt.Sprint(i))
+				if err != nil || r == nil {
+					t.Errorf("write %d: %v; stored: %v", i, err, r != nil)
+				}
+			}
+			endAll(hosts)
+		})
+	}
+}
+
+func TestRemove(t *testing.T) {
+	bubble(t, func(t *testing.T, w *wires) {
+		hosts := cluster(t, w, 4, 3)
+		old := leaderOf(hosts)
+		// The leader itself leaves: its place is taken, then it goes.
+		if err := old.get().Remove(within(t, 20*time.Second), old.id); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the node to be told", 10*time.Second, func() bool {
+			old.mu.Lock()
+			defer old.mu.Unlock()
+			return old.retired == 1
+		})
+		old.end()
+		w.set(func() { w.gone[old.id] = true })
+		until(t, "three voters", 10*time.Second, func() bool { return votersOf(hosts) == 3 })
+		// A removed node that is started again with its old log is told too.
+		w.set(func() { w.noMaster[old.id] = true; delete(w.gone, old.id) })
+		old.start(false)
+		until(t, "the node to be told again", 10*time.Second, func() bool {
+			old.mu.Lock()
+			defer old.mu.Unlock()
+			return old.retired == 2
+		})
+		endAll(hosts)
+	})
+}
+
+func TestLastMasterCannotBeRemoved(t *testing.T) {
+	bubble(t, func(t *testing.T, w *wires) {
+		h := w.host(t, "n0")
+		n := h.start(true)
+		if err := n.Remove(within(t, 5*time.Second), "n0"); err == nil || errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("removing the only node: %v", err)
+		}
+		h.end()
+	})
+}
+
+func TestAllHostsPoweredOff(t *testing.T) {
+	bubble(t, func(t *testing.T, w *wires) {
+		hosts := cluster(t, w, 3, 3)
+		for i := range 50 {
+			if _, err := hosts[i%3].get().Write(within(t, time.Second), create("n", fmt.Sprint(i), "1")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, h := range hosts {
+			h.powerOff()
+		}
+		began := time.Now()
+		for _, h := range hosts {
+			h.powerOn()
+		}
+		for _, h := range hosts {
+			if err := h.get().Sync(within(t, 10*time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			if got, _ := h.get().Store().List("things", ""); len(got) != 50 {
+				t.Errorf("%s has %d objects", h.id, len(got))
+			}
+		}
+		t.Logf("all back after %s", time.Since(began))
+		if took := time.Since(began); took > 3*time.Second {
+			t.Errorf("all back after %s", took)
+		}
+		endAll(hosts)
+	})
+}
+
+// TestCatchUpBySnapshot: a node that was away for longer than the log reaches
+// back gets a snapshot, and its watchers are told.
+func TestCatchUpBySnapshot(t *testing.T) {
+	bubble(t, func(t *testing.T, w *wires) {
+		hosts := cluster(t, w, 3, 3)
+		away := hosts[0]
+		if leaderOf(hosts) == away {
+			away = hosts[1]
+		}
+		watcher, err := away.get().Store().Watch("things", "", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.set(func() { w.group[away.id] = 1 })
+		l := leaderOf(hosts).get()
+		for i := range 20 {
+			if _, err := l.Write(within(t, time.Second), create("n", fmt.Sprint(i), "1")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, h := range hosts {
+			if h != away {
+				r := h.get().raft.Load()
+				c := r.ReloadableConfig()
+				c.TrailingLogs = 1
+				if err := r.ReloadConfig(c); err != nil {
+					t.Fatal(err)
+				}
+				if err := r.Snapshot().Error(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		w.set(func() { w.group[away.id] = 0 })
+		if err := away.get().Sync(within(t, 30*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if got, _ := away.get().Store().List("things", ""); len(got) != 20 {
+			t.Errorf("it has %d objects", len(got))
+		}
+		if _, _, err := watcher.Next(within(t, time.Second)); !errors.Is(err, ErrExpired) {
+			t.Errorf("the watcher across the snapshot is told %v", err)
+		}
+		endAll(hosts)
+	})
+}
+
+func TestLeases(t *testing.T) {
+	bubble(t, func(t *testing.T, w *wires) {
+		hosts := cluster(t, w, 3, 3)
+		agent := w.host(t, "agent") // not a master: it only calls
+		w.set(func() { w.noMaster["agent"] = true })
+		c := NewLease(LeaseConfig{
+			ID: "agent", Name: "name-agent", Caller: agent,
+			Masters: func() []string { return []string{"n0", "n1", "n2"} },
+		})
+		select {
+		case <-c.Lost():
+		default:
+			t.Error("there is a lease before the first renewal")
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- c.Run(ctx) }()
+		until(t, "a lease", time.Second, func() bool { return !c.Renewed().IsZero() })
+		synctest.Wait()
+		old := leaderOf(hosts)
+		renewed, expired := old.get().Lease("name-agent", "")
+		if expired || time.Since(renewed) > time.Second || len(old.get().Leases()) != 1 {
+			t.Errorf("renewed %s ago, expired %v, all: %v", time.Since(renewed), expired, old.get().Leases())
+		}
+		// The leader dies; the lease goes on with the next before it ends.
+		old.powerOff()
+		lost := c.Lost()
+		until(t, "another leader", 2*time.Second, func() bool { return leaderOf(hosts) != nil })
+		time.Sleep(1500 * time.Millisecond)
+		select {
+		case <-lost:
+			t.Error("the lease was lost with the leader")
+		default:
+		}
+		next := leaderOf(hosts).get()
+		if _, expired := next.Lease("name-agent", "agent"); expired {
+			t.Error("the new leader calls the agent dead")
+		}
+		if _, expired := next.Lease("name-other", "other"); expired {
+			t.Error("the new leader calls somebody dead before a whole lease has passed")
+		}
+		// The agent is cut off: it knows before the leader does.
+		w.set(func() { w.group["agent"] = 7 })
+		cut := time.Now()
+		<-c.Lost()
+		if _, expired := next.Lease("name-agent", "agent"); expired {
+			t.Error("the leader calls the agent dead before it could know")
+		}
+		if end := c.Renewed().Add(3 * time.Second); time.Until(end) < 500*time.Millisecond {
+			t.Errorf("only %s are left of the lease", time.Until(end))
+		}
+		t.Logf("the agent knew after %s", time.Since(cut))
+		until(t, "the lease to expire", 4*time.Second, func() bool { _, e := next.Lease("name-agent", "agent"); return e })
+		if _, expired := next.Lease("name-other", "other"); !expired {
+			t.Error("a node that never renewed is alive")
+		}
+		w.set(func() { w.group["agent"] = 0 })
+		until(t, "the lease to be back", 2*time.Second, func() bool {
+			_, e := next.Lease("name-agent", "agent")
+			select {
+			case <-c.Lost():
+				return false
+			default:
+				return !e
+			}
+		})
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		endAll(hosts)
+	})
+}
