@@ -17,17 +17,20 @@ const (
 )
 
 // Follow tells h the whole state that the options select, then each change of
-// it, until ctx ends; after a gap it tells the whole state again. It returns
-// ctx's error, or the server's where asking again cannot help. Of the options
-// only the selectors are used.
+// it, until ctx ends; after a gap it tells the whole state again. What the
+// server refuses now (a node may read a secret only once it has the pod that
+// uses it) is asked for again, ever more slowly. It returns ctx's error, or
+// the server's where asking again cannot help. Of the options only the
+// selectors are used.
 func Follow(ctx context.Context, c Client, r schema.GroupVersionResource, namespace string, o metav1.ListOptions, h Handler) error {
-	if l, ok := c.(*local); ok {
-		return l.follow(ctx, r, namespace, o, h)
-	}
 	f := follower{c: c, r: r, namespace: namespace, h: h, o: metav1.ListOptions{LabelSelector: o.LabelSelector, FieldSelector: o.FieldSelector}}
+	once := f.once
+	if l, ok := c.(*local); ok {
+		once = func(ctx context.Context) (bool, error) { return l.followOnce(ctx, r, namespace, f.o, h) }
+	}
 	wait := followFirstWait
 	for {
-		progress, err := f.once(ctx)
+		progress, err := once(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()

@@ -2,7 +2,7 @@ package api
 
 import (
 	"context"
-	"fmt"
+	"math"
 	"sync"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -39,6 +39,7 @@ func (l *local) begin(ctx context.Context, verb string, r schema.GroupVersionRes
 	a := Attributes{Verb: verb, Resource: r, Subresource: c.sub, Namespace: c.namespace, Name: name}
 	if o != nil {
 		a.LabelSelector, a.FieldSelector = o.LabelSelector, o.FieldSelector
+		a.Name = selectedName(o.FieldSelector)
 	}
 	if err := l.s.authorize(ctx, l.user, a); err != nil {
 		return nil, err
@@ -201,44 +202,40 @@ func (l *local) Delete(ctx context.Context, r schema.GroupVersionResource, names
 	return err
 }
 
-// follow is Follow without a second copy of anything: one ListAndWatch, and
-// again after each gap.
-func (l *local) follow(ctx context.Context, r schema.GroupVersionResource, namespace string, o metav1.ListOptions, h Handler) error {
+// followOnce is one life of a Follow without a second copy of anything: one
+// ListAndWatch, until there is a gap.
+func (l *local) followOnce(ctx context.Context, r schema.GroupVersionResource, namespace string, o metav1.ListOptions, h Handler) (progress bool, err error) {
+	if l.s.ending.Err() != nil {
+		return false, apierrors.NewServiceUnavailable("the server in this process has ended")
+	}
 	c, err := l.begin(ctx, "watch", r, namespace, "", &o)
 	if err != nil {
-		return err
+		return false, err
+	}
+	options, err := parseOptions(metav1.ListOptions{LabelSelector: o.LabelSelector, FieldSelector: o.FieldSelector})
+	if err != nil {
+		return false, err
 	}
 	ctx, cancel := l.s.watchContext(ctx)
 	defer cancel()
-	options, err := parseOptions(metav1.ListOptions{LabelSelector: o.LabelSelector, FieldSelector: o.FieldSelector})
+	st, err := c.openWatch(ctx, options, false)
 	if err != nil {
-		return err
+		return false, err
 	}
-	for ctx.Err() == nil {
-		once := *options
-		st, err := c.openWatch(ctx, &once, false)
-		if err != nil {
-			return err
-		}
-		st.ends = 1 << 62 // in process, nobody needs to be spread anew
-		all := make([]Object, len(st.initial))
-		for i, ch := range st.initial {
-			all[i] = ch.record.Object()
-		}
-		st.initial = nil
-		h.Replace(all)
-		err = st.run(ctx, func(changes []change) error {
-			for _, ch := range changes {
-				if ch.err != nil {
-					return ch.err
-				}
-				h.Apply(ch.kind, ch.record.Object())
+	st.ends = math.MaxInt64 // in process, nobody needs to be spread anew
+	all := make([]Object, len(st.initial))
+	for i, ch := range st.initial {
+		all[i] = ch.record.Object()
+	}
+	st.initial = nil
+	h.Replace(all)
+	return true, st.run(ctx, func(changes []change) error {
+		for _, ch := range changes {
+			if ch.err != nil {
+				return ch.err
 			}
-			return nil
-		})
-		if ctx.Err() == nil && !apierrors.IsResourceExpired(err) {
-			return fmt.Errorf("follow %s: %w", r.GroupResource(), err)
+			h.Apply(ch.kind, ch.record.Object())
 		}
-	}
-	return ctx.Err()
+		return nil
+	})
 }

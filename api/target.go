@@ -86,10 +86,23 @@ func parseTarget(method, path string, query url.Values) target {
 	}
 	if t.collection || t.Verb == "watch" {
 		t.LabelSelector, t.FieldSelector = query.Get("labelSelector"), query.Get("fieldSelector")
-		// Who selects one name asks for one object, and may be allowed that one.
-		if f, err := fields.ParseSelector(t.FieldSelector); err == nil && t.Verb != "create" && t.Name == "" {
-			t.Name, _ = f.RequiresExactMatch("metadata.name")
+		if t.Verb != "create" && t.Name == "" {
+			t.Name = selectedName(t.FieldSelector)
 		}
 	}
 	return t
+}
+
+// selectedName is the one name that a field selector selects, if it does. Who
+// selects one name asks for one object, and may be allowed that one.
+func selectedName(selector string) string {
+	if selector == "" {
+		return ""
+	}
+	f, err := fields.ParseSelector(selector)
+	if err != nil {
+		return ""
+	}
+	name, _ := f.RequiresExactMatch("metadata.name")
+	return name
 }
