@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"syscall"
 
+	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
 
 	"conclave/runtime/internal/cg"
@@ -29,7 +30,7 @@ type spawner struct {
 	requests chan spawnRequest
 	quit     chan struct{} // closed by stop
 	ended    chan struct{} // closed by run
-	cgroup   *os.File      // version 2 only
+	cgroup   *os.File      // in the tree of version 2, if there is one
 }
 
 type spawnRequest struct {
@@ -47,13 +48,15 @@ func newSpawner(path string, v2 bool) (*spawner, error) {
 		return nil, fmt.Errorf("%w: make %s: %w", ErrNoCgroups, path, err)
 	}
 	s := &spawner{requests: make(chan spawnRequest), quit: make(chan struct{}), ended: make(chan struct{})}
-	if v2 {
-		if s.cgroup, err = os.Open(m.Path("")); err != nil {
+	// Of version 2, and of the tree of version 2 that systemd puts beside
+	// version 1 to keep track of processes.
+	if dir := m.Path(""); dir != "" {
+		if s.cgroup, err = os.Open(dir); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrNoCgroups, err)
 		}
 	}
-	ready := make(chan error)
-	go s.run(path, ready)
+	ready := make(chan error, 1)
+	go s.run(path, v2, ready)
 	if err := <-ready; err != nil {
 		return nil, err
 	}
@@ -79,18 +82,37 @@ func (s *spawner) start(cmd *exec.Cmd, netns string) error {
 	}
 }
 
-func (s *spawner) run(path string, ready chan<- error) {
-	defer close(s.ended)
+func (s *spawner) run(path string, v2 bool, ready chan<- error) {
 	runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
+	if unix.Gettid() == os.Getpid() {
+		// The main thread would not end, and is what /proc/PID shows. While it
+		// is locked, another goroutine gets another thread.
+		defer runtime.UnlockOSThread()
+		again := make(chan struct{})
+		go func() {
+			defer close(again)
+			s.run(path, v2, ready)
+		}()
+		<-again
+		return
+	}
+	defer close(s.ended)
 	home, err := os.Open("/proc/thread-self/ns/net")
-	if err == nil && s.cgroup == nil {
-		err = joinV1(path)
+	var back map[string]string
+	if err == nil && !v2 {
+		back, err = joinV1(path)
 	}
 	ready <- err
 	if err != nil {
 		return
 	}
 	defer home.Close()
+	// Lest the end of the thread, which nobody can wait for, keep the cgroup.
+	defer func() {
+		for dir, path := range back {
+			_ = writeTask(dir, path) // the thread ends all the same
+		}
+	}()
 	for {
 		select {
 		case r := <-s.requests:
@@ -125,24 +147,37 @@ func (s *spawner) startHere(r spawnRequest, home *os.File) (err error) {
 	return r.cmd.Start()
 }
 
-// joinV1 puts the calling thread into the cgroup, in each hierarchy.
-func joinV1(path string) error {
-	dirs, err := cg.Hierarchies()
+// joinV1 puts the calling thread into the cgroup, in each hierarchy, and
+// returns where it was.
+func joinV1(path string) (back map[string]string, err error) {
+	mounts, err := cgroups.GetCgroupMounts(true)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrNoCgroups, err)
+		return nil, fmt.Errorf("%w: %w", ErrNoCgroups, err)
 	}
-	tid := strconv.Itoa(unix.Gettid())
-	for _, d := range dirs {
-		dir := filepath.Join(d, path)
+	own, err := cgroups.ParseCgroupFile("/proc/thread-self/cgroup")
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoCgroups, err)
+	}
+	back = map[string]string{}
+	for _, m := range mounts {
 		// Hierarchies without a manager in the library (named ones) are made here.
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("%w: %w", ErrNoCgroups, err)
+		if err := os.MkdirAll(filepath.Join(m.Mountpoint, path), 0o755); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrNoCgroups, err)
 		}
-		if err := os.WriteFile(filepath.Join(dir, "tasks"), []byte(tid), 0); err != nil {
-			return fmt.Errorf("%w: join %s: %w", ErrNoCgroups, dir, err)
+		if err := writeTask(m.Mountpoint, path); err != nil {
+			return nil, fmt.Errorf("%w: join %s: %w", ErrNoCgroups, path, err)
+		}
+		for _, subsystem := range m.Subsystems {
+			if was, ok := own[subsystem]; ok {
+				back[m.Mountpoint] = was
+			}
 		}
 	}
-	return nil
+	return back, nil
+}
+
+func writeTask(hierarchy, path string) error {
+	return os.WriteFile(filepath.Join(hierarchy, path, "tasks"), []byte(strconv.Itoa(unix.Gettid())), 0)
 }
 
 // podCommand is the process of a pod, in a session of its own and in new IPC

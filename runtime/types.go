@@ -133,15 +133,15 @@ type ContainerStatus struct {
 
 // Usage is what a container or a pod uses now.
 type Usage struct {
-	Time          time.Time
-	CPU           time.Duration // CPU time used since the start
-	Memory        uint64        // bytes charged
-	WorkingSet    uint64        // Memory without the inactive page cache
-	RSS           uint64        // anonymous memory
-	PIDs          uint64
-	MemoryLimit   uint64 // 0: none
-	PageFaults    uint64
-	MajorFaults   uint64
+	Time        time.Time
+	CPU         time.Duration // CPU time used since the start
+	Memory      uint64        // bytes charged
+	WorkingSet  uint64        // Memory without the inactive page cache
+	RSS         uint64        // anonymous memory
+	PIDs        uint64
+	MemoryLimit uint64 // 0: none
+	PageFaults  uint64
+	MajorFaults uint64
 }
 
 // Image is one image in the store.

@@ -58,7 +58,7 @@ type container struct {
 
 	stdinMu   sync.Mutex // guards the files, once the container exists whole
 	streams   []*os.File // what the pumps read: two pipes, or the terminal
-	stdin     *os.File // the write end, or the terminal; nil if none or closed
+	stdin     *os.File   // the write end, or the terminal; nil if none or closed
 	tty       bool
 	stdinOnce bool
 
@@ -147,6 +147,9 @@ func (s *server) build(c *container, id string, req *proto.Create) error {
 	p.User = specs.User{UID: u.uid, GID: u.gid, AdditionalGids: u.groups}
 	if !slices.ContainsFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, "HOME=") }) {
 		p.Env = append(p.Env, "HOME="+u.home)
+	}
+	if score := p.OOMScoreAdj; score != nil {
+		*score = max(*score, s.lowestScore)
 	}
 	if s.pause != nil {
 		for i, ns := range req.Spec.Linux.Namespaces {

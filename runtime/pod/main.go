@@ -75,14 +75,29 @@ func run() error {
 	return s.serve(ul)
 }
 
+// protect asks the kernel not to choose us when it is short of memory: it
+// would lose the exit codes, and free next to nothing. It returns the lowest
+// score that a container may ask for: a host that is a container itself may
+// not lower any.
+func protect() (lowest int, err error) {
+	const file = "/proc/self/oom_score_adj"
+	err = os.WriteFile(file, []byte("-999"), 0o644)
+	if err == nil {
+		return -1000, nil
+	}
+	if !errors.Is(err, os.ErrPermission) {
+		return 0, err
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(data)))
+}
+
 // setUp makes what the containers of the pod share. The process is already in
 // the pod's namespaces.
 func setUp(dir string, pod proto.Pod) (pause *exec.Cmd, err error) {
-	// The kernel must not choose us when it is short of memory: it would lose
-	// the exit codes, and free next to nothing.
-	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0o644); err != nil {
-		return nil, err
-	}
 	if pod.Hostname != "" {
 		if err := unix.Sethostname([]byte(pod.Hostname)); err != nil {
 			return nil, fmt.Errorf("set host name %q: %w", pod.Hostname, err)
@@ -124,9 +139,6 @@ func setUp(dir string, pod proto.Pod) (pause *exec.Cmd, err error) {
 	})
 	if err == nil {
 		err = m.Apply(pause.Process.Pid)
-	}
-	if err == nil {
-		err = os.WriteFile("/proc/"+strconv.Itoa(pause.Process.Pid)+"/oom_score_adj", []byte("-998"), 0o644)
 	}
 	if err != nil {
 		_ = pause.Process.Kill() // reported: the error that made it useless

@@ -44,10 +44,26 @@ func newProcess(p *specs.Process) *libcontainer.Process {
 	}
 	for _, l := range p.Rlimits {
 		if t, ok := rlimits[strings.ToUpper(l.Type)]; ok {
-			out.Rlimits = append(out.Rlimits, configs.Rlimit{Type: t, Hard: l.Hard, Soft: l.Soft})
+			hard := highest(t, l.Hard)
+			out.Rlimits = append(out.Rlimits, configs.Rlimit{Type: t, Hard: hard, Soft: min(l.Soft, hard)})
 		}
 	}
 	return out
+}
+
+// highest returns the hard limit that can be given, at most want: a host that
+// is a container itself may not raise its own.
+func highest(t int, want uint64) uint64 {
+	var own unix.Rlimit
+	if unix.Getrlimit(t, &own) != nil || want <= own.Max {
+		return want // if it is refused, libcontainer says so
+	}
+	raised := own
+	raised.Max = want
+	if unix.Setrlimit(t, &raised) != nil {
+		return own.Max
+	}
+	return want
 }
 
 // wait waits for a child without holding a thread.

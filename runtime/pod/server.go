@@ -26,6 +26,8 @@ type server struct {
 	dir   string // the pod's run folder
 	pod   proto.Pod
 	pause *exec.Cmd // the shared process namespace's init, nil without one
+	// lowestScore is the lowest OOM score that a container can be given here.
+	lowestScore int
 
 	settleTimer *time.Timer
 
@@ -50,6 +52,10 @@ func newServer(dir string, pod proto.Pod) (*server, error) {
 			return nil, err
 		}
 	}
+	lowest, err := protect()
+	if err != nil {
+		return nil, err
+	}
 	pause, err := setUp(dir, pod)
 	if err != nil {
 		return nil, err
@@ -58,6 +64,7 @@ func newServer(dir string, pod proto.Pod) (*server, error) {
 		dir:         dir,
 		pod:         pod,
 		pause:       pause,
+		lowestScore: lowest,
 		settleTimer: time.AfterFunc(settleAfter, debug.FreeOSMemory),
 		containers:  map[string]*container{},
 		watchers:    map[*watcher]struct{}{},

@@ -109,6 +109,9 @@ func Hierarchies() ([]string, error) {
 			out = append(out, m.Mountpoint)
 		}
 	}
+	if cgroups.IsCgroup2HybridMode() { // where the library makes cgroups too
+		out = append(out, filepath.Join(Mount, "unified"))
+	}
 	if len(out) == 0 {
 		return nil, errors.New("no cgroup hierarchy is mounted")
 	}
