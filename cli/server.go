@@ -332,8 +332,8 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		Labels: s.config.Labels, Zone: s.config.Labels[corev1.LabelTopologyZone],
 		Listener: kubelet, TLS: s.certs.Server("h2", "http/1.1"), Authorize: s.authorizeKubelet,
 		ClusterDNS: cluster.DNS, ClusterDomain: cluster.Domain,
-		APIServer:  netip.AddrPortFrom(cluster.ServiceCIDR.Masked().Addr().Next(), 443),
-		CgroupRoot: s.config.CgroupParent, Version: serverVersion().GitVersion, Log: s.log.With("room", "agent"),
+		APIServer: netip.AddrPortFrom(cluster.ServiceCIDR.Masked().Addr().Next(), 443),
+		Version:   serverVersion().GitVersion, Log: s.log.With("room", "agent"),
 	})
 	return err
 }
