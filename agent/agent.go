@@ -64,8 +64,12 @@ type Config struct {
 	// APIServer is what pods are told as KUBERNETES_SERVICE_HOST and _PORT.
 	APIServer netip.AddrPort
 
-	Version string
-	MaxPods int // 110 if 0
+	// CgroupRoot is the cgroup below which the runtime makes those of pods, as
+	// a path below the root of the cgroup file system: /stats/summary measures
+	// it as what all pods use.
+	CgroupRoot string
+	Version    string
+	MaxPods    int // 110 if 0
 
 	Now func() time.Time
 	Log *slog.Logger

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -507,6 +508,8 @@ type (
 		StartTime metav1.Time   `json:"startTime"`
 		CPU       cpuSummary    `json:"cpu"`
 		Memory    memorySummary `json:"memory"`
+		// SystemContainers has one entry, "pods": all that pods use.
+		SystemContainers []containerSummary `json:"systemContainers,omitempty"`
 	}
 	podSummary struct {
 		PodRef struct {
@@ -549,6 +552,9 @@ func (a *Agent) serveSummary(w http.ResponseWriter, _ *http.Request) {
 	s := summary{
 		Node: nodeSummary{NodeName: a.cfg.NodeName, StartTime: metav1.NewTime(bootTime(a.cfg.Now())), CPU: cpuSummary{now, cpu}, Memory: memorySummary{Time: now, AvailableBytes: &available, UsageBytes: memory, WorkingSetBytes: memory}},
 		Pods: []podSummary{},
+	}
+	if cpu, memory, err := cgroupUsage("/sys/fs/cgroup", a.cfg.CgroupRoot); err == nil {
+		s.Node.SystemContainers = []containerSummary{{Name: "pods", StartTime: s.Node.StartTime, CPU: cpuSummary{now, cpu}, Memory: memorySummary{Time: now, UsageBytes: memory, WorkingSetBytes: memory}}}
 	}
 	for _, m := range a.measure() {
 		if n := len(s.Pods); n == 0 || s.Pods[n-1].PodRef.UID != string(m.view.pod.UID) {
@@ -653,4 +659,46 @@ func bootTime(now time.Time) time.Time {
 		return now
 	}
 	return now.Add(-time.Duration(info.Uptime) * time.Second)
+}
+
+// cgroupUsage is the processor time, in nanoseconds, and the memory that a
+// cgroup uses with all below it, in either version of cgroups. The page cache
+// that is not in use does not count.
+func cgroupUsage(mount, group string) (cpu, memory uint64, err error) {
+	if group == "" {
+		return 0, 0, errors.New("no cgroup is known")
+	}
+	cpuFile, cpuKey, scale := filepath.Join(mount, group, "cpu.stat"), "usage_usec", uint64(1000)
+	memoryFile, statFile, inactive := filepath.Join(mount, group, "memory.current"), filepath.Join(mount, group, "memory.stat"), "inactive_file"
+	if _, err := os.Stat(cpuFile); err != nil {
+		cpuFile, cpuKey, scale = filepath.Join(mount, "cpuacct", group, "cpuacct.usage"), "", 1
+		memoryFile, statFile, inactive = filepath.Join(mount, "memory", group, "memory.usage_in_bytes"), filepath.Join(mount, "memory", group, "memory.stat"), "total_inactive_file"
+	}
+	if cpu, err = cgroupValue(cpuFile, cpuKey); err != nil {
+		return 0, 0, err
+	}
+	if memory, err = cgroupValue(memoryFile, ""); err != nil {
+		return 0, 0, err
+	}
+	unused, err := cgroupValue(statFile, inactive)
+	return cpu * scale, memory - min(unused, memory), err
+}
+
+// cgroupValue reads a number, or the one behind a key.
+func cgroupValue(path, key string) (uint64, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		value := strings.TrimSpace(line)
+		if key != "" {
+			var ok bool
+			if value, ok = strings.CutPrefix(value, key+" "); !ok {
+				continue
+			}
+		}
+		return strconv.ParseUint(value, 10, 64)
+	}
+	return 0, fmt.Errorf("%s has no %q", path, key)
 }

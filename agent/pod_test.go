@@ -1,0 +1,925 @@
+package agent_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"conclave/agent"
+	"conclave/agent/agenttest"
+	"conclave/api"
+)
+
+// conformance: [sig-node] Container Runtime blackbox test when starting a container that exits should run with the expected status [NodeConformance] [Conformance]
+func TestRestartPolicies(t *testing.T) {
+	for _, test := range []struct {
+		policy   corev1.RestartPolicy
+		code     int
+		phase    corev1.PodPhase
+		restarts int32
+		state    string // waiting reason, or exit code
+	}{
+		{corev1.RestartPolicyAlways, 0, corev1.PodRunning, 2, "CrashLoopBackOff"},
+		{corev1.RestartPolicyAlways, 1, corev1.PodRunning, 2, "CrashLoopBackOff"},
+		{corev1.RestartPolicyOnFailure, 0, corev1.PodSucceeded, 0, "0"},
+		{corev1.RestartPolicyOnFailure, 3, corev1.PodRunning, 2, "CrashLoopBackOff"},
+		{corev1.RestartPolicyNever, 0, corev1.PodSucceeded, 0, "0"},
+		{corev1.RestartPolicyNever, 4, corev1.PodFailed, 0, "4"},
+	} {
+		t.Run(fmt.Sprintf("%s/%d", test.policy, test.code), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.runtime.Behave = func(agent.ContainerConfig) agenttest.Behaviour {
+					return agenttest.Behaviour{ExitAfter: time.Second, ExitCode: test.code}
+				}
+				w.create(pod("a", func(p *corev1.Pod) { p.Spec.RestartPolicy = test.policy }))
+				// Starts at 0, 1 and, after 10 s, at 12; ends at 13, then waits 20 s.
+				after(20 * time.Second)
+				p := w.get("a")
+				s := state(p, "web")
+				got := ""
+				switch {
+				case s.State.Waiting != nil:
+					got = s.State.Waiting.Reason
+					if want := fmt.Sprintf("back-off 20s restarting failed container=web pod=a_default(%s)", p.UID); s.State.Waiting.Message != want {
+						t.Errorf("message %q, want %q", s.State.Waiting.Message, want)
+					}
+					if s.LastTerminationState.Terminated == nil || s.LastTerminationState.Terminated.ExitCode != int32(test.code) {
+						t.Errorf("last state: %s", show(s))
+					}
+				case s.State.Terminated != nil:
+					got = fmt.Sprint(s.State.Terminated.ExitCode)
+				}
+				if p.Status.Phase != test.phase || s.RestartCount != test.restarts || got != test.state {
+					t.Errorf("phase %s, %d restarts, state %s: %s", p.Status.Phase, s.RestartCount, got, show(p.Status))
+				}
+				if test.phase != corev1.PodRunning && w.network.Attached() != 0 {
+					t.Error("a pod at its end keeps its address")
+				}
+			})
+		})
+	}
+}
+
+func TestBackOffGrowsAndResets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		long := atomic.Bool{}
+		var starts []time.Time
+		w.runtime.Behave = func(c agent.ContainerConfig) agenttest.Behaviour {
+			starts = append(starts, time.Now())
+			if long.Load() {
+				return agenttest.Behaviour{ExitAfter: 11 * time.Minute, ExitCode: 1}
+			}
+			return agenttest.Behaviour{Exits: true, ExitCode: 1}
+		}
+		w.create(pod("a"))
+		after(25 * time.Minute)
+		var gaps []time.Duration
+		for i := 1; i < len(starts); i++ {
+			gaps = append(gaps, starts[i].Sub(starts[i-1]).Round(time.Second))
+		}
+		want := []time.Duration{0, 10, 20, 40, 80, 160, 300, 300}
+		for i := range want {
+			want[i] *= time.Second
+		}
+		if len(gaps) < len(want) || !slices.Equal(gaps[:len(want)], want) {
+			t.Fatalf("restarts after %v, want %v", gaps, want)
+		}
+		long.Store(true)
+		after(6 * time.Minute) // it runs now
+		n := len(starts)
+		long.Store(false)
+		after(11 * time.Minute)
+		if len(starts) < n+2 || starts[n].Sub(starts[n-1]) != 11*time.Minute || starts[n+1].Sub(starts[n]) != 10*time.Second {
+			t.Errorf("ten good minutes did not count: %v", starts[n-1:])
+		}
+	})
+}
+
+// conformance: [sig-node] InitContainer [NodeConformance] should invoke init containers on a RestartAlways pod [Conformance]
+// conformance: [sig-node] InitContainer [NodeConformance] should invoke init containers on a RestartNever pod [Conformance]
+func TestInitContainers(t *testing.T) {
+	for _, policy := range []corev1.RestartPolicy{corev1.RestartPolicyAlways, corev1.RestartPolicyNever} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.runtime.Behave = func(c agent.ContainerConfig) agenttest.Behaviour {
+				switch {
+				case strings.HasPrefix(c.ID, "init"):
+					return agenttest.Behaviour{ExitAfter: 5 * time.Second}
+				case policy == corev1.RestartPolicyNever:
+					return agenttest.Behaviour{ExitAfter: 5 * time.Second}
+				}
+				return agenttest.Behaviour{}
+			}
+			w.create(pod("a", withInit, func(p *corev1.Pod) { p.Spec.RestartPolicy = policy }))
+			after(time.Second)
+			p := w.get("a")
+			if p.Status.Phase != corev1.PodPending || condition(p, corev1.PodInitialized) != corev1.ConditionFalse ||
+				state(p, "web").State.Waiting.Reason != "PodInitializing" || state(p, "init1").State.Running == nil {
+				t.Fatalf("while the first works: %s", show(p.Status))
+			}
+			after(12 * time.Second)
+			p = w.get("a")
+			if p.Status.Phase != corev1.PodRunning || condition(p, corev1.PodInitialized) != corev1.ConditionTrue {
+				t.Fatalf("after both: %s", show(p.Status))
+			}
+			after(10 * time.Second)
+			p = w.get("a")
+			want := corev1.PodRunning
+			if policy == corev1.RestartPolicyNever {
+				want = corev1.PodSucceeded
+			}
+			if p.Status.Phase != want || len(p.Status.InitContainerStatuses) != 2 || !state(p, "init2").Ready || state(p, "init2").State.Terminated == nil {
+				t.Fatalf("at the end: %s", show(p.Status))
+			}
+			var order []string
+			for _, c := range w.runtime.Started() {
+				order = append(order, c.ID)
+			}
+			if got := strings.Join(order, " "); got != "init1_0 init2_0 web_0" {
+				t.Errorf("order: %s", got)
+			}
+		})
+	}
+}
+
+func withInit(p *corev1.Pod) {
+	p.Spec.InitContainers = []corev1.Container{{Name: "init1", Image: "app:1"}, {Name: "init2", Image: "app:1"}}
+}
+
+// conformance: [sig-node] InitContainer [NodeConformance] should not start app containers and fail the pod if init containers fail on a RestartNever pod [Conformance]
+// conformance: [sig-node] InitContainer [NodeConformance] should not start app containers if init containers fail on a RestartAlways pod [Conformance]
+func TestInitContainerFails(t *testing.T) {
+	for _, policy := range []corev1.RestartPolicy{corev1.RestartPolicyAlways, corev1.RestartPolicyNever} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.runtime.Behave = func(c agent.ContainerConfig) agenttest.Behaviour {
+				if strings.HasPrefix(c.ID, "init1") {
+					return agenttest.Behaviour{Exits: true, ExitCode: 1}
+				}
+				return agenttest.Behaviour{}
+			}
+			w.create(pod("a", withInit, func(p *corev1.Pod) { p.Spec.RestartPolicy = policy }))
+			after(time.Minute)
+			p := w.get("a")
+			want, restarts := corev1.PodPending, int32(3)
+			if policy == corev1.RestartPolicyNever {
+				want, restarts = corev1.PodFailed, 0
+			}
+			if p.Status.Phase != want || state(p, "init1").RestartCount != restarts || state(p, "init2").State.Waiting == nil || state(p, "web").State.Waiting == nil {
+				t.Fatalf("%s: %s", policy, show(p.Status))
+			}
+			for _, c := range w.runtime.Started() {
+				if !strings.HasPrefix(c.ID, "init1") {
+					t.Errorf("%s was started", c.ID)
+				}
+			}
+		})
+	}
+}
+
+func TestGracefulDeletion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.runtime.Behave = func(agent.ContainerConfig) agenttest.Behaviour { return agenttest.Behaviour{IgnoresTerm: true} }
+		w.create(pod("a", func(p *corev1.Pod) {
+			p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+		}))
+		synctest.Wait()
+		uid := string(w.get("a").UID)
+		if _, err := os.Stat(filepath.Join(w.config.Dir, "pods", uid, "volumes", "v")); err != nil {
+			t.Fatal(err)
+		}
+		w.delete("a", 20)
+		after(19 * time.Second)
+		p := w.get("a")
+		if p == nil || p.DeletionTimestamp == nil || state(p, "web").State.Running == nil {
+			t.Fatal("it did not get its time")
+		}
+		after(2 * time.Second)
+		if p := w.get("a"); p != nil {
+			t.Fatalf("it is still there: %s", show(p.Status))
+		}
+		if len(w.runtime.Pods()) != 0 || w.network.Attached() != 0 {
+			t.Error("it is gone from the API, but not from the node")
+		}
+		if _, err := os.Stat(filepath.Join(w.config.Dir, "pods", uid)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("its folder: %v", err)
+		}
+		if k := w.events("Killing"); len(k) != 1 || k[0] != "Stopping container web" {
+			t.Errorf("Killing: %q", k)
+		}
+	})
+}
+
+func TestDeletionGraceIsShortened(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.runtime.Behave = func(agent.ContainerConfig) agenttest.Behaviour { return agenttest.Behaviour{IgnoresTerm: true} }
+		w.create(pod("a"))
+		synctest.Wait()
+		w.delete("a", 600)
+		after(10 * time.Second)
+		w.delete("a", 5)
+		after(6 * time.Second)
+		if p := w.get("a"); p != nil {
+			t.Fatalf("still there: %s", show(p.Status))
+		}
+	})
+}
+
+func TestForcedRemovalStopsThePod(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.create(pod("a"))
+		synctest.Wait()
+		w.delete("a", 0)
+		after(time.Second)
+		if len(w.runtime.Pods()) != 0 || w.network.Attached() != 0 || len(w.agent.PodsRunning()) != 0 {
+			t.Error("a pod that was removed by force runs on")
+		}
+	})
+}
+
+// A restart of this process changes nothing that runs and reports what it
+// missed.
+func TestRestartAdopts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		two := func(p *corev1.Pod) {
+			p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "side", Image: "app:1"})
+			p.Spec.RestartPolicy = corev1.RestartPolicyOnFailure
+		}
+		w.create(pod("a", two))
+		after(time.Second)
+		uid := string(w.get("a").UID)
+		w.stop()
+		w.runtime.Exit(uid, "side_0", 0)
+		before := w.get("a")
+		w.start()
+		after(time.Second)
+		p := w.get("a")
+		if len(w.runtime.Started()) != 2 {
+			t.Fatalf("restarted: %v", len(w.runtime.Started()))
+		}
+		if s := state(p, "side"); s.State.Terminated == nil || s.State.Terminated.ExitCode != 0 {
+			t.Errorf("the exit was missed: %s", show(p.Status))
+		}
+		if s := state(p, "web"); s.State.Running == nil || s.RestartCount != 0 || !s.State.Running.StartedAt.Equal(&state(before, "web").State.Running.StartedAt) {
+			t.Errorf("web: %s", show(s))
+		}
+		if p.Status.PodIP != before.Status.PodIP {
+			t.Errorf("address %s, before %s", p.Status.PodIP, before.Status.PodIP)
+		}
+	})
+}
+
+// refusing is a Client whose server is away.
+type refusing struct {
+	api.Client
+	away atomic.Bool
+}
+
+func (r *refusing) Get(ctx context.Context, g gvr, ns, name string, o metav1.GetOptions) (api.Object, error) {
+	if r.away.Load() {
+		return nil, errors.New("no master in sight")
+	}
+	return r.Client.Get(ctx, g, ns, name, o)
+}
+
+func (r *refusing) List(ctx context.Context, g gvr, ns string, o metav1.ListOptions) ([]api.Object, metav1.ListMeta, error) {
+	if r.away.Load() {
+		return nil, metav1.ListMeta{}, errors.New("no master in sight")
+	}
+	return r.Client.List(ctx, g, ns, o)
+}
+
+func (r *refusing) Create(ctx context.Context, g gvr, ns, name string, obj api.Object, o metav1.CreateOptions, sub ...string) (api.Object, error) {
+	if r.away.Load() {
+		return nil, errors.New("no master in sight")
+	}
+	return r.Client.Create(ctx, g, ns, name, obj, o, sub...)
+}
+
+func (r *refusing) Patch(ctx context.Context, g gvr, ns, name string, t types.PatchType, data []byte, o metav1.PatchOptions, sub ...string) (api.Object, error) {
+	if r.away.Load() {
+		return nil, errors.New("no master in sight")
+	}
+	return r.Client.Patch(ctx, g, ns, name, t, data, o, sub...)
+}
+
+// A host that boots with no master in sight starts the pods that it had, with
+// what they need, and tells the master of it when there is one again.
+func TestBootWithoutMaster(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := &refusing{}
+		w := newWorld(t, func(w *world) {
+			client.Client = w.client
+			w.config.Client = client
+			w.config.Seal = func(p []byte) ([]byte, error) { return append([]byte("sealed"), xor(p)...), nil }
+			w.config.Unseal = func(p []byte) ([]byte, error) { return xor(p[len("sealed"):]), nil }
+		})
+		w.put(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "s"}, Data: map[string][]byte{"key": []byte("secret value")}})
+		w.create(pod("a", withInit, func(p *corev1.Pod) {
+			p.Spec.Volumes = []corev1.Volume{
+				{Name: "v", VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "s"}}},
+				tokenVolume("t", 3600),
+			}
+			p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "v", MountPath: "/v"}, {Name: "t", MountPath: "/t"}}
+			p.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "S", ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: "s"}, Key: "key"}}}}
+		}))
+		w.runtime.Behave = func(c agent.ContainerConfig) agenttest.Behaviour {
+			return agenttest.Behaviour{Exits: strings.HasPrefix(c.ID, "init")}
+		}
+		after(time.Second)
+		if p := w.get("a"); p.Status.Phase != corev1.PodRunning {
+			t.Fatalf("before: %s", show(p.Status))
+		}
+		w.stop()
+		client.away.Store(true)
+		w.runtime.Reboot()
+		if err := os.RemoveAll(filepath.Join(w.config.Dir, "run")); err != nil {
+			t.Fatal(err)
+		}
+		n := len(w.runtime.Started())
+		err := filepath.WalkDir(w.config.Dir, func(path string, d os.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			data, err := os.ReadFile(path)
+			if strings.Contains(string(data), "secret value") {
+				t.Errorf("%s holds the secret in the clear", path)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.start()
+		after(time.Minute)
+		started := w.runtime.Started()[n:]
+		var ids []string
+		for _, c := range started {
+			ids = append(ids, c.ID)
+		}
+		if strings.Join(ids, " ") != "init1_1 init2_1 web_1" {
+			t.Fatalf("started %v", ids)
+		}
+		web := started[2]
+		if !slices.Contains(web.Env, "S=secret value") || !slices.Contains(web.Env, "KUBERNETES_SERVICE_HOST=10.96.0.1") {
+			t.Errorf("environment: %q", web.Env)
+		}
+		if got := readMount(t, web, "/v", "key"); got != "secret value" {
+			t.Errorf("volume: %q", got)
+		}
+		if got := readMount(t, web, "/t", "token"); len(strings.Split(got, ".")) != 3 {
+			t.Errorf("token: %q", got)
+		}
+		client.away.Store(false)
+		after(3 * time.Minute)
+		p := w.get("a")
+		if s := state(p, "web"); p.Status.Phase != corev1.PodRunning || s.RestartCount != 1 || s.LastTerminationState.Terminated == nil {
+			t.Errorf("told the API: %s", show(p.Status))
+		}
+	})
+}
+
+func xor(p []byte) []byte {
+	out := make([]byte, len(p))
+	for i := range p {
+		out[i] = p[i] ^ 0x55
+	}
+	return out
+}
+
+func tokenVolume(name string, seconds int64) corev1.Volume {
+	return corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
+		{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token", ExpirationSeconds: &seconds}},
+	}}}}
+}
+
+func mountSource(t *testing.T, c agent.ContainerConfig, target string) string {
+	t.Helper()
+	for _, m := range c.Mounts {
+		if m.Destination == target {
+			return m.Source
+		}
+	}
+	t.Fatalf("nothing is mounted at %s: %+v", target, c.Mounts)
+	return ""
+}
+
+func readMount(t *testing.T, c agent.ContainerConfig, target, file string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(mountSource(t, c, target), file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// A list that lacks a pod is not enough to kill it.
+func TestListAloneKillsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := &forgetful{}
+		w := newWorld(t, func(w *world) { client.Client = w.client })
+		w.create(pod("a"))
+		after(time.Second)
+		w.stop()
+		w.config.Client = client
+		client.forget.Store(true)
+		w.start()
+		after(10 * time.Second)
+		if len(w.agent.PodsRunning()) != 1 || len(w.runtime.Started()) != 1 {
+			t.Error("a pod was stopped that the API has")
+		}
+	})
+}
+
+// forgetful is a Client whose lists are empty.
+type forgetful struct {
+	api.Client
+	forget atomic.Bool
+}
+
+func (f *forgetful) List(ctx context.Context, g gvr, ns string, o metav1.ListOptions) ([]api.Object, metav1.ListMeta, error) {
+	objects, meta, err := f.Client.List(ctx, g, ns, o)
+	if f.forget.Load() && g == podsGVR {
+		objects = nil
+	}
+	return objects, meta, err
+}
+
+func TestImagePullBackOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		var pulls []time.Time
+		w.runtime.OnPull = func(context.Context, string, agent.PullAuth) (agent.Image, error) {
+			pulls = append(pulls, time.Now())
+			if len(pulls) == 4 {
+				return agent.Image{ID: "sha256:x", Size: 42}, nil
+			}
+			return agent.Image{}, fmt.Errorf("pull missing:1: %w", agent.ErrImageNotFound)
+		}
+		w.create(pod("a", func(p *corev1.Pod) { p.Spec.Containers[0].Image = "missing:1" }))
+		synctest.Wait()
+		s := state(w.get("a"), "web")
+		if s.State.Waiting == nil || s.State.Waiting.Reason != "ErrImagePull" || s.State.Waiting.Message != "pull missing:1: image not found" {
+			t.Errorf("first: %s", show(s))
+		}
+		after(2 * time.Second)
+		s = state(w.get("a"), "web")
+		if s.State.Waiting == nil || s.State.Waiting.Reason != "ImagePullBackOff" || !strings.HasPrefix(s.State.Waiting.Message, `Back-off pulling image "missing:1": ErrImagePull: `) {
+			t.Errorf("then: %s", show(s))
+		}
+		after(2 * time.Minute)
+		var gaps []time.Duration
+		for i := 1; i < len(pulls); i++ {
+			gaps = append(gaps, pulls[i].Sub(pulls[i-1]))
+		}
+		if fmt.Sprint(gaps) != "[10s 20s 40s]" {
+			t.Errorf("pulled again after %v", gaps)
+		}
+		if p := w.get("a"); p.Status.Phase != corev1.PodRunning {
+			t.Errorf("at last: %s", show(p.Status))
+		}
+		if m := w.events("Pulled"); len(m) != 1 || !strings.HasPrefix(m[0], `Successfully pulled image "missing:1" in `) || !strings.HasSuffix(m[0], "Image size: 42 bytes.") {
+			t.Errorf("Pulled: %q", m)
+		}
+	})
+}
+
+func TestImagePullPolicies(t *testing.T) {
+	for _, test := range []struct {
+		image  string
+		policy corev1.PullPolicy
+		pulls  int
+		reason string
+	}{
+		{"app:1", corev1.PullIfNotPresent, 0, ""},
+		{"app:1", corev1.PullAlways, 1, ""},
+		{"app:1", corev1.PullNever, 0, ""},
+		{"other:1", corev1.PullIfNotPresent, 1, ""},
+		{"other:1", corev1.PullNever, 0, "ErrImageNeverPull"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			pulls := 0
+			w.runtime.OnPull = func(_ context.Context, ref string, _ agent.PullAuth) (agent.Image, error) {
+				pulls++
+				return agent.Image{ID: "sha256:" + ref}, nil
+			}
+			w.create(pod("a", func(p *corev1.Pod) {
+				p.Spec.Containers[0].Image, p.Spec.Containers[0].ImagePullPolicy = test.image, test.policy
+			}))
+			after(100 * time.Millisecond)
+			reason := ""
+			if s := state(w.get("a"), "web"); s.State.Waiting != nil {
+				reason = s.State.Waiting.Reason
+			}
+			if pulls != test.pulls || reason != test.reason {
+				t.Errorf("%s %s: %d pulls, waiting for %q", test.image, test.policy, pulls, reason)
+			}
+		})
+	}
+}
+
+func TestInvalidImageName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.runtime.OnPull = func(context.Context, string, agent.PullAuth) (agent.Image, error) {
+			return agent.Image{}, agent.ErrInvalidImageName
+		}
+		w.create(pod("a", func(p *corev1.Pod) { p.Spec.Containers[0].Image = "UPPER" }))
+		after(2 * time.Second)
+		if s := state(w.get("a"), "web"); s.State.Waiting == nil || s.State.Waiting.Reason != "InvalidImageName" {
+			t.Errorf("%s", show(s))
+		}
+	})
+}
+
+// conformance: [sig-node] Pods should allow activeDeadlineSeconds to be updated [NodeConformance] [Conformance]
+func TestActiveDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.create(pod("a"))
+		after(time.Second)
+		patch := []byte(`{"spec":{"activeDeadlineSeconds":5}}`)
+		if _, err := w.client.Patch(context.Background(), podsGVR, "default", "a", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		after(2 * time.Second)
+		if p := w.get("a"); p.Status.Phase != corev1.PodRunning {
+			t.Fatalf("too early: %s", show(p.Status))
+		}
+		after(10 * time.Second)
+		p := w.get("a")
+		if p.Status.Phase != corev1.PodFailed || p.Status.Reason != "DeadlineExceeded" || len(w.agent.PodsRunning()) != 0 {
+			t.Fatalf("%s", show(p.Status))
+		}
+	})
+}
+
+func TestLivenessRestarts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		healthy := atomic.Bool{}
+		healthy.Store(true)
+		w.runtime.OnExec = func(_ context.Context, _, _ string, cmd []string, _ io.Reader, stdout, _ io.Writer) (int, error) {
+			if healthy.Load() {
+				return 0, nil
+			}
+			fmt.Fprint(stdout, "it is ill")
+			return 1, nil
+		}
+		w.create(pod("a", func(p *corev1.Pod) {
+			p.Spec.Containers[0].LivenessProbe = &corev1.Probe{
+				ProbeHandler:        corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"check"}}},
+				InitialDelaySeconds: 5, PeriodSeconds: 3, FailureThreshold: 2, TimeoutSeconds: 1, SuccessThreshold: 1,
+			}
+		}))
+		after(time.Minute)
+		if s := state(w.get("a"), "web"); s.RestartCount != 0 {
+			t.Fatalf("a healthy container was restarted: %s", show(s))
+		}
+		healthy.Store(false)
+		after(4 * time.Second)
+		healthy.Store(true)
+		after(time.Minute)
+		if s := state(w.get("a"), "web"); s.RestartCount != 0 {
+			t.Fatalf("one failure is not two: %s", show(s))
+		}
+		healthy.Store(false)
+		after(7 * time.Second)
+		healthy.Store(true)
+		after(time.Second)
+		s := state(w.get("a"), "web")
+		if s.RestartCount != 1 || s.State.Running == nil || s.LastTerminationState.Terminated.ExitCode != 143 {
+			t.Fatalf("%s", show(s))
+		}
+		if m := w.events("Unhealthy"); len(m) != 1 || m[0] != "Liveness probe failed: it is ill" {
+			t.Errorf("Unhealthy: %q", m)
+		}
+		if m := w.events("Killing"); len(m) != 1 || m[0] != "Container web failed liveness probe, will be restarted" {
+			t.Errorf("Killing: %q", m)
+		}
+	})
+}
+
+// conformance: [sig-node] Probing container with readiness probe should not be ready before initial delay and never restart [NodeConformance] [Conformance]
+// conformance: [sig-node] Probing container with readiness probe that fails should never be ready and never restart [NodeConformance] [Conformance]
+func TestReadiness(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		ready := atomic.Bool{}
+		w.runtime.OnExec = func(context.Context, string, string, []string, io.Reader, io.Writer, io.Writer) (int, error) {
+			if ready.Load() {
+				return 0, nil
+			}
+			return 1, nil
+		}
+		w.create(pod("a", func(p *corev1.Pod) {
+			p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{
+				ProbeHandler:        corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"check"}}},
+				InitialDelaySeconds: 30, PeriodSeconds: 5, FailureThreshold: 3, TimeoutSeconds: 1, SuccessThreshold: 1,
+			}
+		}))
+		after(time.Minute)
+		if p := w.get("a"); condition(p, corev1.PodReady) != corev1.ConditionFalse || p.Status.Phase != corev1.PodRunning || state(p, "web").RestartCount != 0 {
+			t.Fatalf("never ready: %s", show(p.Status))
+		}
+		w.delete("a", 0)
+		ready.Store(true)
+		w.create(pod("b", func(p *corev1.Pod) {
+			p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{
+				ProbeHandler:        corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"check"}}},
+				InitialDelaySeconds: 30, PeriodSeconds: 5,
+			}
+		}))
+		after(29 * time.Second)
+		if p := w.get("b"); condition(p, corev1.PodReady) != corev1.ConditionFalse {
+			t.Fatalf("ready before its time: %s", show(p.Status))
+		}
+		after(2 * time.Second)
+		if p := w.get("b"); condition(p, corev1.PodReady) != corev1.ConditionTrue {
+			t.Fatalf("not ready after its time: %s", show(p.Status))
+		}
+		// A restart of ours does not take readiness away.
+		w.stop()
+		w.start()
+		synctest.Wait()
+		if p := w.get("b"); condition(p, corev1.PodReady) != corev1.ConditionTrue {
+			t.Errorf("not ready after a restart of the agent: %s", show(p.Status))
+		}
+		ready.Store(false)
+		after(20 * time.Second)
+		if p := w.get("b"); condition(p, corev1.PodReady) != corev1.ConditionFalse || state(p, "web").RestartCount != 0 {
+			t.Errorf("still ready: %s", show(p.Status))
+		}
+	})
+}
+
+// conformance: [sig-storage] ConfigMap updates should be reflected in volume [NodeConformance] [Conformance]
+// conformance: [sig-storage] ConfigMap optional updates should be reflected in volume [NodeConformance] [Conformance]
+// conformance: [sig-storage] ConfigMap binary data should be reflected in volume [NodeConformance] [Conformance]
+func TestConfigMapVolumeFollows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		ctx := context.Background()
+		w.put(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "c"}, Data: map[string]string{"a": "1"}, BinaryData: map[string][]byte{"b": {0xde, 0xca}}})
+		w.create(pod("a", func(p *corev1.Pod) {
+			p.Spec.Volumes = []corev1.Volume{
+				{Name: "c", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: "c"}}}},
+				{Name: "o", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: "o"}, Optional: new(true)}}},
+			}
+			p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "c", MountPath: "/c"}, {Name: "o", MountPath: "/o"}}
+		}))
+		after(time.Second)
+		web := w.runtime.Started()[0]
+		if got := readMount(t, web, "/c", "a") + readMount(t, web, "/c", "b"); got != "1\xde\xca" {
+			t.Fatalf("at first: %q", got)
+		}
+		if _, err := w.client.Patch(ctx, configMapsGVR, "default", "c", types.MergePatchType, []byte(`{"data":{"a":"2","new":"x"}}`), metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		w.put(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "o"}, Data: map[string]string{"k": "v"}})
+		after(time.Second)
+		if got := readMount(t, web, "/c", "a") + readMount(t, web, "/c", "new") + readMount(t, web, "/o", "k"); got != "2xv" {
+			t.Errorf("after the update: %q", got)
+		}
+		if err := w.client.Delete(ctx, configMapsGVR, "default", "o", metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		after(time.Second)
+		if _, err := os.Stat(filepath.Join(mountSource(t, web, "/o"), "k")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("after the deletion: %v", err)
+		}
+	})
+}
+
+// conformance: [sig-storage] Downward API volume should update labels on modification [NodeConformance] [Conformance]
+// conformance: [sig-storage] Downward API volume should update annotations on modification [NodeConformance] [Conformance]
+func TestDownwardVolumeFollows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.create(pod("a", func(p *corev1.Pod) {
+			p.Labels, p.Annotations = map[string]string{"k": "1"}, map[string]string{"x": "old"}
+			p.Spec.Volumes = []corev1.Volume{{Name: "d", VolumeSource: corev1.VolumeSource{DownwardAPI: &corev1.DownwardAPIVolumeSource{Items: []corev1.DownwardAPIVolumeFile{
+				{Path: "labels", FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.labels"}},
+				{Path: "deep/annotations", FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.annotations"}},
+			}}}}}
+			p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "d", MountPath: "/d"}}
+		}))
+		after(time.Second)
+		web := w.runtime.Started()[0]
+		if got := readMount(t, web, "/d", "labels"); got != `k="1"` {
+			t.Fatalf("labels: %q", got)
+		}
+		patch := []byte(`{"metadata":{"labels":{"k":"2","l":"3"},"annotations":{"x":"new"}}}`)
+		if _, err := w.client.Patch(context.Background(), podsGVR, "default", "a", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		after(time.Second)
+		if got := readMount(t, web, "/d", "labels") + " " + readMount(t, web, "/d", "deep/annotations"); got != "k=\"2\"\nl=\"3\" x=\"new\"" {
+			t.Errorf("after: %q", got)
+		}
+	})
+}
+
+func TestTokenIsRenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.create(pod("a", func(p *corev1.Pod) {
+			p.Spec.Volumes = []corev1.Volume{tokenVolume("t", 3600)}
+			p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "t", MountPath: "/t"}}
+		}))
+		after(time.Second)
+		if len(w.runtime.Started()) == 0 {
+			t.Fatalf("%s %q", show(w.get("a").Status), w.events("FailedMount"))
+		}
+		web := w.runtime.Started()[0]
+		one := readMount(t, web, "/t", "token")
+		after(47 * time.Minute)
+		if readMount(t, web, "/t", "token") != one {
+			t.Error("renewed too soon")
+		}
+		after(2 * time.Minute)
+		two := readMount(t, web, "/t", "token")
+		if two == one || strings.Count(two, ".") != 2 {
+			t.Error("not renewed at four fifths of its life")
+		}
+	})
+}
+
+func TestMissingReferences(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		ref := corev1.LocalObjectReference{Name: "later"}
+		w.create(pod("env", func(p *corev1.Pod) {
+			p.Spec.Containers[0].EnvFrom = []corev1.EnvFromSource{{ConfigMapRef: &corev1.ConfigMapEnvSource{LocalObjectReference: ref}}}
+		}))
+		w.create(pod("volume", func(p *corev1.Pod) {
+			p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: ref}}}}
+		}))
+		after(5 * time.Second)
+		if s := state(w.get("env"), "web"); s.State.Waiting == nil || s.State.Waiting.Reason != "CreateContainerConfigError" || s.State.Waiting.Message != `configmap "later" not found` {
+			t.Errorf("env: %s", show(s))
+		}
+		if s := state(w.get("volume"), "web"); s.State.Waiting == nil || s.State.Waiting.Reason != "ContainerCreating" {
+			t.Errorf("volume: %s", show(s))
+		}
+		if m := w.events("FailedMount"); len(m) != 1 || m[0] != `MountVolume.SetUp failed for volume "v" : configmap "later" not found` {
+			t.Errorf("FailedMount: %q", m)
+		}
+		w.put(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "later"}, Data: map[string]string{"a": "1"}})
+		synctest.Wait() // at once, without waiting for a back-off
+		for _, name := range []string{"env", "volume"} {
+			if p := w.get(name); p.Status.Phase != corev1.PodRunning {
+				t.Errorf("%s: %s", name, show(p.Status))
+			}
+		}
+	})
+}
+
+func TestAdmission(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		after(time.Second)
+		huge := func(p *corev1.Pod) {
+			p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1000")}
+		}
+		w.create(pod("cpu", huge))
+		w.create(pod("selector", func(p *corev1.Pod) { p.Spec.NodeSelector = map[string]string{"disk": "none"} }))
+		port := func(p *corev1.Pod) {
+			p.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 80, HostPort: 8080}}
+		}
+		w.create(pod("port1", port))
+		after(time.Second)
+		w.create(pod("port2", port))
+		after(time.Second)
+		for name, reason := range map[string]string{"cpu": "OutOfcpu", "selector": "NodeAffinity", "port2": "NodePorts"} {
+			p := w.get(name)
+			if p.Status.Phase != corev1.PodFailed || p.Status.Reason != reason || len(w.events(reason)) != 1 {
+				t.Errorf("%s: %s", name, show(p.Status))
+			}
+		}
+		if p := w.get("port1"); p.Status.Phase != corev1.PodRunning {
+			t.Errorf("port1: %s", show(p.Status))
+		}
+	})
+}
+
+func TestSandboxFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.network.Fail(errors.New("no pod range"))
+		w.create(pod("a"))
+		after(time.Second / 2)
+		p := w.get("a")
+		if p.Status.Phase != corev1.PodPending || condition(p, corev1.PodReadyToStartContainers) != corev1.ConditionFalse {
+			t.Errorf("%s", show(p.Status))
+		}
+		if m := w.events("FailedCreatePodSandBox"); len(m) == 0 || m[0] != "Failed to create pod sandbox: attach to the pod network: no pod range" {
+			t.Errorf("events: %q", m)
+		}
+		w.network.Fail(nil)
+		after(5 * time.Second)
+		if p := w.get("a"); p.Status.Phase != corev1.PodRunning {
+			t.Errorf("%s", show(p.Status))
+		}
+	})
+}
+
+// conformance: [sig-node] Container Runtime blackbox test on terminated container should report termination message from file when pod succeeds and TerminationMessagePolicy FallbackToLogsOnError is set [NodeConformance] [Conformance]
+// conformance: [sig-node] Container Runtime blackbox test on terminated container should report termination message as empty when pod succeeds and TerminationMessagePolicy FallbackToLogsOnError is set [NodeConformance] [Conformance]
+// conformance: [sig-node] Container Runtime blackbox test on terminated container should report termination message from log output if TerminationMessagePolicy FallbackToLogsOnError is set [NodeConformance] [Conformance]
+func TestTerminationMessage(t *testing.T) {
+	for _, test := range []struct {
+		behave agenttest.Behaviour
+		want   string
+	}{
+		{agenttest.Behaviour{Exits: true, Message: "from the file", Log: "from the log\n"}, "from the file"},
+		{agenttest.Behaviour{Exits: true, Log: "from the log\n"}, ""},
+		{agenttest.Behaviour{Exits: true, Log: "from the log\n", ExitCode: 1}, "from the log\n"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.runtime.Behave = func(agent.ContainerConfig) agenttest.Behaviour { return test.behave }
+			w.create(pod("a", func(p *corev1.Pod) {
+				p.Spec.RestartPolicy = corev1.RestartPolicyNever
+				p.Spec.Containers[0].TerminationMessagePolicy = corev1.TerminationMessageFallbackToLogsOnError
+			}))
+			after(time.Second)
+			s := state(w.get("a"), "web")
+			if s.State.Terminated == nil || s.State.Terminated.Message != test.want {
+				t.Errorf("want %q: %s", test.want, show(s))
+			}
+		})
+	}
+}
+
+// An image changed in a running pod restarts the container with it.
+func TestImageUpdate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.runtime.AddImage("app:2", agent.Image{})
+		w.create(pod("a"))
+		after(time.Second)
+		patch := []byte(`{"spec":{"containers":[{"name":"web","image":"app:2"}]}}`)
+		if _, err := w.client.Patch(context.Background(), podsGVR, "default", "a", types.StrategicMergePatchType, patch, metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		after(time.Second)
+		p := w.get("a")
+		if s := state(p, "web"); s.Image != "app:2" || s.RestartCount != 1 || s.State.Running == nil || p.Status.ObservedGeneration != 2 {
+			t.Errorf("%s", show(p.Status))
+		}
+	})
+}
+
+// Status written by somebody else is put right, without a fight.
+func TestStatusIsPutRight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.create(pod("a"))
+		after(time.Second)
+		patch := []byte(`{"status":{"conditions":[{"type":"Ready","status":"False"},{"type":"Mine","status":"True"}]}}`)
+		if _, err := w.client.Patch(context.Background(), podsGVR, "default", "a", types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
+			t.Fatal(err)
+		}
+		after(time.Minute)
+		p := w.get("a")
+		if condition(p, corev1.PodReady) != corev1.ConditionTrue || condition(p, "Mine") != corev1.ConditionTrue {
+			t.Errorf("%s", show(p.Status.Conditions))
+		}
+	})
+}
+
+func TestOrphansAreRemoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(w *world) {
+			if err := w.runtime.StartPod(context.Background(), agent.PodConfig{ID: "nobody-knows"}); err != nil {
+				t.Fatal(err)
+			}
+		})
+		after(time.Second)
+		if pods := w.runtime.Pods(); len(pods) != 0 {
+			t.Errorf("left: %v", pods)
+		}
+	})
+}
