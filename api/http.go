@@ -336,7 +336,7 @@ func (x *exchange) deleteOptions() (metav1.DeleteOptions, error) {
 	if !ok {
 		return o, unsupportedMedia(media, acceptable...)
 	}
-	gvk := metav1.SchemeGroupVersion.WithKind("DeleteOptions")
+	gvk := schema.GroupVersionKind{Version: "v1", Kind: "DeleteOptions"}
 	if _, _, err := pair[0].Decode(data, &gvk, &o); err != nil {
 		return o, apierrors.NewBadRequest(fmt.Sprintf("delete options: %v", err))
 	}

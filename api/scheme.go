@@ -46,7 +46,8 @@ var builtScheme = sync.OnceValue(func() *runtime.Scheme {
 	} {
 		utilruntime.Must(add(s))
 	}
-	metav1.AddToGroupVersion(s, schema.GroupVersion{Version: "v1"})
+	// Some clients send options in the meta group, others in the core.
+	metav1.AddToGroupVersion(s, metav1.SchemeGroupVersion)
 	return s
 })
 

@@ -159,9 +159,9 @@ func (c *call) create(ctx context.Context, obj Object, o metav1.CreateOptions) (
 
 func (c *call) createNamed(ctx context.Context, obj Object, dryRun bool) (rec Record, err error) {
 	if c.res.hooks.reserve != nil && !dryRun {
-		undo, err := c.res.hooks.reserve(ctx, c, obj, nil)
-		if err != nil {
-			return nil, err
+		undo, reserveErr := c.res.hooks.reserve(ctx, c, obj, nil)
+		if reserveErr != nil {
+			return nil, reserveErr
 		}
 		defer func() { undo(err) }()
 	}
@@ -342,9 +342,9 @@ func (c *call) tryUpdate(ctx context.Context, stored Record, u update) (_ Record
 		}
 	}
 	if c.res.hooks.reserve != nil && u.mode == ofSpec && !u.dryRun {
-		undo, err := c.res.hooks.reserve(ctx, c, obj, old)
-		if err != nil {
-			return nil, conditional, err
+		undo, reserveErr := c.res.hooks.reserve(ctx, c, obj, old)
+		if reserveErr != nil {
+			return nil, conditional, reserveErr
 		}
 		defer func() { undo(err) }()
 	}
