@@ -44,7 +44,7 @@ tolerations:
 affinity:
   nodeAffinity:
     requiredDuringSchedulingIgnoredDuringExecution:
-      nodeSelectorTerms: [{matchExpressions: [{key: zone, operator: In, values: [a]}], matchFields: [{key: metadata.name, operator: In, values: [n]}]}]
+      nodeSelectorTerms: [{matchExpressions: [{key: zone, operator: In, values: [a]}], matchFields: [{key: metadata.name, operator: In, values: [node]}]}]
   podAntiAffinity:
     preferredDuringSchedulingIgnoredDuringExecution:
     - {weight: 5, podAffinityTerm: {topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: {a: b}}}}
@@ -145,7 +145,7 @@ securityContext: {runAsNonRoot: true, capabilities: {add: [NET_ADMIN]}, allowPri
 		"deadline":           {spec: `activeDeadlineSeconds: 0`, want: []string{`spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive`}},
 		"host alias":         {spec: `hostAliases: [{ip: 1.2.3, hostnames: [A]}]`, want: []string{`spec.hostAliases[0].ip: Invalid value: "1.2.3": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)`, `spec.hostAliases[0].hostnames: Invalid value: "A": a lowercase RFC 1123 subdomain…`}},
 		"sysctl":             {spec: `securityContext: {sysctls: [{name: A b, value: x}]}`, want: []string{`spec.securityContext.sysctls[0].name: Invalid value: "A b": must have at most 253 characters and match regex ([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?`}},
-		"gates":              {spec: "schedulingGates: [{name: a}, {name: a}]\nnodeName: n", want: []string{`spec.schedulingGates[1]: Duplicate value: "a"`, `spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared`}},
+		"gates":              {spec: "schedulingGates: [{name: a}, {name: a}]\nnodeName: node", want: []string{`spec.schedulingGates[1]: Duplicate value: "a"`, `spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared`}},
 		"os":                 {spec: `os: {name: linux}`, container: `securityContext: {windowsOptions: {runAsUserName: x}}`, want: []string{c + `securityContext.windowsOptions: Forbidden: windows options cannot be set for a linux pod`}},
 		"pod resources":      {spec: `resources: {requests: {cpu: 1}}`, container: `resources: {requests: {cpu: 2}}`, want: []string{`spec.resources.requests[cpu]: Invalid value: "1": must be greater than or equal to aggregate container requests of 2`}},
 		"node name":          {spec: `nodeName: A_b`, want: []string{`spec.nodeName: Invalid value: "A_b": a lowercase RFC 1123 subdomain…`}},
@@ -171,7 +171,7 @@ securityContext: {runAsNonRoot: true, capabilities: {add: [NET_ADMIN]}, allowPri
 func TestUpdatePod(t *testing.T) {
 	k := table["pods"]
 	base := func(t *testing.T) *corev1.Pod {
-		pod := parse[*corev1.Pod](t, "pods", podWith("nodeName: n\nactiveDeadlineSeconds: 60\ntolerations: [{key: a, operator: Exists}]\ninitContainers: [{name: i, image: a}]", ""))
+		pod := parse[*corev1.Pod](t, "pods", podWith("nodeName: node\nactiveDeadlineSeconds: 60\ntolerations: [{key: a, operator: Exists}]\ninitContainers: [{name: i, image: a}]", ""))
 		k.PrepareForCreate(pod)
 		pod.UID, pod.ResourceVersion, pod.Status.Phase = "u", "1", corev1.PodRunning
 		return pod
@@ -220,7 +220,7 @@ func TestUpdatePod(t *testing.T) {
 	}
 
 	t.Run("gated", func(t *testing.T) {
-		old := parse[*corev1.Pod](t, "pods", podWith("schedulingGates: [{name: a}, {name: b}]\nnodeSelector: {x: y}", ""))
+		old := parse[*corev1.Pod](t, "pods", podWith("schedulingGates: [{name: a}, {name: b}]\nnodeSelector: {x: one}", ""))
 		k.PrepareForCreate(old)
 		old.ResourceVersion = "1"
 		pod := old.DeepCopy()

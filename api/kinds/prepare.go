@@ -186,7 +186,7 @@ func prepareServiceUpdate(svc, old *corev1.Service) {
 func followClusterIP(svc, old *corev1.Service) {
 	spec, was := &svc.Spec, &old.Spec
 	switch {
-	case spec.ClusterIP != was.ClusterIP && slices.Equal(spec.ClusterIPs, was.ClusterIPs):
+	case spec.ClusterIP != was.ClusterIP && (len(spec.ClusterIPs) == 0 || slices.Equal(spec.ClusterIPs, was.ClusterIPs)):
 		spec.ClusterIPs = nil
 		if spec.ClusterIP != "" {
 			spec.ClusterIPs = []string{spec.ClusterIP}
