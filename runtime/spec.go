@@ -205,14 +205,26 @@ func makeUser(img Image, c ContainerConfig) (user string, groups []uint32) {
 	return user, groups
 }
 
+// allCapabilities lists what a privileged container gets: all that the kernel
+// knows, but for what this process could not give, in a host that is a
+// container itself.
 func allCapabilities() ([]string, error) {
 	list, err := capability.ListSupported()
 	if err != nil {
 		return nil, err
 	}
+	own, err := capability.NewPid2(0)
+	if err != nil {
+		return nil, err
+	}
+	if err := own.Load(); err != nil {
+		return nil, err
+	}
 	var out []string
 	for _, c := range list {
-		out = append(out, "CAP_"+strings.ToUpper(c.String()))
+		if own.Get(capability.BOUNDING, c) {
+			out = append(out, "CAP_"+strings.ToUpper(c.String()))
+		}
 	}
 	slices.Sort(out)
 	return out, nil
