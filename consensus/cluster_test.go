@@ -185,9 +185,20 @@ func (w *wires) set(f func()) {
 
 // host adds a host whose process does not run yet.
 func (w *wires) host(t testing.TB, id string) *host {
-	h := &host{t: t, w: w, id: id, dir: filepath.Join(t.TempDir(), "raft"), accept: make(chan net.Conn), log: testLog(t, id)}
+	h := &host{t: t, w: w, id: id, dir: filepath.Join(memoryDir(t), "raft"), accept: make(chan net.Conn), log: testLog(t, id)}
 	w.set(func() { w.hosts[id] = h })
 	return h
+}
+
+// memoryDir is a folder in memory where there is one: whole clusters of fsyncs
+// are slow on a disk that others use too.
+func memoryDir(t testing.TB) string {
+	dir, err := os.MkdirTemp("/dev/shm", "consensus")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 func testLog(t testing.TB, id string) *slog.Logger {

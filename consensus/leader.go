@@ -100,6 +100,20 @@ func (n *Node) pause(ctx context.Context, changed <-chan struct{}) {
 	}
 }
 
+// errEnded is why a node that is stopped does nothing more.
+var errEnded = errors.New("this node's consensus has ended")
+
+// given says whether to stop trying: the caller's context, or the node, has
+// ended.
+func (n *Node) given(ctx context.Context) error {
+	select {
+	case <-n.ended:
+		return errEnded
+	default:
+		return ctx.Err()
+	}
+}
+
 // Lead runs work each time this node has become leader and knows all that was
 // written before. work's context ends when leadership is lost; Lead waits for
 // work to end before anything else. An error of work while it still leads
@@ -112,6 +126,8 @@ func (n *Node) Lead(ctx context.Context, work func(ctx context.Context) error) e
 			select {
 			case <-changed:
 				continue
+			case <-n.ended:
+				return nil
 			case <-ctx.Done():
 				return nil
 			}
@@ -168,8 +184,8 @@ func (n *Node) Remove(ctx context.Context, id string) error {
 			return err
 		}
 		n.pause(ctx, changed)
-		if ctx.Err() != nil {
-			return fmt.Errorf("removing node %s: %w: %w", id, ErrNoLeader, ctx.Err())
+		if err := n.given(ctx); err != nil {
+			return fmt.Errorf("removing node %s: %w: %w", id, ErrNoLeader, err)
 		}
 	}
 }

@@ -53,6 +53,7 @@ type Node struct {
 	notify  chan bool                 // raft's word on our leadership
 	changed signal                    // leader, state, configuration or leadership changed
 	fatal   chan error                // the machine's last word
+	ended   chan struct{}             // closed when Run has ended
 	futures gate                      // raft forgets some of its open futures when it shuts down
 
 	proposals proposals
@@ -160,6 +161,7 @@ func New(c Config) (*Node, error) {
 		store:  newStore(c.Window, c.WindowBytes),
 		notify: make(chan bool, 64),
 		fatal:  make(chan error, 1),
+		ended:  make(chan struct{}),
 	}
 	n.fsm = &machine{store: n.store, codec: c.Codec, committed: n.committed, failed: n.fail}
 	n.leases.duration = c.LeaseDuration
@@ -241,7 +243,11 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	if !n.running.CompareAndSwap(false, true) {
 		return errors.New("running consensus: the node was already run or closed")
 	}
-	defer func() { err = errors.Join(err, n.disk.close()) }()
+	defer func() {
+		err = errors.Join(err, n.disk.close())
+		close(n.ended)
+		n.changed.fire()
+	}()
 	r, err := n.start()
 	if err != nil {
 		return fmt.Errorf("starting consensus in %s: %w", n.c.Dir, err)
@@ -349,7 +355,6 @@ func (n *Node) stop(r *raft.Raft) {
 	}
 	n.trans.wait()
 	n.raft.Store(nil)
-	n.changed.fire()
 }
 
 // future runs one of raft's futures to its end, unless the node is stopping.

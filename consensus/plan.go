@@ -246,7 +246,14 @@ func (p *planner) shrink() change {
 			return change{step: demote, id: id, patient: true}
 		}
 	}
-	if len(p.voters) <= p.want && len(p.voters)+len(p.others) > p.wanted && len(p.others) > 0 {
+	// A voter that is silent, or has to go, will need a replacement.
+	have := 0
+	for _, id := range slices.Concat(p.voters, p.others) {
+		if p.nodes[id].eligible() {
+			have++
+		}
+	}
+	if len(p.voters) <= p.want && have > p.wanted && len(p.others) > 0 {
 		return change{step: remove, id: p.worst(p.others), patient: true}
 	}
 	return change{}

@@ -83,8 +83,8 @@ func (n *Node) sync(ctx context.Context) (term uint64, err error) {
 			}
 		}
 		n.pause(ctx, changed)
-		if ctx.Err() != nil {
-			return 0, fmt.Errorf("catching up with the leader: %w: %w", ErrNoLeader, err)
+		if given := n.given(ctx); given != nil {
+			return 0, fmt.Errorf("catching up with the leader: %w: %w (%w)", ErrNoLeader, given, err)
 		}
 	}
 }

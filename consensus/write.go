@@ -116,17 +116,17 @@ func (n *Node) Write(ctx context.Context, w Write) (Record, error) {
 			return record, nil
 		}
 		n.pause(ctx, changed)
-		if ctx.Err() != nil {
+		if given := n.given(ctx); given != nil {
 			if a.open != 0 {
-				return nil, fmt.Errorf("%s: %w: %w", what, ErrUnknownOutcome, ctx.Err())
+				return nil, fmt.Errorf("%s: %w: %w", what, ErrUnknownOutcome, given)
 			}
-			return nil, fmt.Errorf("%s: %w: %w", what, n.whyNoLeader(err), ctx.Err())
+			return nil, fmt.Errorf("%s: %w: %w", what, whyNoLeader(err), given)
 		}
 	}
 }
 
 // whyNoLeader tells a full disk from a lack of nodes.
-func (n *Node) whyNoLeader(err error) error {
+func whyNoLeader(err error) error {
 	if errors.Is(err, ErrDiskFull) {
 		return ErrDiskFull
 	}
