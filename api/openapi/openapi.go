@@ -18,6 +18,11 @@ import "maps"
 // with gzip. It must not be changed.
 func V2() []byte { return v2 }
 
+// V2Protobuf is the same document as gnostic's protobuf message, compressed
+// with gzip: what client-go asks for under the media type
+// application/com.github.proto-openapi.spec.v2.v1.0+protobuf (or …v2@v1.0…).
+func V2Protobuf() []byte { return v2Protobuf }
+
 // V3 is one document of version 3.0 for each group and version, by its path
 // ("api/v1", "apis/apps/v1"): JSON, compressed with gzip. They must not be
 // changed.

@@ -7,6 +7,9 @@ import _ "embed"
 //go:embed spec/v2.json.gz
 var v2 []byte
 
+//go:embed spec/v2.pb.gz
+var v2Protobuf []byte
+
 //go:embed spec/v3/api__v1.json.gz
 var v3_0 []byte
 
