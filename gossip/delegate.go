@@ -60,6 +60,10 @@ func (d *delegate) alive(n *memberlist.Node) {
 		return
 	}
 	p := d.p
+	if m.ID == p.cfg.ID {
+		d.twin(m)
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if d.generation != p.generation {
@@ -79,6 +83,18 @@ func (d *delegate) alive(n *memberlist.Node) {
 	}
 	e.member, e.generation = m, d.generation
 	p.touch()
+}
+
+// twin hears of another entry with this node's id: its own former address, or,
+// if that began later, another machine with a copy of its data folder.
+func (d *delegate) twin(m Member) {
+	d.p.mu.Lock()
+	own := d.p.meta.epoch
+	d.p.mu.Unlock()
+	if m.epoch > own {
+		d.p.log.Error("another machine has this node's identity: one of the two has to get an empty data folder",
+			"address", m.Addr)
+	}
 }
 
 // NotifyLeave hears of a death, or that somebody left.

@@ -28,7 +28,7 @@
 // update the table of entries and leave hints; nothing calls memberlist while
 // it holds the table's lock. Nothing is written to disk unless the set of
 // peers' addresses changed, and at most every five seconds. An idle pool runs
-// memberlist's timers (two probes and five gossip ticks a second) and none of
+// memberlist's timers (two or three probes and five gossip ticks a second) and none of
 // its own.
 //
 // Timing, on a LAN: a host that lost power is suspected within about a second

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -69,8 +70,8 @@ type Config struct {
 
 // The timing. doc.go says what follows from it.
 const (
-	probeInterval  = 500 * time.Millisecond
-	probeTimeout   = 200 * time.Millisecond
+	probeInterval  = 400 * time.Millisecond
+	probeTimeout   = 150 * time.Millisecond // twice it has to fit, for the helpers' answers
 	suspicionMult  = 3
 	maxTimeoutMult = 3
 	gossipInterval = 200 * time.Millisecond
@@ -228,10 +229,13 @@ func (p *Pool) Run(ctx context.Context) error {
 		retry   = time.NewTimer(0) // look for missing peers
 		settle  = time.NewTimer(time.Hour)
 		flush   = time.NewTimer(0)
-		found   = make(chan struct{}, 1) // the search ended
+		doubt   = time.NewTimer(time.Hour) // somebody is suspected for too long
+		found   = make(chan struct{}, 1)   // the search ended
 		backoff searchPause
 	)
 	settle.Stop()
+	doubt.Stop()
+	defer doubt.Stop()
 	defer retry.Stop()
 	defer settle.Stop()
 	defer flush.Stop()
@@ -258,11 +262,18 @@ func (p *Pool) Run(ctx context.Context) error {
 			if p.store.learn(p.remembered()) {
 				flush.Reset(p.store.pause())
 			}
+			if wait, any := p.acquit(); any {
+				doubt.Reset(wait)
+			}
 			if backoff.changed(p.missing()) && !searching {
 				retry.Reset(backoff.next())
 			}
 		case <-flush.C:
 			p.store.flush()
+		case <-doubt.C:
+			if wait, any := p.acquit(); any {
+				doubt.Reset(wait)
+			}
 		case <-settle.C:
 			p.dropUnconfirmed()
 		case <-retry.C:
@@ -546,6 +557,30 @@ func (p *Pool) Forget(id string) {
 	p.touch()
 	p.mu.Unlock()
 	p.store.forget(id)
+}
+
+// acquit takes those for alive who are suspected for longer than memberlist
+// suspects anybody: it would have called them dead, so the word that they
+// answered was not heard by the tap. It returns how long until the next such
+// case, if somebody is suspected now.
+func (p *Pool) acquit() (next time.Duration, any bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	scale := max(1, math.Log10(float64(len(p.entries)+1)))
+	most := time.Duration(scale*suspicionMult*maxTimeoutMult*float64(probeInterval)) + time.Second
+	for _, e := range p.entries {
+		if e.member.State != Suspect {
+			continue
+		}
+		left := most - time.Since(e.member.Since)
+		if left <= 0 {
+			e.become(Alive)
+			p.touch()
+		} else if !any || left < next {
+			next, any = left, true
+		}
+	}
+	return next, any
 }
 
 // touch notes that entries or this node changed; the caller holds the lock.

@@ -46,7 +46,7 @@ func (b *bubble) run(i int, addr netip.AddrPort, change func(*Config)) *node {
 	n := &node{host: b.net.Host(addr), addr: addr}
 	cfg := Config{
 		ID: fmt.Sprintf("id%02d", i), Bind: addr, Key: testKey, Transport: n.host,
-		Meta: Meta{Name: fmt.Sprintf("node-%d", i), Role: RoleNode, APIPort: 6443, Addresses: []netip.Addr{addr.Addr()}},
+		Log: slog.New(slog.NewTextHandler(testWriter{b.t}, &slog.HandlerOptions{Level: slog.LevelInfo})), Meta: Meta{Name: fmt.Sprintf("node-%d", i), Role: RoleNode, APIPort: 6443, Addresses: []netip.Addr{addr.Addr()}},
 	}
 	if change != nil {
 		change(&cfg)
@@ -71,6 +71,8 @@ func (b *bubble) run(i int, addr netip.AddrPort, change func(*Config)) *node {
 // cluster starts n nodes that know each other.
 func cluster(t *testing.T, n int) *bubble {
 	b := &bubble{t: t, net: gossiptest.New(1)}
+	// After the pools stopped, memberlist's goroutines end by their timers.
+	t.Cleanup(func() { time.Sleep(time.Minute) })
 	for i := range n {
 		b.nodes = append(b.nodes, b.run(i, hostAddr(i), nil))
 		if i > 0 {
@@ -143,7 +145,9 @@ func TestADeadHostIsSuspectedAndDies(t *testing.T) {
 				b.net.Delay(200*time.Microsecond, 300*time.Microsecond)
 				var firstMost, everyMost time.Duration
 				for round := range 5 {
-					time.Sleep(time.Duration(round) * 130 * time.Millisecond)
+					// Time for everybody's confidence in themselves to return,
+					// and another phase of the probes.
+					time.Sleep(20*time.Second + time.Duration(round)*130*time.Millisecond)
 					victim := size - 1
 					hints, cancel := b.nodes[0].Subscribe()
 					for len(hints) > 0 {
