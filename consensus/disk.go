@@ -68,7 +68,9 @@ func openDisk(dir string, log *raftLog) (d *disk, err error) {
 	if d.bolt, err = openBolt(filepath.Join(dir, logFile), false); err != nil {
 		return d, err
 	}
-	d.log = &guardedLog{LogStore: d.bolt}
+	if d.log, err = newGuardedLog(d.bolt); err != nil {
+		return d, err
+	}
 	if d.vote, err = openVote(filepath.Join(dir, voteFile)); err != nil {
 		return d, err
 	}
@@ -151,16 +153,42 @@ func HasState(dir string) (bool, error) {
 	return last > 0, errors.Join(err, log.Close())
 }
 
-// guardedLog is the log with an eye on the disk's space.
+// cachedEntries are the newest entries, kept in memory for replication.
+const cachedEntries = 512
+
+// guardedLog is the log with a cache, and with an eye on the disk's space.
 type guardedLog struct {
+	raft.LogStore // the cache
+	disk          *keeper
+	full          atomic.Bool
+}
+
+// keeper remembers the log's newest error: raft's cache only passes on its
+// text. raft stores from one goroutine.
+type keeper struct {
 	raft.LogStore
-	full atomic.Bool
+	err error
+}
+
+func (k *keeper) StoreLogs(logs []*raft.Log) error {
+	k.err = k.LogStore.StoreLogs(logs)
+	return k.err
+}
+
+func newGuardedLog(log raft.LogStore) (*guardedLog, error) {
+	g := &guardedLog{disk: &keeper{LogStore: log}}
+	cache, err := raft.NewLogCache(cachedEntries, g.disk)
+	g.LogStore = cache
+	return g, err
 }
 
 func (g *guardedLog) StoreLogs(logs []*raft.Log) error {
-	err := g.LogStore.StoreLogs(logs)
-	g.full.Store(err != nil && noSpace(err))
-	return err
+	if err := g.LogStore.StoreLogs(logs); err == nil {
+		g.full.Store(false)
+		return nil
+	}
+	g.full.Store(noSpace(g.disk.err))
+	return g.disk.err
 }
 
 func (g *guardedLog) StoreLog(l *raft.Log) error { return g.StoreLogs([]*raft.Log{l}) }

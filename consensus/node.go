@@ -286,11 +286,7 @@ func (n *Node) start() (r *raft.Raft, err error) {
 			n.trans.wait()
 		}
 	}()
-	cache, err := raft.NewLogCache(512, n.disk.log)
-	if err != nil {
-		return nil, err
-	}
-	r, err = raft.NewRaft(n.raftConfig(), n.fsm, cache, n.disk.vote, n.disk.snaps, n.trans)
+	r, err = raft.NewRaft(n.raftConfig(), n.fsm, n.disk.log, n.disk.vote, n.disk.snaps, n.trans)
 	if err != nil {
 		return nil, err
 	}
