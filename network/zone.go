@@ -205,15 +205,15 @@ func (z *zone) srv(owner string, s *service, match func(servicePort) bool) resul
 		name string
 		port uint16
 	}
-	found := map[target]netip.Addr{}
+	found := map[target][]netip.Addr{}
 	own := z.serviceName(s.key)
 	for _, p := range s.ports {
 		if !match(p) {
 			continue
 		}
 		if !s.headless {
-			for _, ip := range s.clusterIPs {
-				found[target{own, p.port}] = ip
+			if len(s.clusterIPs) > 0 {
+				found[target{own, p.port}] = s.clusterIPs
 			}
 			continue
 		}
@@ -224,16 +224,17 @@ func (z *zone) srv(owner string, s *service, match func(servicePort) bool) resul
 				}
 				for _, e := range slice.endpoints {
 					if e.ready {
-						found[target{endpointName(e) + "." + own, sp.port}] = e.addr
+						t := target{endpointName(e) + "." + own, sp.port}
+						found[t] = append(found[t], e.addr)
 					}
 				}
 			}
 		}
 	}
 	var r result
-	for t, ip := range found {
+	for t, ips := range found {
 		r.answer = append(r.answer, &dns.SRV{Hdr: header(owner, dns.TypeSRV), Weight: uint16(max(1, 100/len(found))), Port: t.port, Target: t.name})
-		for _, a := range append(addresses(t.name, dns.TypeA, []netip.Addr{ip}), addresses(t.name, dns.TypeAAAA, []netip.Addr{ip})...) {
+		for _, a := range addresses(t.name, dns.TypeANY, ips) {
 			if !slices.ContainsFunc(r.extra, func(b dns.RR) bool { return dns.IsDuplicate(a, b) }) {
 				r.extra = append(r.extra, a)
 			}
@@ -243,14 +244,22 @@ func (z *zone) srv(owner string, s *service, match func(servicePort) bool) resul
 }
 
 // pod answers a-b-c-d.namespace.pod from the name alone, but only for
-// addresses that a pod may have.
+// addresses that a pod may have: of the pods' range, or a node's.
 func (z *zone) pod(owner string, labels []string, qtype uint16) result {
 	switch len(labels) {
 	case 0, 1:
 		return noData
 	case 2:
 		a, err := netip.ParseAddr(strings.ReplaceAll(labels[0], "-", "."))
-		if err == nil && z.podCIDR.Contains(a) {
+		own := func() bool {
+			for _, n := range z.cluster.nodes {
+				if n.addr == a {
+					return true
+				}
+			}
+			return false
+		}
+		if err == nil && (z.podCIDR.Contains(a) || own()) {
 			return result{answer: addresses(owner, qtype, []netip.Addr{a})}
 		}
 	}
