@@ -34,7 +34,8 @@ const DefaultDataDir = "/var/lib/conclave"
 func Main(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := App(os.Stdin, os.Stdout, os.Stderr).RunContext(ctx, args)
+	app := App(os.Stdin, os.Stdout, os.Stderr)
+	err := app.RunContext(ctx, flagsFirst(app.Commands, args))
 	if err == nil {
 		return 0
 	}

@@ -51,7 +51,7 @@ func clientCommands(withData func(...cli.Flag) []cli.Flag, output cli.Flag) []*c
 		{Name: "apply", Usage: "make objects as a manifest says (server-side apply)", Flags: flags(file, &cli.BoolFlag{Name: "force-conflicts", Usage: "take over fields that others manage"}), Action: runApply},
 		{Name: "delete", Usage: "delete objects", ArgsUsage: "KIND NAME… | KIND/NAME…", Flags: flags(file, &cli.IntFlag{Name: "grace-period", Value: -1, Usage: "seconds that pods get to end"}), Action: runDelete},
 		{Name: "logs", Usage: "show what a container printed", ArgsUsage: "POD", Flags: flags(container,
-			&cli.BoolFlag{Name: "follow", Usage: "go on as it prints more"}, &cli.BoolFlag{Name: "previous", Aliases: []string{"p"}, Usage: "of the container before its last restart"},
+			&cli.BoolFlag{Name: "follow", Aliases: []string{"f"}, Usage: "go on as it prints more"}, &cli.BoolFlag{Name: "previous", Aliases: []string{"p"}, Usage: "of the container before its last restart"},
 			&cli.IntFlag{Name: "tail", Value: -1, Usage: "last lines only"}, &cli.BoolFlag{Name: "timestamps", Usage: "with the time of each line"}), Action: runLogs},
 		{Name: "exec", Usage: "run a command in a container", ArgsUsage: "POD -- COMMAND…", Flags: flags(container,
 			&cli.BoolFlag{Name: "stdin", Aliases: []string{"i"}, Usage: "pass standard input"}, &cli.BoolFlag{Name: "tty", Aliases: []string{"t"}, Usage: "with a terminal"}), Action: runExec},
