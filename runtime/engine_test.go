@@ -805,6 +805,7 @@ func TestFaults(t *testing.T) {
 		if err := h.engine.StopPod(t.Context(), "p1"); err != nil {
 			t.Errorf("%s: stop: %v", label, err)
 		}
+		h.engine.wg.Wait() // folders are removed in the background
 		for _, dir := range []string{h.cfg.containersDir(), filepath.Join(h.cfg.Root, "run", "runtime")} {
 			left, err := os.ReadDir(dir)
 			if err != nil || len(left) > 0 {
