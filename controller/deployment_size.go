@@ -293,8 +293,12 @@ func (r *rollout) shrinkOld(ctx context.Context) (bool, error) {
 			room -= n
 		}
 	}
-	// The sets of old that were just reduced have not lost an available pod.
-	spare := statusOf(available, r.all()...) - minimum
+	// The pods just taken above were not available. A set that was shrunk
+	// before, and has not said so yet, still counts pods that go: not here.
+	spare := -minimum
+	for _, rs := range r.all() {
+		spare += min(rs.Status.AvailableReplicas, desired(rs.Spec.Replicas))
+	}
 	for i := range old {
 		if spare <= 0 {
 			break

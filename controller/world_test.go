@@ -192,7 +192,7 @@ func (a *agent) sync(p *corev1.Pod) {
 	case p.Spec.NodeName == "" || a.liveness.State(p.Spec.NodeName, "") != Alive:
 	case p.DeletionTimestamp != nil && !linger:
 		_ = a.client.Delete(a.ctx, pods, p.Namespace, p.Name, metav1.DeleteOptions{GracePeriodSeconds: new(int64)})
-	case p.DeletionTimestamp == nil && !podFinished(p) && podReady(p) == hold:
+	case p.DeletionTimestamp == nil && !podFinished(p) && (podReady(p) == hold || p.Status.PodIP == ""):
 		p = p.DeepCopy()
 		p.Status.Phase = corev1.PodRunning
 		if p.Status.PodIP == "" {
