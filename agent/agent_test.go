@@ -182,7 +182,7 @@ func condition(p *corev1.Pod, t corev1.PodConditionType) corev1.ConditionStatus 
 	return ""
 }
 
-// conformance: [sig-node] Pods should get a host IP [NodeConformance] [Conformance]
+// conformance: [sig-node] Pods should get a host IP [Conformance] [NodeConformance]
 func TestPodRuns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

@@ -24,7 +24,7 @@ import (
 	"conclave/api"
 )
 
-// conformance: [sig-node] Container Runtime blackbox test when starting a container that exits should run with the expected status [NodeConformance] [Conformance]
+// conformance: [sig-node] Container Runtime blackbox test when starting a container that exits should run with the expected status [Conformance] [NodeConformance]
 func TestRestartPolicies(t *testing.T) {
 	for _, test := range []struct {
 		policy   corev1.RestartPolicy
@@ -111,8 +111,8 @@ func TestBackOffGrowsAndResets(t *testing.T) {
 	})
 }
 
-// conformance: [sig-node] InitContainer [NodeConformance] should invoke init containers on a RestartAlways pod [Conformance]
-// conformance: [sig-node] InitContainer [NodeConformance] should invoke init containers on a RestartNever pod [Conformance]
+// conformance: [sig-node] InitContainer should invoke init containers on a RestartAlways pod [Conformance] [NodeConformance]
+// conformance: [sig-node] InitContainer should invoke init containers on a RestartNever pod [Conformance] [NodeConformance]
 func TestInitContainers(t *testing.T) {
 	for _, policy := range []corev1.RestartPolicy{corev1.RestartPolicyAlways, corev1.RestartPolicyNever} {
 		synctest.Test(t, func(t *testing.T) {
@@ -162,8 +162,8 @@ func withInit(p *corev1.Pod) {
 	p.Spec.InitContainers = []corev1.Container{{Name: "init1", Image: "app:1"}, {Name: "init2", Image: "app:1"}}
 }
 
-// conformance: [sig-node] InitContainer [NodeConformance] should not start app containers and fail the pod if init containers fail on a RestartNever pod [Conformance]
-// conformance: [sig-node] InitContainer [NodeConformance] should not start app containers if init containers fail on a RestartAlways pod [Conformance]
+// conformance: [sig-node] InitContainer should not start app containers and fail the pod if init containers fail on a RestartNever pod [Conformance] [NodeConformance]
+// conformance: [sig-node] InitContainer should not start app containers if init containers fail on a RestartAlways pod [Conformance] [NodeConformance]
 func TestInitContainerFails(t *testing.T) {
 	for _, policy := range []corev1.RestartPolicy{corev1.RestartPolicyAlways, corev1.RestartPolicyNever} {
 		synctest.Test(t, func(t *testing.T) {
@@ -553,7 +553,7 @@ func TestInvalidImageName(t *testing.T) {
 	})
 }
 
-// conformance: [sig-node] Pods should allow activeDeadlineSeconds to be updated [NodeConformance] [Conformance]
+// conformance: [sig-node] Pods should allow activeDeadlineSeconds to be updated [Conformance] [NodeConformance]
 func TestActiveDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -621,8 +621,8 @@ func TestLivenessRestarts(t *testing.T) {
 	})
 }
 
-// conformance: [sig-node] Probing container with readiness probe should not be ready before initial delay and never restart [NodeConformance] [Conformance]
-// conformance: [sig-node] Probing container with readiness probe that fails should never be ready and never restart [NodeConformance] [Conformance]
+// conformance: [sig-node] Probing container with readiness probe should not be ready before initial delay and never restart [Conformance] [NodeConformance]
+// conformance: [sig-node] Probing container with readiness probe that fails should never be ready and never restart [Conformance] [NodeConformance]
 func TestReadiness(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -674,9 +674,6 @@ func TestReadiness(t *testing.T) {
 	})
 }
 
-// conformance: [sig-storage] ConfigMap updates should be reflected in volume [NodeConformance] [Conformance]
-// conformance: [sig-storage] ConfigMap optional updates should be reflected in volume [NodeConformance] [Conformance]
-// conformance: [sig-storage] ConfigMap binary data should be reflected in volume [NodeConformance] [Conformance]
 func TestConfigMapVolumeFollows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -712,8 +709,6 @@ func TestConfigMapVolumeFollows(t *testing.T) {
 	})
 }
 
-// conformance: [sig-storage] Downward API volume should update labels on modification [NodeConformance] [Conformance]
-// conformance: [sig-storage] Downward API volume should update annotations on modification [NodeConformance] [Conformance]
 func TestDownwardVolumeFollows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -845,9 +840,6 @@ func TestSandboxFails(t *testing.T) {
 	})
 }
 
-// conformance: [sig-node] Container Runtime blackbox test on terminated container should report termination message from file when pod succeeds and TerminationMessagePolicy FallbackToLogsOnError is set [NodeConformance] [Conformance]
-// conformance: [sig-node] Container Runtime blackbox test on terminated container should report termination message as empty when pod succeeds and TerminationMessagePolicy FallbackToLogsOnError is set [NodeConformance] [Conformance]
-// conformance: [sig-node] Container Runtime blackbox test on terminated container should report termination message from log output if TerminationMessagePolicy FallbackToLogsOnError is set [NodeConformance] [Conformance]
 func TestTerminationMessage(t *testing.T) {
 	for _, test := range []struct {
 		behave agenttest.Behaviour

@@ -79,7 +79,6 @@ func field(path string) *corev1.EnvVarSource {
 
 func ref(name string) corev1.LocalObjectReference { return corev1.LocalObjectReference{Name: name} }
 
-// conformance: [sig-node] Variable Expansion should allow composing env vars into new env vars [NodeConformance] [Conformance]
 func TestEnvironment(t *testing.T) {
 	pod := testPod()
 	c := &pod.Spec.Containers[0]
@@ -485,7 +484,6 @@ func TestResolver(t *testing.T) {
 	}
 }
 
-// conformance: [sig-node] Kubelet when scheduling an agnhost Pod with hostAliases should write entries to /etc/hosts [NodeConformance] [Conformance]
 func TestHostsFile(t *testing.T) {
 	pod := testPod()
 	pod.Spec.Hostname, pod.Spec.Subdomain = "h", "sub"
