@@ -327,7 +327,9 @@ func TestForwarding(t *testing.T) {
 }
 
 func TestLifetime(t *testing.T) {
-	soa := func(ttl, minimum int) dns.RR { return rr(t, fmt.Sprintf("org. %d IN SOA a. b. 1 2 3 4 %d", ttl, minimum)) }
+	soa := func(ttl, minimum int) dns.RR {
+		return rr(t, fmt.Sprintf("org. %d IN SOA a. b. 1 2 3 4 %d", ttl, minimum))
+	}
 	a := func(ttl int) dns.RR { return rr(t, fmt.Sprintf("example.org. %d IN A 192.0.2.7", ttl)) }
 	for name, c := range map[string]struct {
 		m    dns.Msg

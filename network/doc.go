@@ -1,3 +1,65 @@
 // Package network owns everything between a pod's socket and another's: pod
-// addresses, the links between nodes, the rules that carry Services, and DNS.
+// addresses, the links between nodes, the rules that carry Services and host
+// ports, and DNS. It programs the network namespace that this process runs in,
+// by netlink and nftables, and starts no other program.
+//
+// # What is made
+//
+//	conclave0     a bridge with this node's address in its range of pod
+//	              addresses (the first) and ClusterDNS's address
+//	cvl…          the host's end of each pod's link, a port of the bridge; the
+//	              pod's end is eth0 in a namespace that a file in RunDir binds
+//	conclave.vx   the overlay to the other nodes: VXLAN, UDP 8472, VNI 1, one
+//	              static route, neighbour and forwarding entry for each node
+//	table ip conclave
+//	              the rules; nft.go has the picture
+//
+// A pod has its address alone (/32) and reaches even its neighbours by way of
+// the bridge's address. So every packet between pods passes the IP layer of
+// the host, where services are translated back, whether or not the kernel is
+// set to show bridged packets to IP rules.
+//
+// # What always holds
+//
+//   - Names of links, the table and the route protocol are fixed: a restart
+//     finds what was made before, and Teardown removes that and nothing else.
+//   - What pods need is in the kernel. While this process is away, traffic
+//     flows on; only DNS pauses.
+//   - A change of rules is one transaction: no packet sees half of it. Rules
+//     are plain data (Rules), computed by a pure function (proxy.go) and
+//     compared with those applied before, so that a change costs what it
+//     changes. After a failure, and at the start, all is built from scratch.
+//   - Until nodes, services and endpoints have been seen once, what an earlier
+//     process left in the kernel stays: it knows more. DNS says "I do not know
+//     yet" rather than "no".
+//   - Dir holds one small file for each attached pod, written at Attach and
+//     removed at Detach, and this node's range. Nothing else is ever written
+//     to disk. An address given back rests as long as the range allows.
+//   - Names of the cluster's domain, and reverse names of its addresses, are
+//     never asked of anybody else.
+//   - Work in another network namespace happens on a thread that does nothing
+//     else and ends with it (netns.go).
+//
+// # What is not promised
+//
+// Pods and services have IPv4 addresses only (DNS hands out the IPv6 addresses
+// that Services or EndpointSlices name). Overlay packets are not encrypted;
+// those that do not come from a node's address are dropped. A host firewall
+// that drops forwarded packets (Docker sets one up) has the last word.
+//
+// # Goroutines
+//
+// Run starts, and waits for:
+//
+//   - one api.Follow for each of nodes, services, endpointslices and this
+//     node's pods; they write what they see into cluster and kick the loop;
+//   - program, the one loop that touches links and rules. It waits for a kick,
+//     lets changes of two milliseconds come together, and does one pass; it
+//     repeats a failed pass, ever more slowly, and otherwise sleeps. Pods are
+//     followed only to find addresses that leaked;
+//   - the DNS server: one listener each for UDP and TCP, and one goroutine for
+//     each request under way, which ends by its own time limit.
+//
+// Attach and Detach run on their caller's goroutine, many at a time, one for
+// each pod.
 package network

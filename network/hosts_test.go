@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -140,6 +141,25 @@ func nodeProcess(config string) error {
 			return a, errors.Join(err, n.settled(ctx))
 		case "detach":
 			return a, errors.Join(n.Detach(ctx, o.UID), n.settled(ctx))
+		case "burst", "unburst":
+			count, err := strconv.Atoi(o.UID)
+			if err != nil {
+				return a, err
+			}
+			errs := make([]error, count)
+			var wg sync.WaitGroup
+			for i := range count {
+				wg.Go(func() {
+					pod := podNamed(fmt.Sprintf("burst%d", i))
+					if o.Do == "burst" {
+						_, _, errs[i] = n.Attach(ctx, pod)
+					} else {
+						errs[i] = n.Detach(ctx, string(pod.UID))
+					}
+				})
+			}
+			wg.Wait()
+			return a, errors.Join(errs...)
 		case "ready":
 			return a, n.await(ctx, "readiness", func() bool {
 				return n.problems["links"] == nil && n.problems["rules"] == nil && n.problems["DNS"] == nil
@@ -857,6 +877,40 @@ func TestServices(t *testing.T) {
 	})
 }
 
+// Hand-made slices of a service without selector are all reachable: several
+// addresses, and several ports of one address.
+//
+// conformance: EndpointSlice, multiple IPs, multiple ports
+// conformance: EndpointSlice, single IP, multiple ports
+func TestHandMadeSlices(t *testing.T) {
+	all, _ := twoNodes(t)
+	a, b, c := all[0].attach("a"), all[0].attach("b"), all[1].attach("c")
+	b.serve("b-one", 3001)
+	b.serve("b-two", 3002)
+	c.serve("c-two", 3002)
+	ports := []corev1.ServicePort{{Name: "one", Port: 80}, {Name: "two", Port: 81}}
+	all.put(serviceOf("web", "10.96.0.20", nil, ports...))
+	slice := func(name, port string, number int32, m *machine) *discoveryv1.EndpointSlice {
+		s := sliceOf("web", []discoveryv1.EndpointPort{{Name: &port, Protocol: ptr(corev1.ProtocolTCP), Port: &number}}, ep{addr: m.addr})
+		s.Name = name
+		return s
+	}
+	for name, second := range map[string]struct {
+		m   *machine
+		who string
+	}{"single IP": {b, "b-two"}, "multiple IPs": {c, "c-two"}} {
+		t.Run(name, func(t *testing.T) {
+			all.put(slice("web-1", "one", 3001, b), slice("web-2", "two", 3002, second.m))
+			for range 5 {
+				for _, from := range []*machine{a, c, all[0].machine, all[1].machine} {
+					from.expect("tcp4", "10.96.0.20:80", "b-one", "")
+					from.expect("tcp4", "10.96.0.20:81", second.who, "")
+				}
+			}
+		})
+	}
+}
+
 // One port number carries TCP and UDP; removing either protocol stops just
 // that traffic.
 //
@@ -1174,7 +1228,10 @@ func TestAddressChanges(t *testing.T) {
 }
 
 // What a pod asks is answered: the cluster's names by the node itself, the
-// rest by others.
+// rest by others. An ExternalName service is a CNAME, follows changes, and
+// becomes an address as ClusterIP.
+//
+// conformance: DNS, for ExternalName Services
 func TestDNSFromPods(t *testing.T) {
 	all, l := twoNodes(t)
 	a := all[0].attach("a")
@@ -1245,6 +1302,24 @@ func TestDNSFromPods(t *testing.T) {
 	if m := ask(a, "tcp4", "many.default.svc.cluster.local."); m.Truncated || len(m.Answer) != 200 {
 		t.Errorf("by TCP there were %d addresses of 200", len(m.Answer))
 	}
+	named := func(to string) *corev1.Service {
+		return serviceOf("named", "", changes(kind(corev1.ServiceTypeExternalName), func(s *corev1.Service) { s.Spec.ClusterIPs, s.Spec.ExternalName = nil, to }))
+	}
+	for _, to := range []string{"foo.example.com", "bar.example.com"} {
+		all.put(named(to))
+		for _, from := range []*machine{a, all[1].machine} {
+			if m := ask(from, "udp4", "named.default.svc.cluster.local."); len(m.Answer) == 0 || m.Answer[0].Header().Rrtype != dns.TypeCNAME || m.Answer[0].(*dns.CNAME).Target != to+"." {
+				t.Errorf("a service named %s: %v", to, m)
+			}
+		}
+	}
+	all.put(serviceOf("named", "10.96.0.33", nil, ports...))
+	if m := ask(a, "udp4", "named.default.svc.cluster.local."); len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != "10.96.0.33" {
+		t.Errorf("a service that has an address now: %v", m)
+	}
+	mu.Lock()
+	asked = nil
+	mu.Unlock()
 	if m := ask(a, "udp4", "nothing.default.svc.cluster.local."); m.Rcode != dns.RcodeNameError {
 		t.Errorf("a name that is not there: %v", m)
 	}
@@ -1257,6 +1332,53 @@ func TestDNSFromPods(t *testing.T) {
 	defer mu.Unlock()
 	if len(asked) != 1 || asked[0] != "example.org." {
 		t.Errorf("the upstream was asked %q; want example.org once", asked)
+	}
+}
+
+// Many pods at once are no trouble, and all have a link that fits into the
+// overlay.
+func TestBurst(t *testing.T) {
+	l := newLAN(t)
+	n := l.node(1)
+	nodes{n}.put(n.object())
+	n.do(order{Do: "ready"})
+	start := time.Now()
+	n.do(order{Do: "burst", UID: "50"})
+	t.Logf("50 pods attached in %s", time.Since(start))
+	files, err := filepath.Glob(filepath.Join(n.config.RunDir, "uid-burst*"))
+	if err != nil || len(files) != 50 {
+		t.Fatalf("%d namespaces, %v", len(files), err)
+	}
+	addrs := map[string]bool{}
+	for _, f := range files {
+		if err := inNamespace(f, func() error {
+			eth, err := netlink.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			if eth.Attrs().MTU != 1500-vxlanOverhead {
+				t.Errorf("%s: MTU %d", f, eth.Attrs().MTU)
+			}
+			all, err := netlink.AddrList(eth, netlink.FAMILY_ALL)
+			for _, a := range all {
+				addrs[a.String()] = true
+			}
+			return err
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(addrs) != 50 {
+		t.Errorf("%d addresses: %v", len(addrs), addrs)
+	}
+	start = time.Now()
+	n.do(order{Do: "unburst", UID: "50"})
+	t.Logf("and detached in %s", time.Since(start))
+	if left, err := filepath.Glob(filepath.Join(n.config.RunDir, "uid-*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if text := inventory(n.machine); strings.Contains(text, "link "+vethPrefix) {
+		t.Errorf("left:\n%s", text)
 	}
 }
 
