@@ -71,7 +71,7 @@ func (x *exchange) kubelet(ctx context.Context, node string) (*url.URL, http.Rou
 // subresource.
 func kubeletRequest(sub string, pod *corev1.Pod, query url.Values) (string, url.Values, error) {
 	decode := func(into runtime.Object) error {
-		if err := paramCodec().DecodeParameters(query, corev1.SchemeGroupVersion, into); err != nil {
+		if err := decodeQuery(query, into); err != nil {
 			return apierrors.NewBadRequest(err.Error())
 		}
 		return nil

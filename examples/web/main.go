@@ -1,5 +1,6 @@
 // Command web is the small application of the demo: a page that says which pod
-// answered, and how often it did.
+// answered, and how often it did. `web get URL` fetches a page instead, for
+// containers and hosts that have no other client.
 package main
 
 import (
@@ -7,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"html/template"
+	"io"
 	"net/http"
 	"os"
 	"os/signal"
@@ -22,6 +24,13 @@ var page = template.Must(template.New("page").Parse(`<!doctype html>
 `))
 
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == "get" {
+		if err := get(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, "web:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	var count atomic.Int64
 	pod, _ := os.Hostname()
 	mux := http.NewServeMux()
@@ -51,4 +60,21 @@ func main() {
 	if err := server.Shutdown(grace); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		fmt.Fprintln(os.Stderr, "web:", err)
 	}
+}
+
+// get prints a page.
+func get(url string) error {
+	client := http.Client{Timeout: 5 * time.Second}
+	answer, err := client.Get(url)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	if _, err := io.Copy(os.Stdout, answer.Body); err != nil {
+		return err
+	}
+	if answer.StatusCode != http.StatusOK {
+		return errors.New(answer.Status)
+	}
+	return nil
 }

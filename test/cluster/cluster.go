@@ -180,6 +180,19 @@ func (c *Cluster) OnInput(ctx context.Context, host string, input io.Reader, arg
 	return out.String(), err
 }
 
+// Fetch gets a page from a host.
+func (c *Cluster) Fetch(ctx context.Context, host, url string) (string, error) {
+	tool := filepath.Join(c.Root, "bin", "web")
+	if _, err := os.Stat(tool); err != nil {
+		cmd := exec.CommandContext(ctx, "go", "build", "-o", tool, "./examples/web")
+		cmd.Dir, cmd.Env = c.Root, append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("build examples/web: %w: %s", err, out)
+		}
+	}
+	return c.On(ctx, host, tool, "get", url)
+}
+
 // Import builds images by their recipes' names and imports them on every host.
 func (c *Cluster) Import(ctx context.Context, names ...string) error {
 	for _, name := range names {

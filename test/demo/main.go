@@ -259,7 +259,7 @@ func (d *demo) application(ctx context.Context, c *cluster.Cluster, registry str
 	}
 	page := "http://" + service.Spec.ClusterIP + "/"
 	for _, h := range c.Hosts {
-		out, err := c.On(ctx, h.Name, "busybox", "wget", "-qO-", "-T", "5", page)
+		out, err := c.Fetch(ctx, h.Name, page)
 		if err != nil {
 			return "", err
 		}
@@ -269,7 +269,7 @@ func (d *demo) application(ctx context.Context, c *cluster.Cluster, registry str
 	if err != nil {
 		return "", err
 	}
-	out, err := c.On(ctx, "1", c.Binary, "exec", pod, "--", "wget", "-qO-", "-T", "5", "http://web.default.svc.cluster.local/")
+	out, err := c.On(ctx, "1", c.Binary, "exec", pod, "--", "/web", "get", "http://web.default.svc.cluster.local/")
 	if err != nil {
 		return "", err
 	}

@@ -22,7 +22,7 @@ func TestExamples(t *testing.T) {
 
 	web := kubectl(t, c, "-n", ns, "get", "service", "nginx", "-o", "jsonpath={.spec.clusterIP}")
 	for _, h := range c.Hosts {
-		out, err := c.On(t.Context(), h.Name, "busybox", "wget", "-qO-", "-T", "5", "http://"+web+"/")
+		out, err := c.Fetch(t.Context(), h.Name, "http://"+web+"/")
 		if err != nil {
 			t.Fatal(err)
 		}
