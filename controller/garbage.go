@@ -180,16 +180,14 @@ func (c *garbageController) reconcile(ctx context.Context, key Key) (time.Durati
 		return 0, nil
 	}
 	if waits(o) {
-		if free, err := c.finishForeground(ctx, key, o); free || err != nil {
-			return 0, err
-		}
+		return 0, c.finishForeground(ctx, key, o)
 	}
 	if orphaning(o) {
 		if err := c.orphan(ctx, key, o); err != nil {
 			return 0, err
 		}
 	}
-	if o.GetDeletionTimestamp() != nil && !waits(o) || len(o.GetOwnerReferences()) == 0 {
+	if o.GetDeletionTimestamp() != nil || len(o.GetOwnerReferences()) == 0 {
 		return 0, nil
 	}
 	return 0, c.decide(ctx, key, o)
@@ -221,10 +219,6 @@ func (c *garbageController) decide(ctx context.Context, key Key, o api.Object) e
 		o = edit(o)
 		o.SetOwnerReferences(good)
 		return c.writeAny(ctx, key.Resource, o)
-	case o.GetDeletionTimestamp() != nil:
-		// In foreground deletion itself: part of a cycle or a chain. It no
-		// longer holds up its own owners.
-		return c.unblock(ctx, key, o, nil)
 	}
 	policy := metav1.DeletePropagationBackground
 	dependents := c.cache.dependentsOf(o.GetUID())
@@ -233,7 +227,8 @@ func (c *garbageController) decide(ctx context.Context, key Key, o api.Object) e
 		// The owner waits for all below it, so this waits for its own. If one
 		// of those waits already, this is a cycle: cut it here.
 		if slices.ContainsFunc(slices.Collect(maps.Values(dependents)), waits) {
-			if err := c.unblock(ctx, key, o, &o); err != nil {
+			var err error
+			if o, err = c.unblock(ctx, key, o); err != nil {
 				return err
 			}
 		}
@@ -251,8 +246,8 @@ func (c *garbageController) decide(ctx context.Context, key Key, o api.Object) e
 	})
 }
 
-// unblock makes no owner wait for an object.
-func (c *garbageController) unblock(ctx context.Context, key Key, o api.Object, written *api.Object) error {
+// unblock makes no owner wait for an object, and returns it as it is then.
+func (c *garbageController) unblock(ctx context.Context, key Key, o api.Object) (api.Object, error) {
 	refs := slices.Clone(o.GetOwnerReferences())
 	changed := false
 	for i := range refs {
@@ -262,27 +257,23 @@ func (c *garbageController) unblock(ctx context.Context, key Key, o api.Object, 
 		}
 	}
 	if !changed {
-		return nil
+		return o, nil
 	}
 	o = edit(o)
 	o.SetOwnerReferences(refs)
-	made, err := c.update(ctx, key.Resource, o)
-	if written != nil && err == nil {
-		*written = made
-	}
-	return err
+	return c.update(ctx, key.Resource, o)
 }
 
 // finishForeground lets an owner go once nothing that blocks it is left.
-func (c *garbageController) finishForeground(ctx context.Context, key Key, o api.Object) (free bool, err error) {
+func (c *garbageController) finishForeground(ctx context.Context, key Key, o api.Object) error {
 	for _, d := range c.cache.dependentsOf(o.GetUID()) {
 		for _, ref := range d.GetOwnerReferences() {
 			if ref.UID == o.GetUID() && ref.BlockOwnerDeletion != nil && *ref.BlockOwnerDeletion {
-				return false, nil // its going wakes us
+				return nil // its going wakes us
 			}
 		}
 	}
-	return true, c.dropFinalizer(ctx, key, o, metav1.FinalizerDeleteDependents)
+	return c.dropFinalizer(ctx, key, o, metav1.FinalizerDeleteDependents)
 }
 
 // orphan frees the dependents of an owner, and then the owner.

@@ -74,7 +74,7 @@ func TestDeadNode(t *testing.T) {
 		w.agent.set(func() { w.agent.nodes = nil })
 		w.addNode("b")
 		w.liveness.set("a", Dead)
-		w.settle(0)
+		w.settle(time.Second)
 		n := w.node("a")
 		if got := readyOf(n); got != "Unknown NodeStatusUnknown: Kubelet stopped posting node status." {
 			t.Error(got)

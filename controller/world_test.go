@@ -14,6 +14,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -245,13 +246,18 @@ func create[T api.Object](w *world, r schema.GroupVersionResource, o T) T {
 // change updates an object as it is now.
 func change[T api.Object](w *world, r schema.GroupVersionResource, namespace, name string, f func(T), sub ...string) T {
 	w.Helper()
-	o := edit(read[T](w, r, namespace, name))
-	f(o)
-	made, err := w.client.Update(w.ctx, r, namespace, o, metav1.UpdateOptions{}, sub...)
-	if err != nil {
-		w.Fatalf("update %s %s: %v", r.Resource, name, err)
+	for {
+		o := edit(read[T](w, r, namespace, name))
+		f(o)
+		made, err := w.client.Update(w.ctx, r, namespace, o, metav1.UpdateOptions{}, sub...)
+		if apierrors.IsConflict(err) {
+			continue // with what a controller wrote meanwhile
+		}
+		if err != nil {
+			w.Fatalf("update %s %s: %v", r.Resource, name, err)
+		}
+		return made.(T)
 	}
-	return made.(T)
 }
 
 func read[T api.Object](w *world, r schema.GroupVersionResource, namespace, name string) T {
