@@ -146,8 +146,12 @@ func (x *exchange) keys() error {
 }
 
 const (
-	mediaOpenAPI2 = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
-	mediaOpenAPI3 = "application/com.github.proto-openapi.spec.v3@v1.0+protobuf"
+	mediaOpenAPI2 = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+	mediaOpenAPI3 = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf"
+	// Clients ask by these names, which are no proper media types and so must
+	// not be answered with.
+	askOpenAPI2 = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
+	askOpenAPI3 = "application/com.github.proto-openapi.spec.v3@v1.0+protobuf"
 )
 
 // openAPIHash names a version of a document.
@@ -164,7 +168,7 @@ func (x *exchange) openAPI(path string) error {
 	}
 	switch {
 	case path == "/openapi/v2":
-		return x.openAPIDocument(o.V2(), mediaOpenAPI2, "application/com.github.googleapis.gnostic.OpenAPIv2+protobuf")
+		return x.openAPIDocument(o.V2(), mediaOpenAPI2, askOpenAPI2)
 	case path == "/openapi/v3":
 		type entry struct {
 			URL string `json:"serverRelativeURL"`
@@ -187,7 +191,7 @@ func (x *exchange) openAPI(path string) error {
 		}
 		x.w.Header().Set("Cache-Control", "public, immutable")
 	}
-	return x.openAPIDocument(doc, mediaOpenAPI3, "")
+	return x.openAPIDocument(doc, mediaOpenAPI3, askOpenAPI3)
 }
 
 // openAPIDocument answers with a document that is kept as gzipped JSON: as it
