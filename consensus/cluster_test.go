@@ -307,6 +307,11 @@ func cluster(t *testing.T, w *wires, n, voters int) []*host {
 	}
 	hosts[0].start(true)
 	until(t, "a cluster", 10*time.Second, func() bool { return votersOf(hosts) == voters })
+	for _, h := range hosts { // the last change must have reached them, or it may yet be undone
+		if n := h.get(); n != nil {
+			until(t, "everybody to know", 10*time.Second, func() bool { return countVoters(n) == voters })
+		}
+	}
 	return hosts
 }
 
@@ -329,12 +334,17 @@ func leaderOf(hosts []*host) *host {
 }
 
 // votersOf counts the voters in the leader's configuration.
-func votersOf(hosts []*host) (count int) {
+func votersOf(hosts []*host) int {
 	if l := leaderOf(hosts); l != nil {
-		for _, s := range l.get().Status().Servers {
-			if s.Voter {
-				count++
-			}
+		return countVoters(l.get())
+	}
+	return 0
+}
+
+func countVoters(n *Node) (count int) {
+	for _, s := range n.Status().Servers {
+		if s.Voter {
+			count++
 		}
 	}
 	return count

@@ -37,10 +37,10 @@ type Member struct {
 // Timing is raft's clockwork. Zero fields take the defaults.
 type Timing struct {
 	// Heartbeat is how long a follower hears nothing before it stands for
-	// election; Election how long one attempt lasts at most. 300 ms.
+	// election; Election how long one attempt lasts at most. 400 ms.
 	Heartbeat, Election time.Duration
 	// Lease is how long a leader that reaches no quorum still calls itself
-	// leader: at most Heartbeat.
+	// leader: less than Heartbeat. 330 ms.
 	Lease time.Duration
 }
 

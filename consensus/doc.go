@@ -1,4 +1,83 @@
 // Package consensus owns the raft log, the versioned store that it feeds, the
 // watches on that store, its snapshots, the set of voters, and the nodes'
 // leases.
+//
+// # What always holds
+//
+//   - A revision is the raft index of an entry. The store changes only by
+//     applying committed entries in their order, and what an entry does depends
+//     on the store and the entry alone: every replica comes to the same state,
+//     the same revisions and the same refusals. [Store.Check] verifies what it
+//     can of that.
+//   - A record never changes. Readers share it; only its cache of encodings
+//     moves, and that holds nothing beyond the moment.
+//   - A write that was acknowledged is on the disks of a majority of the
+//     voters. A [Node.Write] happens at most once, however often it is sent: an
+//     entry counts only in the term for which it was proposed, so that a sender
+//     who lost its leader learns from the next one whether the entry is in the
+//     log, and knows that otherwise it never will be.
+//   - After [Node.Sync] the replica has all that was acknowledged anywhere
+//     before the call.
+//   - A watcher misses nothing and sees nothing twice, or is told that it was
+//     too slow (ErrExpired). Nobody waits for a watcher.
+//   - At rest nothing is written to disk.
+//   - A node whose lease the leader calls expired has known for a third of the
+//     lease that it might be.
+//
+// # The store
+//
+// One sorted index for each resource, a copy-on-write B-tree whose copy costs
+// nothing, and one window of the newest events, bounded in number and in
+// bytes. A watcher is a position in the window: it pulls when its resource's
+// channel says that something came. The past (ListAt) is the present with the
+// window's events undone. A snapshot is a copy of the indexes; writing it down
+// does not hold up the log. After a restart the window begins at the snapshot
+// and grows by the entries behind it, so that most watches resume.
+//
+// # The log
+//
+// hashicorp/raft on raft-boltdb. raft's term and vote are in a small file of
+// their own that is written in place: raft does not survive a failed write
+// there, and a full disk must not end the process. A leader whose log takes no
+// more steps down and asks for no votes until it does; it goes on serving
+// reads. An entry or a snapshot of a version that this program does not know
+// ends Run with an error: to skip it would be to diverge.
+//
+// Three things are done around raft, none of them against it. A follower hears
+// of a commit at once and not after a time-out (transport.go). A follower looks
+// whether its leader is overdue exactly when it is, where raft looks at some
+// time in the next interval (node.go, poke); the voters take turns, which
+// spares split votes. And heartbeats are as rare as a lost one can be borne.
+// With the default timing a dead leader is replaced in about as long as one
+// heartbeat time-out, 400 ms; raft alone needs half as long again.
+//
+// # The master set
+//
+// [Config.Members] says who is there, plan decides on at most one change
+// (plan.go), keepMasters makes it (members.go). A node is a non-voter first and
+// gets its vote when it has had the whole log for a moment. Dead means that
+// gossip does not see a node and its lease has ended; a dead voter leaves the
+// configuration before its replacement votes, because the dead one counts in
+// every majority. What only saves, such as shrinking from three voters to one
+// when a node is gone, waits half a minute: a node that reboots is back by
+// then.
+//
+// hashicorp/raft-autopilot is not used: it works by a timer of seconds on
+// health that it polls from the servers, has no notion of a number of voters
+// that follows the number of nodes or of a standby, and removes dead servers
+// by its own idea of death; what would be left of it is less than plan.go.
+//
+// # Threads
+//
+// Run starts, and ends before it returns: watchRaft (leadership and raft's
+// observations), pulse (overdue leaders), watchRetirement (whether this node
+// is still wanted), raft's own goroutines, and two for each pipeline to a
+// follower. While this node leads there is one more, which keeps the masters,
+// and now and then one that prepares a node. A write, a verification of the
+// leader and a question to it each have a goroutine that ends with their
+// answer; none is left when Run returns. The store and the watchers have none.
+// [LeaseClient.Run] has a loop, and one goroutine for each renewal.
+//
+// Decisions are in functions without a clock: Store, plan, entry. The clock is
+// read in the loops.
 package consensus

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 	"sync"
@@ -17,12 +16,12 @@ import (
 
 // Defaults of Timing, and what follows from it.
 const (
-	defaultHeartbeat = 300 * time.Millisecond
-	defaultLease     = 250 * time.Millisecond
+	defaultHeartbeat = 400 * time.Millisecond
+	defaultLease     = 330 * time.Millisecond
 	defaultNodeLease = 3 * time.Second
 	// commitTimeout is how often raft itself repeats the commit index and
 	// tries a follower that failed.
-	commitTimeout = 250 * time.Millisecond
+	commitTimeout = 500 * time.Millisecond
 	// enqueueWait is how long a write waits for raft's main loop to take it.
 	enqueueWait = time.Second
 	// drainWait is how long a stop waits for writes under way: leadership is
@@ -276,7 +275,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 
 // start restores the state and starts raft.
 func (n *Node) start() (r *raft.Raft, err error) {
-	n.trans = newTransport(&n.c, n.c.Timing.Heartbeat/5, newRaftLog(n.log), n.disk.log.full.Load)
+	n.trans = newTransport(&n.c, n.c.Timing.Heartbeat*3/10, newRaftLog(n.log), n.disk.log.full.Load)
 	defer func() {
 		if p := recover(); p != nil { // raft panics on a log with holes
 			err = fmt.Errorf("the log is damaged: %v", p)
@@ -391,7 +390,7 @@ func (n *Node) pulse(ctx context.Context, r *raft.Raft) {
 			timer.Reset(timeout)
 			continue
 		}
-		due := r.LastContact().Add(timeout + time.Duration(turn)*timeout/12)
+		due := r.LastContact().Add(timeout + time.Duration(turn)*timeout/20)
 		if wait := time.Until(due); wait > 0 {
 			timer.Reset(wait)
 			continue
@@ -436,10 +435,4 @@ func (n *Node) IsLeader() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.leading != nil
-}
-
-// Backup writes the whole store, as of now, to w: what Restore of a new
-// cluster reads.
-func (n *Node) Backup(w io.Writer) error {
-	return n.store.snapshot(n.c.Codec.Encode).write(w)
 }
