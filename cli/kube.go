@@ -32,6 +32,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/remotecommand"
 	utilexec "k8s.io/client-go/util/exec"
+	"k8s.io/streaming/pkg/httpstream"
 	"sigs.k8s.io/yaml"
 )
 
@@ -501,7 +502,15 @@ func runExec(c *cli.Context) error {
 	}
 	target := k.client.Post().AbsPath("/api/v1/namespaces", c.String("namespace"), "pods", args[0], "exec").URL()
 	target.RawQuery = query.Encode()
-	executor, err := remotecommand.NewWebSocketExecutor(k.config, http.MethodGet, target.String())
+	modern, err := remotecommand.NewWebSocketExecutor(k.config, http.MethodGet, target.String())
+	if err != nil {
+		return err
+	}
+	older, err := remotecommand.NewSPDYExecutor(k.config, http.MethodPost, target)
+	if err != nil {
+		return err
+	}
+	executor, err := remotecommand.NewFallbackExecutor(modern, older, httpstream.IsUpgradeFailure)
 	if err != nil {
 		return err
 	}
