@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -60,19 +63,59 @@ func (s *Server) fromCertificate(r *http.Request) (User, bool) {
 		return User{}, false
 	}
 	leaf := r.TLS.PeerCertificates[0]
-	between := x509.NewCertPool()
-	for _, cert := range r.TLS.PeerCertificates[1:] {
-		between.AddCert(cert)
-	}
-	_, err := leaf.Verify(x509.VerifyOptions{
-		Roots: s.cfg.ClientCAs(), Intermediates: between, CurrentTime: s.cfg.Now(),
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	})
-	if err != nil {
+	if err := s.certs.verify(r.TLS.PeerCertificates, s.cfg.ClientCAs(), s.cfg.Now()); err != nil {
 		s.log.Info("client certificate refused", "subject", leaf.Subject.String(), "error", err, "remote", r.RemoteAddr)
 		return User{}, false
 	}
 	return User{Name: leaf.Subject.CommonName, Groups: withAuthenticated(leaf.Subject.Organization)}, leaf.Subject.CommonName != ""
+}
+
+// certCache remembers certificates that were verified: a client sends the same
+// one with each request, and checking its signature is most of a small
+// request's work. Its zero value is empty.
+type certCache struct {
+	mu    sync.Mutex
+	good  map[[sha256.Size]byte]time.Time // until when
+	roots *x509.CertPool                  // by which they were verified
+}
+
+const maxCachedCerts = 1024
+
+func (c *certCache) verify(chain []*x509.Certificate, roots *x509.CertPool, now time.Time) error {
+	leaf := chain[0]
+	sum := sha256.Sum256(leaf.Raw)
+	c.mu.Lock()
+	if c.roots == nil || c.roots != roots && !c.roots.Equal(roots) || len(c.good) >= maxCachedCerts {
+		c.good = map[[sha256.Size]byte]time.Time{}
+	}
+	c.roots = roots
+	until, known := c.good[sum]
+	c.mu.Unlock()
+	if known && now.Before(until) && !now.Before(leaf.NotBefore) {
+		return nil
+	}
+	between := x509.NewCertPool()
+	for _, cert := range chain[1:] {
+		between.AddCert(cert)
+	}
+	chains, err := leaf.Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	if err != nil {
+		return err
+	}
+	until = leaf.NotAfter
+	for _, cert := range chains[0] {
+		if cert.NotAfter.Before(until) {
+			until = cert.NotAfter
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.roots == roots {
+		c.good[sum] = until
+	}
+	return nil
 }
 
 func withAuthenticated(groups []string) []string {

@@ -30,6 +30,7 @@
 // the stream is pulled from Storage by the goroutine that writes it, so that a
 // slow client holds up nobody. A Watch of a Client runs one goroutine, which
 // ends when Stop is called, its context ends or the server's Run ends. Follow
-// runs in its caller. Run itself repairs address reservations while this
-// process leads, and ends all watches when its context ends.
+// runs in its caller. Run looks after reservations of service addresses every
+// ten minutes, in its caller's goroutine, and ends all watches when its
+// context ends.
 package api

@@ -114,6 +114,7 @@ type Server struct {
 	reviews  map[schema.GroupVersionResource]*review
 	creators map[string]creator // by "resource.group/subresource"
 	disco    discovery
+	certs    certCache
 	// ending ends when Run does, and with it all watches.
 	ending context.Context
 	end    context.CancelFunc
