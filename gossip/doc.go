@@ -31,8 +31,8 @@
 // memberlist's timers (two or three probes and five gossip ticks a second) and none of
 // its own.
 //
-// Timing, on a LAN: a host that lost power is suspected within about a second
-// and dead within about three. A node whose own probes fail for want of
+// Timing, on a LAN: a host that lost power is suspected after about a second
+// and dead after two to three. A node whose own probes fail for want of
 // processor time slows down instead of accusing others (memberlist's
 // Lifeguard), and an accusation that nobody else confirms takes three times as
 // long.
