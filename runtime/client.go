@@ -78,19 +78,19 @@ func exchangeFiles(ctx context.Context, conn *net.UnixConn, req proto.Request, s
 }
 
 // dialPod calls the process of a pod that is up.
-func (e *Engine) dialPod(podID string) (*pod, *net.UnixConn, error) {
+func (e *Engine) dialPod(podID string) (*net.UnixConn, error) {
 	e.mu.Lock()
 	p := e.pods[podID]
 	up := p != nil && p.up
 	e.mu.Unlock()
 	if !up {
-		return nil, nil, fmt.Errorf("pod %s: %w", podID, ErrPodNotFound)
+		return nil, fmt.Errorf("pod %s: %w", podID, ErrPodNotFound)
 	}
 	conn, err := dial(p.dir)
 	if err != nil {
-		return nil, nil, fmt.Errorf("pod %s: %w: %w", podID, ErrPodNotFound, err)
+		return nil, fmt.Errorf("pod %s: %w: %w", podID, ErrPodNotFound, err)
 	}
-	return p, conn, nil
+	return conn, nil
 }
 
 // call makes one request to a pod process and takes in what it says of the

@@ -23,7 +23,6 @@ import (
 
 func ptr[T any](v T) *T { return &v }
 
-// conformance: [sig-node] Containers should use the image defaults if command and args are blank [Conformance] [NodeConformance]
 func TestRunToTheEnd(t *testing.T) {
 	h := newHost(t)
 	p := h.pod(PodConfig{})

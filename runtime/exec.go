@@ -37,7 +37,7 @@ func (e *Engine) exec(ctx context.Context, podID, id string, cmd []string, tty b
 	if len(cmd) == 0 {
 		return 0, errors.New("no command")
 	}
-	_, conn, err := e.dialPod(podID)
+	conn, err := e.dialPod(podID)
 	if err != nil {
 		return 0, err
 	}
@@ -126,7 +126,7 @@ func (e *Engine) Attach(ctx context.Context, podID, id string, stdin io.Reader, 
 }
 
 func (e *Engine) attach(ctx context.Context, podID, id string, stdin io.Reader, stdout, stderr io.Writer, resize <-chan [2]uint16) error {
-	_, conn, err := e.dialPod(podID)
+	conn, err := e.dialPod(podID)
 	if err != nil {
 		return err
 	}

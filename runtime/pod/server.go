@@ -104,8 +104,6 @@ func (s *server) handle(c *net.UnixConn) (shutdown bool) {
 	ctx := context.Background()
 	var resp proto.Response
 	switch req.Op {
-	case proto.OpHello:
-		resp.Version, resp.PID, resp.Records = proto.Version, os.Getpid(), s.records()
 	case proto.OpWatch:
 		s.watch(c)
 		return false
@@ -188,12 +186,7 @@ func (s *server) record(id string) *proto.Record {
 	return &rec
 }
 
-func (s *server) records() []proto.Record {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.recordsLocked()
-}
-
+// recordsLocked returns all records. s.mu is held.
 func (s *server) recordsLocked() []proto.Record {
 	var out []proto.Record
 	for _, id := range slices.Sorted(maps.Keys(s.containers)) {

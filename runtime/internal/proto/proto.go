@@ -110,8 +110,7 @@ type Op string
 
 // The operations.
 const (
-	OpHello    Op = "hello"    // who is there: PID, Version, Records
-	OpWatch    Op = "watch"    // Records, then each one that changes
+	OpWatch    Op = "watch"    // Version, PID, Records, then each record that changes
 	OpCreate   Op = "create"   // Create
 	OpStart    Op = "start"    // ID
 	OpRun      Op = "run"      // Create, then start
