@@ -96,13 +96,18 @@ func New(cfg Config) (*Network, error) {
 	if cfg.Domain == "" {
 		cfg.Domain = "cluster.local"
 	}
-	for what, missing := range map[string]bool{
-		"NodeName": cfg.NodeName == "", "Client": cfg.Client == nil, "Dir": cfg.Dir == "", "RunDir": cfg.RunDir == "", "Log": cfg.Log == nil,
-		"Address": cfg.Address == nil, "PodCIDR": !cfg.PodCIDR.IsValid() || !cfg.PodCIDR.Addr().Is4(),
-		"ServiceCIDR": !cfg.ServiceCIDR.IsValid() || !cfg.ServiceCIDR.Addr().Is4(), "ClusterDNS": !cfg.ServiceCIDR.Contains(cfg.ClusterDNS),
+	for _, need := range []struct {
+		what    string
+		missing bool
+	}{
+		{"NodeName", cfg.NodeName == ""}, {"Client", cfg.Client == nil}, {"Dir", cfg.Dir == ""}, {"RunDir", cfg.RunDir == ""},
+		{"Log", cfg.Log == nil}, {"Address", cfg.Address == nil},
+		{"PodCIDR", !cfg.PodCIDR.IsValid() || !cfg.PodCIDR.Addr().Is4()},
+		{"ServiceCIDR", !cfg.ServiceCIDR.IsValid() || !cfg.ServiceCIDR.Addr().Is4()},
+		{"ClusterDNS", !cfg.ServiceCIDR.Contains(cfg.ClusterDNS)},
 	} {
-		if missing {
-			return nil, fmt.Errorf("network: the configuration lacks a usable %s", what)
+		if need.missing {
+			return nil, fmt.Errorf("network: the configuration lacks a usable %s", need.what)
 		}
 	}
 	cfg.PodCIDR, cfg.ServiceCIDR = cfg.PodCIDR.Masked(), cfg.ServiceCIDR.Masked()
