@@ -483,7 +483,7 @@ func (w *podWorker) admit(now time.Time) {
 	refused := w.a.admit(w.pod, w.uid)
 	w.rec.Started = now.Truncate(time.Second)
 	if refused != nil {
-		w.rec.Failed, w.rec.Down = refused, true
+		w.rec.Failed, w.rec.Rejected, w.rec.Down = refused, true, true
 		w.event(nil, corev1.EventTypeWarning, refused.Reason, refused.Message)
 	}
 }

@@ -809,7 +809,7 @@ func TestAdmission(t *testing.T) {
 		after(time.Second)
 		for name, reason := range map[string]string{"cpu": "OutOfcpu", "selector": "NodeAffinity", "port2": "NodePorts"} {
 			p := w.get(name)
-			if p.Status.Phase != corev1.PodFailed || p.Status.Reason != reason || len(w.events(reason)) != 1 {
+			if p.Status.Phase != corev1.PodFailed || p.Status.Reason != reason || len(w.events(reason)) != 1 || len(p.Status.ContainerStatuses) != 0 {
 				t.Errorf("%s: %s", name, show(p.Status))
 			}
 		}

@@ -21,6 +21,8 @@ type record struct {
 	Started time.Time `json:"started,omitzero"`
 	// Failed is set when the node gave the pod up.
 	Failed *failure `json:"failed,omitempty"`
+	// Rejected: it was given up before anything was made of it.
+	Rejected bool `json:"rejected,omitempty"`
 	// Down: the pod came to its end and nothing of it is left but its logs.
 	Down bool `json:"down,omitempty"`
 	// Sandbox counts how often what the containers share was made.

@@ -25,7 +25,7 @@ const sameStatusAgain = 10 * time.Second
 // statusNow is the pod's status as it should be.
 func (w *podWorker) statusNow(o observed) corev1.PodStatus {
 	in := statusInput{
-		observed: o, failure: w.rec.Failed, hostIPs: w.a.hostIPs(), podIPs: w.podIPs(), views: map[string]statusView{},
+		observed: o, failure: w.rec.Failed, rejected: w.rec.Rejected, hostIPs: w.a.hostIPs(), podIPs: w.podIPs(), views: map[string]statusView{},
 	}
 	newest := w.newestContainers()
 	for _, c := range allContainers(w.pod) {

@@ -13,10 +13,11 @@ import (
 // whose Status is the one before.
 type statusInput struct {
 	observed
-	failure *failure
-	hostIPs []string
-	podIPs  []string
-	views   map[string]statusView
+	failure  *failure
+	rejected bool // nothing was ever made of it
+	hostIPs  []string
+	podIPs   []string
+	views    map[string]statusView
 }
 
 // statusView is what the status says of a container, beyond containerView.
@@ -76,8 +77,8 @@ func podStatus(pod *corev1.Pod, in statusInput) corev1.PodStatus {
 }
 
 func containerStatuses(pod *corev1.Pod, list []corev1.Container, in statusInput, init, initDone bool) []corev1.ContainerStatus {
-	if in.failure != nil && !in.accepted {
-		return pod.Status.ContainerStatuses // refused before anything was made
+	if in.rejected {
+		return nil
 	}
 	var out []corev1.ContainerStatus
 	for i := range list {
