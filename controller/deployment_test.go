@@ -179,6 +179,8 @@ func TestRolloutStaysWithinBounds(t *testing.T) {
 
 // A rollout whose pods never become ready stops where availability demands it,
 // and is called failed after its deadline.
+//
+// conformance: Deployment Rollover
 func TestProgressDeadline(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.addNode("a")

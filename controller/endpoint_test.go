@@ -118,6 +118,8 @@ func TestEmptyService(t *testing.T) {
 	})
 }
 
+// conformance: EndpointSlice, creation/deletion
+// conformance: Endpoints, creation/deletion
 func TestEndpointsFollowPods(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.addNode("a", func(n *corev1.Node) { n.Labels[corev1.LabelTopologyZone] = "z1" })

@@ -92,6 +92,8 @@ func TestForeground(t *testing.T) {
 }
 
 // A dependent with another owner that stays is let go, not deleted.
+//
+// conformance: Garbage Collector, multiple owners
 func TestSeveralOwners(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.addNode("a")

@@ -114,7 +114,7 @@ type Manager struct {
 	env         *env
 	controllers []*Controller
 	byInput     map[schema.GroupVersionResource][]boundInput
-	// fillOnce guards ready, which is closed when every resource was listed.
+	// ready is closed, under mu, when every resource has been listed.
 	mu    sync.Mutex
 	ready chan struct{}
 }

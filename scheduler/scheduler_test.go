@@ -137,6 +137,9 @@ func TestPlacesPods(t *testing.T) {
 	})
 }
 
+// conformance: Scheduler, resource limits
+// conformance: Scheduler, node selector matching
+// conformance: Scheduler, node selector not matching
 func TestWaitsForRoom(t *testing.T) {
 	inBubble(t, nil, nil, func(b *bench) {
 		b.node("a")
