@@ -31,7 +31,7 @@ const (
 	tagEnd          = 'e'
 	// maxSnapshotObject is far above what an entry can carry: it only keeps
 	// a damaged length from asking for all memory.
-	maxSnapshotObject = 64 << 20
+	maxSnapshotObject = 8 << 20
 )
 
 var (
