@@ -20,26 +20,26 @@ func Builtin() []*Kind {
 	rows := []*Kind{
 		{
 			GVK: corev1.SchemeGroupVersion.WithKind("ConfigMap"), Plural: "configmaps", ShortNames: []string{"cm"}, Namespaced: true,
-			New: make1[corev1.ConfigMap], NewList: make1[corev1.ConfigMapList],
+			New: empty[corev1.ConfigMap], NewList: empty[corev1.ConfigMapList],
 			Validate: check(validateConfigMap), ValidateUpdate: checkTwo(validateConfigMapUpdate),
 			Columns: configMapColumns, Cells: cells(configMapCells),
 		},
 		{
 			GVK: corev1.SchemeGroupVersion.WithKind("Endpoints"), Plural: "endpoints", ShortNames: []string{"ep"}, Namespaced: true,
-			New: make1[corev1.Endpoints], NewList: make1[corev1.EndpointsList],
+			New: empty[corev1.Endpoints], NewList: empty[corev1.EndpointsList],
 			Default: one(defaultEndpoints), Validate: check(validateEndpoints), ValidateUpdate: checkTwo(validateEndpointsUpdate),
 			Columns: endpointsColumns, Cells: cells(endpointsCells),
 		},
 		{
 			GVK: corev1.SchemeGroupVersion.WithKind("Event"), Plural: "events", ShortNames: []string{"ev"}, Namespaced: true,
-			New: make1[corev1.Event], NewList: make1[corev1.EventList],
+			New: empty[corev1.Event], NewList: empty[corev1.EventList],
 			Validate: check(validateCoreEvent), ValidateUpdate: checkTwo(validateCoreEventUpdate),
 			FieldNames: coreEventFieldNames, Fields: selectable(coreEventFields),
 			Columns: eventColumns, Cells: cells(coreEventCells),
 		},
 		{
 			GVK: corev1.SchemeGroupVersion.WithKind("Namespace"), Plural: "namespaces", ShortNames: []string{"ns"},
-			New: make1[corev1.Namespace], NewList: make1[corev1.NamespaceList], Status: true,
+			New: empty[corev1.Namespace], NewList: empty[corev1.NamespaceList], Status: true,
 			Default:          one(defaultNamespace),
 			PrepareForCreate: one(prepareNamespaceCreate), PrepareForUpdate: two(prepareNamespaceUpdate),
 			PrepareForStatusUpdate: two(func(ns, old *corev1.Namespace) { ns.Spec = old.Spec }),
@@ -52,7 +52,7 @@ func Builtin() []*Kind {
 		},
 		{
 			GVK: corev1.SchemeGroupVersion.WithKind("Node"), Plural: "nodes", ShortNames: []string{"no"},
-			New: make1[corev1.Node], NewList: make1[corev1.NodeList], Status: true,
+			New: empty[corev1.Node], NewList: empty[corev1.NodeList], Status: true,
 			Default:                one(defaultNode),
 			PrepareForUpdate:       two(func(node, old *corev1.Node) { node.Status = old.Status }),
 			PrepareForStatusUpdate: two(func(node, old *corev1.Node) { node.Spec = old.Spec }),
@@ -66,7 +66,7 @@ func Builtin() []*Kind {
 		},
 		{
 			GVK: corev1.SchemeGroupVersion.WithKind("Pod"), Plural: "pods", ShortNames: []string{"po"}, Categories: []string{"all"}, Namespaced: true,
-			New: make1[corev1.Pod], NewList: make1[corev1.PodList], Status: true,
+			New: empty[corev1.Pod], NewList: empty[corev1.PodList], Status: true,
 			Default:          one(defaultPod),
 			PrepareForCreate: one(preparePodCreate), PrepareForUpdate: two(preparePodUpdate), PrepareForStatusUpdate: two(preparePodStatusUpdate),
 			Validate: check(validatePod), ValidateUpdate: checkTwo(validatePodUpdate), ValidateStatusUpdate: checkTwo(validatePodStatusUpdate),
@@ -75,7 +75,7 @@ func Builtin() []*Kind {
 		},
 		{
 			GVK: corev1.SchemeGroupVersion.WithKind("Secret"), Plural: "secrets", Namespaced: true,
-			New: make1[corev1.Secret], NewList: make1[corev1.SecretList],
+			New: empty[corev1.Secret], NewList: empty[corev1.SecretList],
 			Default: one(defaultSecret), Validate: check(validateSecret), ValidateUpdate: checkTwo(validateSecretUpdate), Warnings: warn(secretWarnings),
 			FieldNames: []string{"type"},
 			Fields:     selectable(func(s *corev1.Secret) fields.Set { return fields.Set{"type": string(s.Type)} }),
@@ -83,13 +83,13 @@ func Builtin() []*Kind {
 		},
 		{
 			GVK: corev1.SchemeGroupVersion.WithKind("ServiceAccount"), Plural: "serviceaccounts", ShortNames: []string{"sa"}, Namespaced: true,
-			New: make1[corev1.ServiceAccount], NewList: make1[corev1.ServiceAccountList],
+			New: empty[corev1.ServiceAccount], NewList: empty[corev1.ServiceAccountList],
 			Validate: check(validateServiceAccount), ValidateUpdate: checkTwo(validateServiceAccountUpdate),
 			Columns: serviceAccountColumns, Cells: cells(serviceAccountCells),
 		},
 		{
 			GVK: corev1.SchemeGroupVersion.WithKind("Service"), Plural: "services", ShortNames: []string{"svc"}, Categories: []string{"all"}, Namespaced: true,
-			New: make1[corev1.Service], NewList: make1[corev1.ServiceList], Status: true,
+			New: empty[corev1.Service], NewList: empty[corev1.ServiceList], Status: true,
 			Default:          one(defaultService),
 			PrepareForCreate: one(prepareServiceCreate), PrepareForUpdate: two(prepareServiceUpdate),
 			PrepareForStatusUpdate: two(func(svc, old *corev1.Service) { svc.Spec = old.Spec }),
@@ -103,7 +103,7 @@ func Builtin() []*Kind {
 		},
 		{
 			GVK: appsv1.SchemeGroupVersion.WithKind("Deployment"), Plural: "deployments", ShortNames: []string{"deploy"}, Categories: []string{"all"}, Namespaced: true,
-			New: make1[appsv1.Deployment], NewList: make1[appsv1.DeploymentList], Status: true,
+			New: empty[appsv1.Deployment], NewList: empty[appsv1.DeploymentList], Status: true,
 			GetScale: deploymentScale, SetScale: setDeploymentScale,
 			Default:                one(defaultDeployment),
 			PrepareForCreate:       one(func(d *appsv1.Deployment) { d.Status, d.Generation = appsv1.DeploymentStatus{}, 1 }),
@@ -115,7 +115,7 @@ func Builtin() []*Kind {
 		},
 		{
 			GVK: appsv1.SchemeGroupVersion.WithKind("ReplicaSet"), Plural: "replicasets", ShortNames: []string{"rs"}, Categories: []string{"all"}, Namespaced: true,
-			New: make1[appsv1.ReplicaSet], NewList: make1[appsv1.ReplicaSetList], Status: true,
+			New: empty[appsv1.ReplicaSet], NewList: empty[appsv1.ReplicaSetList], Status: true,
 			GetScale: replicaSetScale, SetScale: setReplicaSetScale,
 			Default:                one(defaultReplicaSet),
 			PrepareForCreate:       one(func(rs *appsv1.ReplicaSet) { rs.Status, rs.Generation = appsv1.ReplicaSetStatus{}, 1 }),
@@ -131,13 +131,13 @@ func Builtin() []*Kind {
 		},
 		{
 			GVK: coordinationv1.SchemeGroupVersion.WithKind("Lease"), Plural: "leases", Namespaced: true,
-			New: make1[coordinationv1.Lease], NewList: make1[coordinationv1.LeaseList],
+			New: empty[coordinationv1.Lease], NewList: empty[coordinationv1.LeaseList],
 			Validate: check(validateLease), ValidateUpdate: checkTwo(validateLeaseUpdate),
 			Columns: leaseColumns, Cells: cells(leaseCells),
 		},
 		{
 			GVK: discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"), Plural: "endpointslices", Namespaced: true,
-			New: make1[discoveryv1.EndpointSlice], NewList: make1[discoveryv1.EndpointSliceList],
+			New: empty[discoveryv1.EndpointSlice], NewList: empty[discoveryv1.EndpointSliceList],
 			Default:          one(defaultEndpointSlice),
 			PrepareForCreate: one(func(s *discoveryv1.EndpointSlice) { s.Generation = 1 }),
 			PrepareForUpdate: two(prepareEndpointSliceUpdate),
@@ -146,7 +146,7 @@ func Builtin() []*Kind {
 		},
 		{
 			GVK: eventsv1.SchemeGroupVersion.WithKind("Event"), Plural: "events", ShortNames: []string{"ev"}, Namespaced: true,
-			New: make1[eventsv1.Event], NewList: make1[eventsv1.EventList],
+			New: empty[eventsv1.Event], NewList: empty[eventsv1.EventList],
 			Stored: "events", ToStored: eventToCore, FromStored: eventFromCore,
 			Validate: check(validateEvent), ValidateUpdate: checkTwo(validateEventUpdate),
 			FieldNames: eventFieldNames, Fields: selectable(eventFields),
@@ -154,7 +154,7 @@ func Builtin() []*Kind {
 		},
 		{
 			GVK: networkingv1.SchemeGroupVersion.WithKind("IPAddress"), Plural: "ipaddresses", ShortNames: []string{"ip"},
-			New: make1[networkingv1.IPAddress], NewList: make1[networkingv1.IPAddressList],
+			New: empty[networkingv1.IPAddress], NewList: empty[networkingv1.IPAddressList],
 			Validate: check(validateIPAddress), ValidateUpdate: checkTwo(validateIPAddressUpdate),
 			Columns: ipAddressColumns, Cells: cells(ipAddressCells),
 		},
@@ -165,8 +165,8 @@ func Builtin() []*Kind {
 	return rows
 }
 
-// make1 returns a new, empty T as an object.
-func make1[T any, P interface {
+// empty returns a new, empty T as an object.
+func empty[T any, P interface {
 	*T
 	runtime.Object
 }]() runtime.Object {

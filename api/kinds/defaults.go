@@ -2,6 +2,7 @@ package kinds
 
 import (
 	"maps"
+	"math"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -153,14 +154,32 @@ func defaultReplicaSet(rs *appsv1.ReplicaSet) {
 	defaultPtr(&rs.Spec.Replicas, 1)
 }
 
-// defaultResourceList rounds up to thousandths: the API keeps no finer.
+// defaultResourceList rounds up to thousandths, the API keeps no finer, and
+// caps what no int64 holds.
 func defaultResourceList(list corev1.ResourceList) {
 	for name, q := range list {
-		if q.RoundUp(resource.Milli) {
+		capped := capQuantity(&q)
+		if q.RoundUp(resource.Milli) && !capped {
 			continue
 		}
 		list[name] = q
 	}
+}
+
+// capQuantity caps an amount whose exponent is absurd, as the type's own words
+// promise for numbers beyond 2^63-1 (its parser keeps that promise only for
+// binary suffixes). Without it, one "1e2147483647" would keep whoever compares
+// it with anything busy for hours.
+func capQuantity(q *resource.Quantity) bool {
+	if q == nil {
+		return false
+	}
+	c := *q // AsDec changes how a quantity holds its number
+	if d := c.AsDec(); d.Sign() == 0 || d.Scale() >= -18 {
+		return false
+	}
+	*q = *resource.NewQuantity(int64(q.Sign())*math.MaxInt64, q.Format)
+	return true
 }
 
 func defaultRequirements(r *corev1.ResourceRequirements) {

@@ -129,6 +129,9 @@ func defaultContainer(c *corev1.Container) {
 	for i := range c.Env {
 		if from := c.Env[i].ValueFrom; from != nil {
 			defaultFieldRef(from.FieldRef)
+			if from.ResourceFieldRef != nil {
+				capQuantity(&from.ResourceFieldRef.Divisor)
+			}
 			if from.FileKeyRef != nil {
 				defaultPtr(&from.FileKeyRef.Optional, false)
 			}
@@ -173,6 +176,9 @@ func defaultVolume(v *corev1.VolumeSource) {
 	if *v == (corev1.VolumeSource{}) {
 		v.EmptyDir = &corev1.EmptyDirVolumeSource{}
 	}
+	if s := v.EmptyDir; s != nil {
+		capQuantity(s.SizeLimit)
+	}
 	if s := v.HostPath; s != nil {
 		defaultPtr(&s.Type, corev1.HostPathUnset)
 	}
@@ -184,17 +190,13 @@ func defaultVolume(v *corev1.VolumeSource) {
 	}
 	if s := v.DownwardAPI; s != nil {
 		defaultPtr(&s.DefaultMode, corev1.DownwardAPIVolumeSourceDefaultMode)
-		for i := range s.Items {
-			defaultFieldRef(s.Items[i].FieldRef)
-		}
+		defaultDownward(s.Items)
 	}
 	if s := v.Projected; s != nil {
 		defaultPtr(&s.DefaultMode, corev1.ProjectedVolumeSourceDefaultMode)
 		for _, p := range s.Sources {
 			if p.DownwardAPI != nil {
-				for i := range p.DownwardAPI.Items {
-					defaultFieldRef(p.DownwardAPI.Items[i].FieldRef)
-				}
+				defaultDownward(p.DownwardAPI.Items)
 			}
 			if t := p.ServiceAccountToken; t != nil {
 				defaultPtr(&t.ExpirationSeconds, 60*60)
@@ -224,8 +226,19 @@ func defaultVolume(v *corev1.VolumeSource) {
 	}
 	if s := v.Ephemeral; s != nil && s.VolumeClaimTemplate != nil {
 		defaultPtr(&s.VolumeClaimTemplate.Spec.VolumeMode, corev1.PersistentVolumeFilesystem)
+		defaultResourceList(s.VolumeClaimTemplate.Spec.Resources.Requests)
+		defaultResourceList(s.VolumeClaimTemplate.Spec.Resources.Limits)
 	}
 	if s := v.Image; s != nil {
 		defaultTo(&s.PullPolicy, pullPolicyOf(s.Reference))
+	}
+}
+
+func defaultDownward(items []corev1.DownwardAPIVolumeFile) {
+	for i := range items {
+		defaultFieldRef(items[i].FieldRef)
+		if r := items[i].ResourceFieldRef; r != nil {
+			capQuantity(&r.Divisor)
+		}
 	}
 }

@@ -86,9 +86,6 @@ func (k *Kind) Resource() string {
 	return k.Plural + "." + k.GVK.Group
 }
 
-// Name selectors that every kind has.
-var metadataFieldNames = []string{"metadata.name", "metadata.namespace"}
-
 // object is what every API type is.
 type object interface {
 	runtime.Object
@@ -104,8 +101,9 @@ func metadataFields(namespaced bool, obj metav1.Object) fields.Set {
 	return set
 }
 
-// one, two and their like lend a typed function to a row. A row is only ever
-// handed objects that its New made, so the assertion cannot fail.
+// one, two, check and checkTwo lend a typed function to a row. A row is only
+// ever handed objects of the type that its New makes, so the assertion cannot
+// fail.
 func one[T runtime.Object](f func(T)) func(runtime.Object) {
 	return func(o runtime.Object) { f(o.(T)) }
 }
@@ -146,38 +144,26 @@ func (k *Kind) complete() *Kind {
 		}
 	}
 	k.PrepareForUpdate, k.PrepareForStatusUpdate = keepGeneration(update), keepGeneration(status)
-	if k.Validate == nil {
-		k.Validate = func(runtime.Object) field.ErrorList { return nil }
-	}
-	if k.ValidateUpdate == nil {
-		k.ValidateUpdate = func(_, _ runtime.Object) field.ErrorList { return nil }
-	}
 	if k.ValidateStatusUpdate == nil {
 		k.ValidateStatusUpdate = k.ValidateUpdate
 	}
 	if k.Warnings == nil {
 		k.Warnings = func(_, _ runtime.Object) []string { return nil }
 	}
-	extra := k.Fields
-	k.FieldNames = append(metadataFieldNames[:1:1], k.FieldNames...)
-	if k.Namespaced {
-		k.FieldNames = append(metadataFieldNames[:2:2], k.FieldNames[1:]...)
-	}
+	own := k.Fields
 	k.Fields = func(obj runtime.Object) fields.Set {
 		set := metadataFields(k.Namespaced, obj.(object))
-		if extra != nil {
-			for name, value := range extra(obj) {
+		if own != nil {
+			for name, value := range own(obj) {
 				set[name] = value
 			}
 		}
 		return set
 	}
-	if k.Columns == nil {
-		k.Columns = []metav1.TableColumnDefinition{nameColumn, ageColumn}
-		k.Cells = func(obj runtime.Object, now time.Time) []any {
-			o := obj.(object)
-			return []any{o.GetName(), age(o.GetCreationTimestamp(), now)}
-		}
+	names := []string{"metadata.name"}
+	if k.Namespaced {
+		names = append(names, "metadata.namespace")
 	}
+	k.FieldNames = append(names, k.FieldNames...)
 	return k
 }

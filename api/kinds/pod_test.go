@@ -2,6 +2,7 @@ package kinds
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 
@@ -308,5 +309,19 @@ func TestWarnings(t *testing.T) {
 				t.Errorf("an update that changed nothing warned: %s", again)
 			}
 		})
+	}
+}
+
+// Numbers that only an attacker writes cost no more than others.
+func TestAbsurdQuantities(t *testing.T) {
+	for _, q := range []string{"1e2147483647", "-1e2147483647", "1e999999", "9e19", "1e-2147483", "123456789012345678901234567890"} {
+		pod := parse[*corev1.Pod](t, "pods", podWith("volumes: [{name: a, emptyDir: {sizeLimit: "+q+"}}]",
+			"resources: {limits: {memory: "+q+", cpu: "+q+", a.b/c: "+q+"}, requests: {memory: 1}}\nenv: [{name: A, valueFrom: {resourceFieldRef: {resource: limits.cpu, divisor: "+q+"}}}]"))
+		table["pods"].PrepareForCreate(pod)
+		table["pods"].Validate(pod)
+		memory := pod.Spec.Containers[0].Resources.Limits[corev1.ResourceMemory]
+		if strings.Contains(q, "e2147483647") && memory.Value() != int64(memory.Sign())*math.MaxInt64 {
+			t.Errorf("%s became %s", q, memory.String())
+		}
 	}
 }

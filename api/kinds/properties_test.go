@@ -25,7 +25,7 @@ func use(t *testing.T, k *Kind, obj, old runtime.Object) {
 	once := obj.DeepCopyObject()
 	k.Default(obj)
 	if !equality.Semantic.DeepEqual(once, obj) {
-		t.Errorf("%s: a second Default changed\n%s\ninto\n%s", k.Resource(), text2(t, once), text2(t, obj))
+		t.Errorf("%s: a second Default changed\n%s\ninto\n%s", k.Resource(), asYAML(t, once), asYAML(t, obj))
 	}
 	k.Default(old)
 
@@ -34,7 +34,7 @@ func use(t *testing.T, k *Kind, obj, old runtime.Object) {
 	again := created.DeepCopyObject()
 	k.Default(again)
 	if !equality.Semantic.DeepEqual(created, again) {
-		t.Errorf("%s: Default changed a created object\n%s\ninto\n%s", k.Resource(), text2(t, created), text2(t, again))
+		t.Errorf("%s: Default changed a created object\n%s\ninto\n%s", k.Resource(), asYAML(t, created), asYAML(t, again))
 	}
 	errors := [][]*field.Error{k.Validate(created)}
 	for _, prepare := range []struct {
@@ -77,7 +77,7 @@ func use(t *testing.T, k *Kind, obj, old runtime.Object) {
 	}
 }
 
-func text2(t *testing.T, obj runtime.Object) string {
+func asYAML(t *testing.T, obj runtime.Object) string {
 	out, err := yaml.Marshal(obj)
 	if err != nil {
 		t.Fatal(err)

@@ -204,7 +204,7 @@ func (e *problems) containerResourceName(p *field.Path, name corev1.ResourceName
 
 // quantity is of an amount of a resource.
 func (e *problems) quantity(p *field.Path, name corev1.ResourceName, q resource.Quantity) {
-	if q.Cmp(resource.Quantity{}) < 0 {
+	if q.Sign() < 0 {
 		e.invalid(p, q.String(), apivalidation.IsNegativeErrorMsg)
 	}
 	if isIntegerResource(name) && q.MilliValue()%1000 != 0 {

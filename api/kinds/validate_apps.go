@@ -15,11 +15,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-func labelSet(m map[string]string) labels.Set { return m }
-
 // selectsItself refuses a selector that is malformed, that selects everything,
 // or that does not select the pods of its own template.
-func (e *problems) selectsItself(p *field.Path, kind string, selector *metav1.LabelSelector, labels map[string]string) {
+func (e *problems) selectsItself(p *field.Path, kind string, selector *metav1.LabelSelector, of map[string]string) {
 	at := p.Child("selector")
 	if selector == nil {
 		e.required(at, "")
@@ -38,8 +36,8 @@ func (e *problems) selectsItself(p *field.Path, kind string, selector *metav1.La
 		}
 		return
 	}
-	if !s.Matches(labelSet(labels)) {
-		e.invalid(p.Child("template", "metadata", "labels"), labels, "`selector` does not match template `labels`")
+	if !s.Matches(labels.Set(of)) {
+		e.invalid(p.Child("template", "metadata", "labels"), of, "`selector` does not match template `labels`")
 	}
 }
 

@@ -14,13 +14,13 @@ import (
 )
 
 func validateService(svc *corev1.Service) field.ErrorList {
-	e := metadata(&svc.ObjectMeta, nil, true, apivalidation.NameIsDNS1035Label)
+	e := metadata(&svc.ObjectMeta, nil, true, apivalidation.NameIsDNSLabel)
 	e.service(svc)
 	return e.list()
 }
 
 func validateServiceUpdate(svc, old *corev1.Service) field.ErrorList {
-	e := metadata(&svc.ObjectMeta, &old.ObjectMeta, true, apivalidation.NameIsDNS1035Label)
+	e := metadata(&svc.ObjectMeta, &old.ObjectMeta, true, apivalidation.NameIsDNSLabel)
 	// Addresses stay while the service keeps having them.
 	if needsClusterIP(old) && needsClusterIP(svc) && len(old.Spec.ClusterIPs) > 0 {
 		at := specPath.Child("clusterIPs").Index(0)
@@ -46,7 +46,7 @@ func validateServiceUpdate(svc, old *corev1.Service) field.ErrorList {
 }
 
 func validateServiceStatus(svc, old *corev1.Service) field.ErrorList {
-	e := metadata(&svc.ObjectMeta, &old.ObjectMeta, true, apivalidation.NameIsDNS1035Label)
+	e := metadata(&svc.ObjectMeta, &old.ObjectMeta, true, apivalidation.NameIsDNSLabel)
 	p := field.NewPath("status", "loadBalancer", "ingress")
 	if len(svc.Status.LoadBalancer.Ingress) > 0 && svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
 		e.forbidden(p, "may only be used when `spec.type` is \"LoadBalancer\"")
