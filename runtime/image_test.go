@@ -604,6 +604,54 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// TestPowerLoss: what an unfinished pull left is not trusted after a boot, what
+// a finished one left is.
+func TestPowerLoss(t *testing.T) {
+	r := newRegistry(t)
+	root := t.TempDir()
+	s := newStore(t, root)
+	s.boot = "an earlier one"
+	done, cut := testImage(t, "done"), testImage(t, "cut")
+	r.push(t, "done:1", done)
+	r.push(t, "cut:1", cut)
+	if _, err := storeEngine(s).Pull(t.Context(), r.host+"/done:1", PullOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	layers, err := cut.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	diff, err := layers[1].DiffID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.addLayer(t.Context(), diff.String(), layers[1].Uncompressed); err != nil {
+		t.Fatal(err)
+	}
+	e := storeEngine(newStore(t, root))
+	for ref, want := range map[string]int64{"/done:1": 1, "/cut:1": 2} { // configs, and the one layer
+		before := r.blobs.Load()
+		if _, err := e.Pull(t.Context(), r.host+ref, PullOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if n := r.blobs.Load() - before; n != want {
+			t.Errorf("%s: %d blobs were fetched, not %d", ref, n, want)
+		}
+	}
+	// Nothing is written when nothing is new.
+	index := filepath.Join(e.images.dir, "index.json")
+	was, err := os.Stat(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Pull(t.Context(), r.host+"/done:1", PullOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if is, err := os.Stat(index); err != nil || !os.SameFile(was, is) {
+		t.Errorf("the index was written again (%v)", err)
+	}
+}
+
 func TestImageInUse(t *testing.T) {
 	h := newHost(t)
 	p := h.pod(PodConfig{})

@@ -245,7 +245,7 @@ func layerTar(files []file) ([]byte, error) {
 }
 
 func makeImage(config v1.Config, layers ...[]file) (v1.Image, error) {
-	img := empty.Image
+	var made []v1.Layer
 	for _, files := range layers {
 		data, err := layerTar(files)
 		if err != nil {
@@ -255,9 +255,11 @@ func makeImage(config v1.Config, layers ...[]file) (v1.Image, error) {
 		if err != nil {
 			return nil, err
 		}
-		if img, err = mutate.AppendLayers(img, l); err != nil {
-			return nil, err
-		}
+		made = append(made, l)
+	}
+	img, err := mutate.AppendLayers(empty.Image, made...)
+	if err != nil {
+		return nil, err
 	}
 	c, err := img.ConfigFile()
 	if err != nil {

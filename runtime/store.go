@@ -32,14 +32,20 @@ import (
 //	tmp/               what is being made, or removed
 //
 // Layers are not kept packed: a node's disk is small, and its registry has
-// them. Each is unpacked once, whoever has it, and never changes. A pull that
-// was cut short finds the layers that it had finished.
+// them. Each is unpacked once, whoever has it, and never changes.
+//
+// The disk is synced once per image, before the index names it: a layer is
+// trusted if an image in the index has it, or if it was unpacked since the host
+// booted. So a pull that was killed finds the layers that it had finished, and
+// one that lost its power fetches them again.
 type store struct {
-	dir string
-	log *slog.Logger
-	cfg Config
+	dir  string
+	log  *slog.Logger
+	cfg  Config
+	boot string // tells this time of the host's running from others
 
 	mu      sync.Mutex
+	dirty   bool               // layers were made that may not be on the disk yet
 	images  map[string]*stored // by ID
 	holds   map[string]int     // layers that a pull under way counts on
 	checked map[string]bool    // layers whose tree this process has looked at
@@ -70,6 +76,7 @@ type layerFile struct {
 	DiffID string
 	Size   int64  // bytes on disk
 	Tree   string // hash of names, kinds, modes, owners and sizes
+	Boot   string // when it was made
 }
 
 const emptyLayer = "empty"
@@ -102,6 +109,11 @@ func openStore(cfg Config) (*store, error) {
 		pulls:   map[string]*flight{},
 		locks:   map[string]chan struct{}{},
 	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil, fmt.Errorf("images: %w", err)
+	}
+	s.boot = strings.TrimSpace(string(boot))
 	for _, d := range []string{s.tmpDir(), filepath.Join(s.layersDir(), emptyLayer), filepath.Join(s.dir, "blobs", "sha256")} {
 		if err := os.MkdirAll(d, 0o711); err != nil {
 			return nil, fmt.Errorf("images: %w", err)
@@ -237,9 +249,14 @@ func (s *store) present(diffID string) bool {
 	id := layerID(diffID)
 	s.mu.Lock()
 	checked := s.checked[id]
+	trusted := l.Boot == s.boot || s.named(id)
 	s.mu.Unlock()
 	if checked {
 		return true
+	}
+	if !trusted {
+		s.log.Info("a layer may not have reached the disk; it will be fetched again", "layer", diffID)
+		return false
 	}
 	tree, _, err := hashTree(filepath.Join(s.layersDir(), id))
 	if err != nil || tree != l.Tree {
@@ -250,6 +267,16 @@ func (s *store) present(diffID string) bool {
 	s.checked[id] = true
 	s.mu.Unlock()
 	return true
+}
+
+// named says whether an image has a layer. s.mu is held.
+func (s *store) named(id string) bool {
+	for _, i := range s.images {
+		if slices.Contains(i.layers, id) {
+			return true
+		}
+	}
+	return false
 }
 
 // hashTree hashes what a damaged or touched tree would change, without reading
@@ -314,7 +341,7 @@ func (s *store) addLayer(ctx context.Context, diffID string, open func() (io.Rea
 	if err := unpackVerified(ctx, tree, diffID, open); err != nil {
 		return fmt.Errorf("layer %s: %w", diffID, err)
 	}
-	l := layerFile{DiffID: diffID}
+	l := layerFile{DiffID: diffID, Boot: s.boot}
 	if l.Tree, l.Size, err = hashTree(tree); err != nil {
 		return err
 	}
@@ -322,19 +349,19 @@ func (s *store) addLayer(ctx context.Context, diffID string, open func() (io.Rea
 	if err != nil {
 		return err
 	}
-	// The tree must be on the disk before its name is.
-	if err := syncFS(tree); err != nil {
-		return err
-	}
 	if err := os.Rename(tree, final); err != nil {
 		return err
 	}
-	if err := writeFileSync(final+".json", data, 0o600); err != nil {
+	note := filepath.Join(tmp, "note")
+	if err := os.WriteFile(note, data, 0o600); err != nil {
+		return err
+	}
+	if err := os.Rename(note, final+".json"); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.checked[id] = true
+	s.checked[id], s.dirty = true, true
 	return nil
 }
 
@@ -426,16 +453,25 @@ func (s *store) hold(diffIDs []string) (release func()) {
 }
 
 // add puts an image whose layers are there into the index. A name moves here
-// from any other image.
+// from any other image. If all is as it was, nothing is written.
 func (s *store) add(raw []byte, names, digests []string) (Image, error) {
 	id := digestOf(raw)
-	if err := writeFileSync(s.blobPath(id), raw, 0o600); err != nil {
-		return Image{}, err
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	old := s.images[id]
+	if old == nil {
+		if err := os.WriteFile(s.blobPath(id), raw, 0o600); err != nil {
+			return Image{}, err
+		}
+	}
+	if s.dirty || old == nil {
+		if err := syncFS(s.dir); err != nil {
+			return Image{}, err
+		}
+		s.dirty = false
+	}
 	entry := indexEntry{ID: id, Names: names, Digests: digests}
-	if old := s.images[id]; old != nil {
+	if old != nil {
 		entry.Names = append(slices.Clone(old.image.Names), names...)
 		entry.Digests = append(slices.Clone(old.image.Digests), digests...)
 	}
@@ -444,6 +480,9 @@ func (s *store) add(raw []byte, names, digests []string) (Image, error) {
 	img, err := s.describe(raw, entry)
 	if err != nil {
 		return Image{}, err
+	}
+	if old != nil && slices.Equal(old.image.Names, entry.Names) && slices.Equal(old.image.Digests, entry.Digests) {
+		return clone(img.image), nil
 	}
 	next := map[string]*stored{}
 	for oid, o := range s.images {
@@ -598,10 +637,7 @@ func (s *store) collect() error {
 			continue
 		}
 		s.mu.Lock()
-		used := s.holds[id] > 0
-		for _, i := range s.images {
-			used = used || slices.Contains(i.layers, id)
-		}
+		used := s.holds[id] > 0 || s.named(id)
 		s.mu.Unlock()
 		if used {
 			continue
