@@ -195,3 +195,15 @@ func must[T any](v T, err error) func(testing.TB) T {
 }
 
 func netipPrefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+// impersonating asks to be taken for a user.
+type impersonating struct {
+	rt   http.RoundTripper
+	user string
+}
+
+func (i impersonating) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Impersonate-User", i.user)
+	return i.rt.RoundTrip(r)
+}

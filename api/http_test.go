@@ -155,7 +155,8 @@ func TestForms(t *testing.T) {
 // A list in pages is one state, whatever happens between; when that state is
 // forgotten, the rest can still be had.
 //
-// conformance: [sig-api-machinery] Servers with support for API chunking should support continue listing from the last key if the original version has been compacted away, though the list is inconsistent
+// conformance: [sig-api-machinery] Servers with support for API chunking should return chunks of results for list calls [Conformance]
+// conformance: [sig-api-machinery] Servers with support for API chunking should support continue listing from the last key if the original version has been compacted away, though the list is inconsistent [Conformance] [Slow]
 func TestPages(t *testing.T) {
 	st := newSite(t)
 	rt := st.admin()

@@ -138,6 +138,9 @@ func (l *local) Create(ctx context.Context, r schema.GroupVersionResource, names
 	if name == "" {
 		name = obj.GetName()
 	}
+	if namespace == "" {
+		namespace = obj.GetNamespace()
+	}
 	if review := l.s.reviews[r]; review != nil && len(sub) == 0 {
 		if err := l.s.authorize(ctx, l.user, Attributes{Verb: "create", Resource: r, Namespace: namespace}); err != nil {
 			return nil, err
@@ -174,6 +177,9 @@ func (l *local) Create(ctx context.Context, r schema.GroupVersionResource, names
 }
 
 func (l *local) Update(ctx context.Context, r schema.GroupVersionResource, namespace string, obj Object, o metav1.UpdateOptions, sub ...string) (Object, error) {
+	if namespace == "" {
+		namespace = obj.GetNamespace()
+	}
 	c, err := l.begin(ctx, "update", r, namespace, obj.GetName(), nil, sub...)
 	if err != nil {
 		return nil, err

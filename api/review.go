@@ -51,6 +51,9 @@ func (x *exchange) review(ctx context.Context, r *review) error {
 	if r.namespaced != (x.target.Namespace != "") {
 		return errNoSuchPath
 	}
+	if err := x.plainly(); err != nil {
+		return err
+	}
 	var o metav1.CreateOptions
 	if err := x.options(&o); err != nil {
 		return err
@@ -64,7 +67,6 @@ func (x *exchange) review(ctx context.Context, r *review) error {
 		return err
 	}
 	out.GetObjectKind().SetGroupVersionKind(r.gvk)
-	x.format.as = ""
 	return x.object(http.StatusCreated, out)
 }
 

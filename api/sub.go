@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -40,7 +41,7 @@ func creators() map[string]creator {
 }
 
 func success() *metav1.Status {
-	return &metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusSuccess, Code: 201}
+	return &metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusSuccess, Code: http.StatusCreated}
 }
 
 // subresource answers what is not an ordinary get, update or patch. handled
@@ -65,7 +66,21 @@ func (x *exchange) subresource(ctx context.Context, c *call) (handled bool, err 
 	return false, nil
 }
 
+// plainly settles on a form of answer for what has no metadata to show in
+// tables.
+func (x *exchange) plainly() error {
+	f, ok := negotiate(x.r.Header.Get("Accept"), false)
+	if !ok {
+		return notAcceptable()
+	}
+	x.format = f
+	return nil
+}
+
 func (x *exchange) post(ctx context.Context, c *call, cr creator) error {
+	if err := x.plainly(); err != nil {
+		return err
+	}
 	var o metav1.CreateOptions
 	if err := x.options(&o); err != nil {
 		return err
@@ -81,8 +96,7 @@ func (x *exchange) post(ctx context.Context, c *call, cr creator) error {
 	if err != nil {
 		return err
 	}
-	x.format.as = ""
-	return x.object(201, out)
+	return x.object(http.StatusCreated, out)
 }
 
 // bind gives a pod to a node, once.
