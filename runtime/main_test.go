@@ -51,6 +51,20 @@ func TestMain(m *testing.M) {
 }
 
 func buildPrograms(dir string) {
+	// Looked at, so that a cached result of these tests is not taken for good
+	// when only the programs have changed.
+	for _, pattern := range []string{"pod/*.go", "internal/*/*.go", "testdata/guest/*.go"} {
+		sources, err := filepath.Glob(pattern)
+		for _, s := range sources {
+			if _, err = os.Stat(s); err != nil {
+				break
+			}
+		}
+		if err != nil || len(sources) == 0 {
+			buildProblem = fmt.Sprintf("cannot look at %s: %v", pattern, err)
+			return
+		}
+	}
 	build := func(cgo, tags, ldflags, out, pkg string) string {
 		path := filepath.Join(dir, out)
 		cmd := exec.Command("go", "build", "-tags", tags, "-trimpath", "-ldflags", ldflags, "-o", path, pkg)

@@ -2,16 +2,17 @@ package runtime
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"embed"
-	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash/crc32"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
@@ -104,7 +105,7 @@ func podProgram(cfg Config) (string, error) {
 		}
 		return filepath.Abs(cfg.PodBinary)
 	}
-	data, err := embedded.ReadFile("embedded/conclave-pod-" + runtime.GOARCH)
+	program, err := embedded.Open("embedded/conclave-pod-" + runtime.GOARCH)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("%w from this build: run make build, or CGO_ENABLED=1 go build -tags 'netgo osusergo' -trimpath "+
 			"-ldflags '-s -w -extldflags -static' -o runtime/embedded/conclave-pod-%s ./runtime/pod, and build again", ErrNoPodProgram, runtime.GOARCH)
@@ -112,16 +113,33 @@ func podProgram(cfg Config) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	sum := sha256.Sum256(data)
+	defer program.Close()
+	// Reading it has brought megabytes of our own file into our memory.
+	defer pageOut()
+	sum := crc32.New(crc32.MakeTable(crc32.Castagnoli))
+	size, err := io.Copy(sum, program)
+	if err != nil {
+		return "", err
+	}
+	rewind := func() error {
+		_, err := program.(io.Seeker).Seek(0, io.SeekStart)
+		return err
+	}
 	dir := filepath.Join(cfg.Root, "bin")
-	path := filepath.Join(dir, "conclave-pod-"+hex.EncodeToString(sum[:8]))
-	if got, err := os.ReadFile(path); err == nil && sha256.Sum256(got) == sum {
+	path := filepath.Join(dir, fmt.Sprintf("conclave-pod-%08x-%x", sum.Sum32(), size))
+	if err := rewind(); err != nil {
+		return "", err
+	}
+	if same(path, program) {
 		return path, nil
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("write the pod program: %w", err)
 	}
-	if err := writeFileSync(path, data, 0o755); err != nil {
+	if err := rewind(); err != nil {
+		return "", err
+	}
+	if err := writeSync(path, program, 0o755); err != nil {
 		return "", fmt.Errorf("write the pod program: %w", err)
 	}
 	// Older versions stay for as long as a pod runs them: removing the file
@@ -140,8 +158,62 @@ func podProgram(cfg Config) (string, error) {
 	return path, nil
 }
 
+// same says whether a file holds what r reads.
+func same(path string, r io.Reader) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	a, b := make([]byte, 64<<10), make([]byte, 64<<10)
+	for {
+		n, errA := io.ReadFull(r, a)
+		m, errB := io.ReadFull(f, b)
+		if !bytes.Equal(a[:n], b[:m]) {
+			return false
+		}
+		if errA != nil || errB != nil {
+			// Both at their ends, or one failed.
+			return ended(errA) && ended(errB)
+		}
+	}
+}
+
+func ended(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
+// pageOut lets go of the read-only pages of our own program: what is needed of
+// them comes back from the page cache. It changes no content, whatever they
+// are; a kernel that cannot do it leaves things as they are.
+func pageOut() {
+	exe, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return
+	}
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		return
+	}
+	for line := range strings.Lines(string(maps)) {
+		f := strings.Fields(line)
+		if len(f) < 6 || f[1] != "r--p" || f[5] != exe {
+			continue
+		}
+		var from, to uintptr
+		if _, err := fmt.Sscanf(f[0], "%x-%x", &from, &to); err != nil {
+			return
+		}
+		_, _, _ = unix.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_PAGEOUT) // a hint
+	}
+}
+
 // writeFileSync writes a file whole or not at all, and durably.
-func writeFileSync(path string, data []byte, mode os.FileMode) (err error) {
+func writeFileSync(path string, data []byte, mode os.FileMode) error {
+	return writeSync(path, bytes.NewReader(data), mode)
+}
+
+func writeSync(path string, content io.Reader, mode os.FileMode) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-")
 	if err != nil {
 		return err
@@ -152,7 +224,7 @@ func writeFileSync(path string, data []byte, mode os.FileMode) (err error) {
 			err = errors.Join(err, os.Remove(f.Name()))
 		}
 	}()
-	if _, err := f.Write(data); err != nil {
+	if _, err := io.Copy(f, content); err != nil {
 		return err
 	}
 	if err := f.Chmod(mode); err != nil {
