@@ -66,7 +66,10 @@ func New(ctx context.Context, c Config) (_ *Cluster, err error) {
 	if err != nil {
 		return nil, err
 	}
-	binary := filepath.Join(root, "bin", "conclave")
+	binary := os.Getenv("CONCLAVE_BINARY") // another build to test than the project's own
+	if binary == "" {
+		binary = filepath.Join(root, "bin", "conclave")
+	}
 	if _, err := os.Stat(binary); err != nil {
 		return nil, fmt.Errorf("%w: run `make build` first", err)
 	}
