@@ -25,11 +25,13 @@ import (
 	"conclave/runtime/internal/cg"
 )
 
-// Programs that the tests need, built once. An empty path says that it could
-// not be, and why.
+// Programs that the tests need, built once by the first that needs them. An
+// empty path says that it could not be, and why.
 var (
 	podBinary, guestBinary string
 	buildProblem           string
+	build                  sync.Once
+	buildDir               string
 )
 
 func TestMain(m *testing.M) {
@@ -41,7 +43,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	buildPrograms(dir)
+	buildDir = dir
 	code := m.Run()
 	if err := os.RemoveAll(dir); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -65,7 +67,7 @@ func buildPrograms(dir string) {
 			return
 		}
 	}
-	build := func(cgo, tags, ldflags, out, pkg string) string {
+	compile := func(cgo, tags, ldflags, out, pkg string) string {
 		path := filepath.Join(dir, out)
 		cmd := exec.Command("go", "build", "-tags", tags, "-trimpath", "-ldflags", ldflags, "-o", path, pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
@@ -75,8 +77,8 @@ func buildPrograms(dir string) {
 		}
 		return path
 	}
-	guestBinary = build("0", "", "-s -w", "guest", "./testdata/guest")
-	podBinary = build("1", "netgo osusergo", "-s -w -extldflags -static", "conclave-pod", "./pod")
+	guestBinary = compile("0", "", "-s -w", "guest", "./testdata/guest")
+	podBinary = compile("1", "netgo osusergo", "-s -w -extldflags -static", "conclave-pod", "./pod")
 }
 
 // testHost is a data folder, and an engine on it at a time.
@@ -93,6 +95,7 @@ func needHost(t testing.TB) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
+	build.Do(func() { buildPrograms(buildDir) })
 	if podBinary == "" || guestBinary == "" {
 		t.Skip(buildProblem)
 	}
