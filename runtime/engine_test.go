@@ -857,3 +857,46 @@ func TestReboot(t *testing.T) {
 		t.Error("the image is gone")
 	}
 }
+
+func TestTeardown(t *testing.T) {
+	h := newHost(t)
+	p := h.pod(PodConfig{CgroupParent: "besteffort"})
+	if err := h.engine.Teardown(t.Context()); err == nil || !strings.Contains(err.Error(), "stop them first") {
+		t.Errorf("with a pod: %v", err)
+	}
+	if err := h.engine.StopPod(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := h.engine.Teardown(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	h.noLeaks()
+	if err := h.engine.StartPod(t.Context(), PodConfig{ID: "p2"}); !errors.Is(err, errEnding) {
+		t.Errorf("a pod after the end: %v", err)
+	}
+}
+
+// TestStopAfterTheEnd: a node that leaves stops its pods when all else has
+// ended.
+func TestStopAfterTheEnd(t *testing.T) {
+	h := newHost(t)
+	p := h.pod(PodConfig{})
+	h.mustRun(p, "a_0", ContainerConfig{Args: []string{"stubborn"}})
+	e := h.engine
+	st, _ := e.Container(p, "a_0")
+	h.end()
+	begin := time.Now()
+	if err := e.StopPod(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begin); took > shutdownPatience/2 {
+		t.Errorf("it took %v", took)
+	}
+	noProcess(t, st.PID)
+	if err := e.Teardown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	h.noLeaks()
+}

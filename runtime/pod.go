@@ -439,7 +439,7 @@ func unmount(path string) {
 }
 
 // StopPod kills what is left of a pod and removes everything of it. It is
-// idempotent.
+// idempotent, and works after Run has returned too.
 func (e *Engine) StopPod(ctx context.Context, podID string) error {
 	e.mu.Lock()
 	p := e.pods[podID]
@@ -525,6 +525,15 @@ func (e *Engine) endProcess(ctx context.Context, p *pod) error {
 	}
 	select {
 	case <-down:
+		return nil
+	case <-e.ctx.Done():
+		// The engine has ended (a node that leaves stops its pods then): nobody
+		// watches any more. The process has nothing left to do.
+		_ = process.Kill()    // dead is as good
+		_, _ = process.Wait() // reaps it, if it is our child
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		p.up, p.process = false, nil
 		return nil
 	case <-patience.Done():
 	}

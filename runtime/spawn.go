@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"sync"
 	"syscall"
 
 	"github.com/opencontainers/cgroups"
@@ -30,6 +31,7 @@ type spawner struct {
 	requests chan spawnRequest
 	quit     chan struct{} // closed by stop
 	ended    chan struct{} // closed by run
+	once     sync.Once     // of stop
 	cgroup   *os.File      // in the tree of version 2, if there is one
 }
 
@@ -63,12 +65,15 @@ func newSpawner(path string, v2 bool) (*spawner, error) {
 	return s, nil
 }
 
+// stop ends the thread; more than once is as good.
 func (s *spawner) stop() {
-	close(s.quit)
-	<-s.ended
-	if s.cgroup != nil {
-		s.cgroup.Close()
-	}
+	s.once.Do(func() {
+		close(s.quit)
+		<-s.ended
+		if s.cgroup != nil {
+			s.cgroup.Close()
+		}
+	})
 }
 
 // start starts cmd in a network namespace, the host's if netns is empty.

@@ -2,28 +2,22 @@ package runtime
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 
-	"github.com/opencontainers/cgroups"
+	"conclave/runtime/internal/cg"
 )
 
 // Teardown removes what the engine made outside its folders, once every pod is
-// stopped: the cgroups. Images and folders are the caller's to remove.
+// stopped: the cgroups. No pod can be started after it. Images and folders are
+// the caller's to remove. Purge does the same for a host without an engine.
 func (e *Engine) Teardown(ctx context.Context) error {
 	if pods := e.Pods(); len(pods) > 0 {
 		return fmt.Errorf("runtime: %d pods are left: stop them first", len(pods))
 	}
-	mounts, err := cgroups.GetCgroupMounts(true)
-	if err != nil {
-		return fmt.Errorf("runtime: find the cgroups: %w", err)
+	e.spawn.stop() // its thread lives in one of them
+	if err := cg.Kill(filepath.Join("/", e.cfg.CgroupParent), killPause(ctx)); err != nil {
+		return fmt.Errorf("runtime: remove cgroup %s: %w", e.cfg.CgroupParent, err)
 	}
-	var failed error
-	for _, m := range mounts {
-		if err := cgroups.RemovePath(filepath.Join(m.Mountpoint, e.cfg.CgroupParent)); err != nil {
-			failed = errors.Join(failed, fmt.Errorf("runtime: remove cgroup %s: %w", e.cfg.CgroupParent, err))
-		}
-	}
-	return failed
+	return nil
 }
