@@ -27,6 +27,9 @@ var (
 	podsResource  = corev1.SchemeGroupVersion.WithResource("pods")
 )
 
+// leaveLimit is how long the whole of leave may take.
+const leaveLimit = drainLimit + 2*time.Minute
+
 // drainLimit is how long leave waits for the node's pods to end.
 const drainLimit = 2 * time.Minute
 
@@ -44,6 +47,8 @@ func (s *Server) leave(ctx context.Context, say func(format string, args ...any)
 		say("this is the only node: the cluster ends with it")
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, leaveLimit)
+	defer cancel()
 	say("draining %s", s.node.Name())
 	if err := s.askMaster(ctx, "/conclave/v1/drain", nil, nil); err != nil {
 		return fmt.Errorf("drain this node: %w", err)
@@ -52,10 +57,10 @@ func (s *Server) leave(ctx context.Context, say func(format string, args ...any)
 		say("pods are left after %s: they are stopped", drainLimit)
 	}
 	s.stopAgent()
-	if m := s.master.Load(); m != nil && m.consensus.IsLeader() {
-		say("handing leadership over")
-		if err := m.consensus.Transfer(ctx); err != nil {
-			say("leadership was not handed over, another master will take it: %v", err)
+	if m := s.master.Load(); m != nil {
+		say("handing the master's part over")
+		if err := s.abdicate(ctx, m); err != nil {
+			return err
 		}
 	}
 	say("leaving the cluster")
@@ -63,6 +68,28 @@ func (s *Server) leave(ctx context.Context, say func(format string, args ...any)
 		return fmt.Errorf("leave the cluster: %w", err)
 	}
 	return s.pool.Leave(ctx)
+}
+
+// abdicate takes this node out of the masters and returns when its own master
+// has ended: the leader retires it once another node has taken its place.
+func (s *Server) abdicate(ctx context.Context, m *master) error {
+	removing, cancel := context.WithCancel(ctx)
+	defer cancel()
+	removed := make(chan error, 1)
+	go func() { removed <- m.consensus.Remove(removing, s.node.ID()) }()
+	for {
+		select {
+		case <-m.ended:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("no other node took this master's part: %w", ctx.Err())
+		case err := <-removed:
+			if err != nil {
+				return err
+			}
+			removed = nil // out of the configuration: the master ends in a moment
+		}
+	}
 }
 
 // waitDrained returns when no pod of this node is left that could go elsewhere.

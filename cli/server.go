@@ -245,14 +245,26 @@ func (s *Server) enter(ctx context.Context) (authority *identity.Authority, foun
 	}
 	token := *s.config.Join
 	token.Addresses = append(slices.Clone(s.config.JoinAddresses), token.Addresses...)
-	if found, err := gossip.Discover(ctx, token.CAHash[:]); err == nil && len(s.config.JoinAddresses) == 0 {
-		for _, a := range found {
-			token.Addresses = append(token.Addresses, a.String())
+	join := func() (*identity.JoinReply, error) {
+		return identity.Join(ctx, identity.JoinConfig{
+			Token: token, Node: s.node, Name: s.config.Name, Addresses: s.own.list(), NoMaster: s.config.NoMaster,
+		})
+	}
+	reply, err := join()
+	if errors.Is(err, identity.ErrUnreachable) {
+		// Nobody is where the token says: addresses change. Ask on the LAN.
+		found, discovery := gossip.Discover(ctx, token.CAHash[:])
+		if discovery == nil && len(found) > 0 {
+			token.Addresses = nil
+			for _, a := range found {
+				token.Addresses = append(token.Addresses, a.String())
+			}
+			reply, err = join()
 		}
 	}
-	reply, err := identity.Join(ctx, identity.JoinConfig{
-		Token: token, Node: s.node, Name: s.config.Name, Addresses: s.own.list(), NoMaster: s.config.NoMaster,
-	})
+	if errors.Is(err, identity.ErrNameTaken) {
+		err = fmt.Errorf("name %q: %w", s.config.Name, err)
+	}
 	if err != nil {
 		return nil, false, nil, err
 	}
@@ -532,7 +544,8 @@ type master struct {
 	api       *api.Server
 	judge     *liveness.Judge
 	tls       *tls.Config
-	ready     atomic.Bool // has caught up with the cluster once
+	ready     atomic.Bool   // has caught up with the cluster once
+	ended     chan struct{} // closed when all of it has ended
 }
 
 // runMasters runs a master whenever this node is one.
@@ -576,7 +589,8 @@ func (s *Server) runMaster(ctx context.Context, authority *identity.Authority, b
 		return false, errors.New("the cluster's CA cannot be read: restore data folder's master/ from another master")
 	}
 	var gone atomic.Bool
-	m := &master{authority: authority}
+	m := &master{authority: authority, ended: make(chan struct{})}
+	defer close(m.ended)
 	m.consensus, err = consensus.New(consensus.Config{
 		ID: s.node.ID(), Name: s.node.Name(), Dir: s.path("raft"),
 		Stream: s.dialer.StreamLayer(s.port.Raft(), s.node.ID()), Addresses: idAddresses{},
