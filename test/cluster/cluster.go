@@ -212,14 +212,15 @@ func (c *Cluster) Import(ctx context.Context, names ...string) error {
 	return nil
 }
 
-// Image builds an image once and keeps its tar in bin/images.
+// Image builds an image and keeps its tar in bin/images, until the program in it
+// changes.
 func Image(ctx context.Context, root, name string) (string, error) {
 	recipe, ok := images.Recipes[name]
 	if !ok {
 		return "", fmt.Errorf("no recipe for an image %q", name)
 	}
 	tar := filepath.Join(root, "bin", "images", name+".tar")
-	if _, err := os.Stat(tar); err == nil {
+	if fresh(root, recipe.GoProgram, tar) {
 		return tar, nil
 	}
 	if err := os.MkdirAll(filepath.Dir(tar), 0o755); err != nil {
@@ -229,10 +230,41 @@ func Image(ctx context.Context, root, name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := images.Save(img, recipe.Name, tar+".part"); err != nil {
+	part := fmt.Sprintf("%s.%d", tar, os.Getpid()) // two test processes may build it at once
+	if err := images.Save(img, recipe.Name, part); err != nil {
 		return "", err
 	}
-	return tar, os.Rename(tar+".part", tar)
+	return tar, os.Rename(part, tar)
+}
+
+// fresh says whether a file is newer than a program's own sources, if any.
+func fresh(root, importPath, file string) bool {
+	made, err := os.Stat(file)
+	if err != nil {
+		return false
+	}
+	sources, _ := filepath.Glob(filepath.Join(root, strings.TrimPrefix(importPath, "conclave/"), "*.go"))
+	for _, source := range sources {
+		if info, err := os.Stat(source); importPath != "" && (err != nil || info.ModTime().After(made.ModTime())) {
+			return false
+		}
+	}
+	return true
+}
+
+// Tool builds the tests' tool for the hosts themselves, and returns its path.
+func Tool(ctx context.Context, root string) (string, error) {
+	tool := filepath.Join(root, "bin", "tool")
+	if fresh(root, "conclave/test/tool", tool) {
+		return tool, nil
+	}
+	part := fmt.Sprintf("%s.%d", tool, os.Getpid())
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", part, "./test/tool")
+	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build test/tool: %w: %s", err, out)
+	}
+	return tool, os.Rename(part, tool)
 }
 
 // Down removes the hosts and all that was made for them.

@@ -51,6 +51,10 @@ var Recipes = map[string]Recipe{
 		Name: "conclave.test/web:1", GoProgram: "conclave/examples/web", Busybox: true,
 		Entrypoint: []string{"/web"}, Ports: []string{"8080/tcp"},
 	},
+	"tool": {
+		Name: "conclave.test/tool:1", GoProgram: "conclave/test/tool", Busybox: true,
+		Entrypoint: []string{"/tool"},
+	},
 	"nginx": {
 		Name: "conclave.test/nginx:1", Packages: []string{"nginx", "nginx-common"}, Busybox: true,
 		Files: map[string]string{
