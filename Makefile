@@ -5,7 +5,7 @@ GOARCH     ?= $(shell go env GOARCH)
 VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS    := -s -w -X conclave/cli.version=$(VERSION)
 POD_TAGS   := netgo osusergo
-POD        := runtime/embedded/conclave-pod-$(GOARCH)
+POD        := runtime/embedded/conclave-pod-$(GOARCH).gz
 BIN        := bin/conclave
 CC_arm64   := aarch64-linux-gnu-gcc
 CC_amd64   := $(if $(filter amd64,$(shell go env GOHOSTARCH)),cc,x86_64-linux-gnu-gcc)
@@ -18,6 +18,7 @@ HOSTS_PKG  := ./test/hosts/...
 RESULTS    := $(CURDIR)/bin/conformance
 UNITS       = $(shell go list ./... | grep -v -e /test/hosts -e /zz_)
 
+.DELETE_ON_ERROR:
 .PHONY: help deps deps-test build pod kubectl test units race hosts bench lint demo release clean conformance
 
 help: ## list the targets
@@ -43,7 +44,8 @@ build: deps $(BIN) ## build bin/conclave for this machine
 POD_SOURCES := $(shell find runtime/pod runtime/internal -name '*.go' 2>/dev/null) go.mod
 pod: $(POD)
 $(POD): $(POD_SOURCES)
-	CGO_ENABLED=1 GOARCH=$(GOARCH) CC=$(CC_$(GOARCH)) go build -tags "$(POD_TAGS)" -trimpath -ldflags "-s -w -extldflags -static" -o $@ ./runtime/pod
+	CGO_ENABLED=1 GOARCH=$(GOARCH) CC=$(CC_$(GOARCH)) go build -tags "$(POD_TAGS)" -trimpath -ldflags "-s -w -extldflags -static" -o bin/conclave-pod-$(GOARCH) ./runtime/pod
+	gzip -9nc bin/conclave-pod-$(GOARCH) > $@
 
 .PHONY: $(BIN)
 $(BIN): $(POD)

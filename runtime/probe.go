@@ -2,7 +2,9 @@ package runtime
 
 import (
 	"bytes"
+	"compress/gzip"
 	"embed"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -28,6 +30,9 @@ var (
 
 //go:embed embedded
 var embedded embed.FS
+
+// podProgramFile is the pod program, compressed with gzip.
+const podProgramFile = "embedded/conclave-pod-" + runtime.GOARCH + ".gz"
 
 // probe says what the host lacks, in a sentence that says what to do.
 func probe(cfg Config) error {
@@ -105,39 +110,41 @@ func podProgram(cfg Config) (string, error) {
 		}
 		return filepath.Abs(cfg.PodBinary)
 	}
-	program, err := embedded.Open("embedded/conclave-pod-" + runtime.GOARCH)
+	packed, err := embedded.Open(podProgramFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("%w from this build: run make build, or CGO_ENABLED=1 go build -tags 'netgo osusergo' -trimpath "+
-			"-ldflags '-s -w -extldflags -static' -o runtime/embedded/conclave-pod-%s ./runtime/pod, and build again", ErrNoPodProgram, runtime.GOARCH)
+			"-ldflags '-s -w -extldflags -static' -o conclave-pod ./runtime/pod && gzip -9nc conclave-pod > runtime/%s, and build again", ErrNoPodProgram, podProgramFile)
 	}
 	if err != nil {
 		return "", err
 	}
-	defer program.Close()
-	// Reading it has brought megabytes of our own file into our memory.
-	defer pageOut()
-	sum := crc32.New(crc32.MakeTable(crc32.Castagnoli))
-	size, err := io.Copy(sum, program)
-	if err != nil {
+	defer packed.Close()
+	// gzip ends with the checksum and the size of what it holds: they tell
+	// whether the file is there and whole, without unpacking anything.
+	var want [8]byte
+	if _, err := packed.(io.Seeker).Seek(-int64(len(want)), io.SeekEnd); err != nil {
 		return "", err
 	}
-	rewind := func() error {
-		_, err := program.(io.Seeker).Seek(0, io.SeekStart)
-		return err
+	if _, err := io.ReadFull(packed, want[:]); err != nil {
+		return "", err
 	}
+	sum, size := binary.LittleEndian.Uint32(want[:4]), binary.LittleEndian.Uint32(want[4:])
 	dir := filepath.Join(cfg.Root, "bin")
-	path := filepath.Join(dir, fmt.Sprintf("conclave-pod-%08x-%x", sum.Sum32(), size))
-	if err := rewind(); err != nil {
-		return "", err
-	}
-	if same(path, program) {
+	path := filepath.Join(dir, fmt.Sprintf("conclave-pod-%08x-%x", sum, size))
+	if holds(path, sum, size) {
 		return path, nil
 	}
+	// Reading the embedded file brings megabytes of our own program into memory.
+	defer pageOut()
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("write the pod program: %w", err)
 	}
-	if err := rewind(); err != nil {
+	if _, err := packed.(io.Seeker).Seek(0, io.SeekStart); err != nil {
 		return "", err
+	}
+	program, err := gzip.NewReader(packed)
+	if err != nil {
+		return "", fmt.Errorf("unpack the pod program: %w", err)
 	}
 	if err := writeSync(path, program, 0o755); err != nil {
 		return "", fmt.Errorf("write the pod program: %w", err)
@@ -158,29 +165,16 @@ func podProgram(cfg Config) (string, error) {
 	return path, nil
 }
 
-// same says whether a file holds what r reads.
-func same(path string, r io.Reader) bool {
+// holds says whether a file has this checksum and size.
+func holds(path string, sum, size uint32) bool {
 	f, err := os.Open(path)
 	if err != nil {
 		return false
 	}
 	defer f.Close()
-	a, b := make([]byte, 64<<10), make([]byte, 64<<10)
-	for {
-		n, errA := io.ReadFull(r, a)
-		m, errB := io.ReadFull(f, b)
-		if !bytes.Equal(a[:n], b[:m]) {
-			return false
-		}
-		if errA != nil || errB != nil {
-			// Both at their ends, or one failed.
-			return ended(errA) && ended(errB)
-		}
-	}
-}
-
-func ended(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	have := crc32.NewIEEE()
+	n, err := io.Copy(have, f)
+	return err == nil && n == int64(size) && have.Sum32() == sum
 }
 
 // pageOut lets go of the read-only pages of our own program: what is needed of
