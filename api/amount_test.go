@@ -1,0 +1,60 @@
+package api
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	apiresource "k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// Amounts that no parser must see, and text that only looks like one.
+func TestHugeExponents(t *testing.T) {
+	gvk := corev1.SchemeGroupVersion.WithKind("Pod")
+	pod := &corev1.Pod{TypeMeta: typeMeta(gvk), ObjectMeta: metav1.ObjectMeta{Name: "a", Annotations: map[string]string{"note": "n"}}}
+	pod.Spec.Containers = []corev1.Container{{Name: "c", Resources: corev1.ResourceRequirements{
+		Limits: corev1.ResourceList{corev1.ResourceCPU: apiresource.MustParse("1234567890123")},
+	}}}
+	for media, inQuotes := range map[string]string{mediaJSON: `"`, mediaYAML: ``, mediaProtobuf: ``} {
+		body, err := encodeObject(pod, media)
+		if err != nil {
+			t.Fatal(err)
+		}
+		with := func(old, amount string) []byte {
+			if media == mediaProtobuf && len(old) != len(amount) {
+				t.Fatalf("%q and %q differ in length", old, amount)
+			}
+			if !bytes.Contains(body, []byte(old)) {
+				t.Fatalf("%s lacks %q: %s", media, old, body)
+			}
+			return bytes.Replace(body, []byte(old), []byte(amount), 1)
+		}
+		bad := [][]byte{with("1234567890123", "1e-2147483640"), with("1234567890123", "+1E2147483647"), with("1234567890123", ".5e-999999999")}
+		good := [][]byte{with("1234567890123", "1.00000000e-3")}
+		switch media {
+		case mediaJSON:
+			bad = append(bad,
+				with(inQuotes+"1234567890123"+inQuotes, "1e-2147483640"),
+				with("1234567890123", `1\u0065\u002d21474836\u00340`),
+				// A duplicate is parsed too, though the last one counts.
+				with(`{"cpu":`, `{"cpu":"1e-2147483640","cpu":`))
+			good = append(good, with(`"note":"n"`, `"note":"1e-2147483640 \\u0065"`), with(`"note":"n"`, `"1e-2147483640":"\u0031e2147483640"`))
+		case mediaYAML:
+			bad = append(bad, with(`"1234567890123"`, `"1\x65-2147483\`+"\n"+`    640"`))
+			good = append(good, with("note: \"n\"", "note: 1e-2147483640x"))
+		}
+		for _, b := range bad {
+			_, err := decodeBody(b, media, metav1.FieldValidationIgnore, &corev1.Pod{}, gvk, func(string) {})
+			if err == nil || asStatus(err).Code != 400 || !strings.Contains(err.Error(), "exponent") {
+				t.Errorf("%s: %v for %q", media, err, b)
+			}
+		}
+		for _, b := range good {
+			if _, err := decodeBody(b, media, metav1.FieldValidationIgnore, &corev1.Pod{}, gvk, func(string) {}); err != nil {
+				t.Errorf("%s: %v for %q", media, err, b)
+			}
+		}
+	}
+}
