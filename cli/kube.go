@@ -26,9 +26,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/apimachinery/pkg/types"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
-	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/restmapper"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/remotecommand"
 	utilexec "k8s.io/client-go/util/exec"
@@ -63,7 +61,7 @@ func clientCommands(withData func(...cli.Flag) []cli.Flag, output cli.Flag) []*c
 type kube struct {
 	config *rest.Config
 	client *rest.RESTClient
-	mapper meta.RESTMapper
+	kinds  served
 }
 
 func newKube(c *cli.Context) (*kube, error) {
@@ -93,33 +91,11 @@ func newKube(c *cli.Context) (*kube, error) {
 	if err != nil {
 		return nil, err
 	}
-	finder, err := discovery.NewDiscoveryClientForConfig(config)
+	kinds, err := discover(c.Context, client)
 	if err != nil {
 		return nil, err
 	}
-	groups, err := restmapper.GetAPIGroupResources(finder)
-	if err != nil {
-		return nil, err
-	}
-	mapper := restmapper.NewDiscoveryRESTMapper(groups)
-	return &kube{config, client, restmapper.NewShortcutExpander(mapper, finder, func(string) {})}, nil
-}
-
-// resource finds what a user's word for a kind means.
-func (k *kube) resource(word string) (*meta.RESTMapping, error) {
-	gvr, gr := schema.ParseResourceArg(strings.ToLower(word))
-	var gvk schema.GroupVersionKind
-	var err error
-	if gvr != nil {
-		gvk, err = k.mapper.KindFor(*gvr)
-	}
-	if gvk.Empty() {
-		gvk, err = k.mapper.KindFor(gr.WithVersion(""))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("the server doesn't have a resource type %q", word)
-	}
-	return k.mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
+	return &kube{config, client, kinds}, nil
 }
 
 // path is where a resource is, or one object of it.
@@ -156,7 +132,7 @@ func (k *kube) targets(args []string) ([]target, error) {
 			if !ok || name == "" {
 				return nil, fmt.Errorf("%q: write every object as KIND/NAME, or one KIND before all names", arg)
 			}
-			mapping, err := k.resource(kind)
+			mapping, err := k.kinds.word(kind)
 			if err != nil {
 				return nil, err
 			}
@@ -169,7 +145,7 @@ func (k *kube) targets(args []string) ([]target, error) {
 		kinds = []string{"pods", "services", "deployments", "replicasets"}
 	}
 	for _, kind := range kinds {
-		mapping, err := k.resource(kind)
+		mapping, err := k.kinds.word(kind)
 		if err != nil {
 			return nil, err
 		}
@@ -347,10 +323,9 @@ func (k *kube) forEachManifest(c *cli.Context, do func(m *meta.RESTMapping, o *u
 		return fmt.Errorf("%s holds no objects", c.String("filename"))
 	}
 	for _, o := range objects {
-		gvk := o.GroupVersionKind()
-		m, err := k.mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
+		m, err := k.kinds.kind(o.GroupVersionKind())
 		if err != nil {
-			return fmt.Errorf("the server knows no kind %s in %s", gvk.Kind, o.GetAPIVersion())
+			return err
 		}
 		if m.Scope.Name() == meta.RESTScopeNameNamespace && o.GetNamespace() == "" {
 			o.SetNamespace(c.String("namespace"))

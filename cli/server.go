@@ -338,6 +338,10 @@ func (s *Server) equip(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("the kubelet API's port: %w", err)
 	}
+	sealer, err := s.node.Sealer()
+	if err != nil {
+		return err
+	}
 	s.agent, err = agent.New(agent.Config{
 		NodeName: s.node.Name(), NodeID: s.node.ID(), Client: s.client, Runtime: engineRuntime{s.engine}, Network: s.net,
 		Dir: s.config.DataDir, RunDir: s.path("run"), Addresses: s.own.list, AddressesChanged: s.own.watch(),
@@ -345,6 +349,8 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		Listener: kubelet, TLS: s.certs.Server("h2", "http/1.1"), Authorize: s.authorizeKubelet,
 		ClusterDNS: cluster.DNS, ClusterDomain: cluster.Domain,
 		APIServer: netip.AddrPortFrom(cluster.ServiceCIDR.Masked().Addr().Next(), 443),
+		Seal:      func(plain []byte) ([]byte, error) { return sealer.Seal(plain, podContext) },
+		Unseal:    func(sealed []byte) ([]byte, error) { return sealer.Open(sealed, podContext) },
 		Version:   serverVersion().GitVersion, Log: s.log.With("room", "agent"),
 	})
 	return err
@@ -824,14 +830,32 @@ func peerOf(r *http.Request) string {
 	return id
 }
 
-// admit refuses a name that a live node has, and gives up a dead node's.
-func (s *Server) admit(ctx context.Context, name, id string) error {
+// admit refuses a name that a live node has, and gives up a dead node's. A node
+// that renews must still be among the cluster's Nodes: one that left or was
+// deleted must join again.
+func (s *Server) admit(ctx context.Context, name, id string, renews bool) error {
 	for _, m := range s.pool.Members() {
 		if m.Name == name && m.ID != id && (m.State == gossip.Alive || m.State == gossip.Suspect) {
 			return identity.ErrNameTaken
 		}
 	}
-	return nil
+	m := s.master.Load()
+	if !renews || m == nil {
+		return nil
+	}
+	// This replica's own word is enough to let a node stay: where all
+	// certificates have ended, there is no quorum to ask before some are renewed.
+	client := m.api.Local(api.User{Name: "system:conclave", Groups: []string{"system:masters", "system:authenticated"}})
+	for _, options := range []metav1.GetOptions{{ResourceVersion: "0"}, {}} {
+		node, err := client.Get(ctx, nodesResource, "", name, options)
+		switch {
+		case err == nil && node.GetAnnotations()["conclave.io/node-id"] == id:
+			return nil
+		case err != nil && !apierrors.IsNotFound(err):
+			return fmt.Errorf("look for node %s: %w", name, err)
+		}
+	}
+	return identity.ErrRefused
 }
 
 // becomeMaster takes the masters' keys from the leader and starts a master.
@@ -979,7 +1003,10 @@ const (
 	sealedObject = 1
 )
 
-var secretContext = []byte("conclave secret")
+var (
+	secretContext = []byte("conclave secret") // in the store
+	podContext    = []byte("conclave pod")    // in a node's own copies
+)
 
 func (c sealedCodec) Encode(obj consensus.Object) ([]byte, error) {
 	raw, err := api.EncodeStored(obj)
@@ -1068,8 +1095,17 @@ func (m *master) leases() []api.NodeLease {
 
 type openapiDocuments struct{}
 
-func (openapiDocuments) V2() []byte            { return openapi.V2() }
-func (openapiDocuments) V3() map[string][]byte { return openapi.V3() }
+func (openapiDocuments) V2() api.Document {
+	return api.Document{JSON: openapi.V2(), Protobuf: openapi.V2Protobuf()}
+}
+
+func (openapiDocuments) V3() map[string]api.Document {
+	documents, protobufs := map[string]api.Document{}, openapi.V3Protobuf()
+	for path, text := range openapi.V3() {
+		documents[path] = api.Document{JSON: text, Protobuf: protobufs[path]}
+	}
+	return documents
+}
 
 // kubelets reaches the kubelet API of every node by its certificate.
 type kubelets struct{ s *Server }

@@ -186,9 +186,13 @@ func (h *Host) exec(ctx context.Context, argv, env []string, stdin io.Reader, st
 	if err != nil {
 		return 0, err
 	}
+	dir, err := os.Getwd() // entering the host's mount namespace would change it
+	if err != nil {
+		return 0, err
+	}
 	cmd := exec.CommandContext(ctx, path, argv[1:]...)
 	cmd.Args[0] = argv[0]
-	cmd.Env, cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = env, "/", stdin, stdout, stderr
+	cmd.Env, cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = env, dir, stdin, stdout, stderr
 	cmd.WaitDelay = time.Second
 	if err := h.start(cmd); err != nil {
 		return 0, err

@@ -1,0 +1,183 @@
+package cli
+
+import (
+	"encoding/json"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// may says which of our packages a room may import, and why: data flows one way
+// round (ARCHITECTURE.md), so a room declares what it needs of another in an
+// interface of its own, and cli connects them. The packages below a room are
+// the room's own.
+var may = map[string][]string{
+	"api":        nil,     // everybody writes through it: it must know nobody
+	"consensus":  nil,     // knows objects, not kinds
+	"gossip":     nil,     // tells who is there, decides nothing
+	"identity":   nil,     // keys are below everything
+	"wire":       nil,     // carries bytes
+	"liveness":   nil,     // judges by functions that it is given
+	"runtime":    nil,     // runs containers, and has never heard of pods' API
+	"lab":        nil,     // runs the binary as a user would
+	"controller": {"api"}, // reads and writes objects
+	"scheduler":  {"api"},
+	"agent":      {"api"},
+	"network":    {"api"},
+	"cli":        {"agent", "api", "consensus", "controller", "gossip", "identity", "lab", "liveness", "network", "runtime", "scheduler", "wire"},
+	"main":       {"cli", "lab"},
+	"test":       {"lab", "test"},
+	"examples":   {"test"},
+}
+
+type goPackage struct {
+	ImportPath string
+	Name       string
+	Dir        string
+	GoFiles    []string
+	Imports    []string
+}
+
+func packages(t *testing.T) []goPackage {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Name,Dir,GoFiles,Imports", "conclave/...")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []goPackage
+	for decoder := json.NewDecoder(strings.NewReader(string(out))); decoder.More(); {
+		var p goPackage
+		if err := decoder.Decode(&p); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(p.ImportPath, "/zz_") {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// room is the top-level folder of a package of ours.
+func room(importPath string) (string, bool) {
+	rest, ours := strings.CutPrefix(importPath, "conclave")
+	if !ours || rest != "" && rest[0] != '/' {
+		return "", false
+	}
+	name, _, _ := strings.Cut(strings.TrimPrefix(rest, "/"), "/")
+	if name == "" {
+		name = "main"
+	}
+	return name, true
+}
+
+func TestDependencies(t *testing.T) {
+	for _, p := range packages(t) {
+		from, _ := room(p.ImportPath)
+		allowed, known := may[from]
+		if !known {
+			t.Errorf("%s is a room that the map of rooms does not have", p.ImportPath)
+		}
+		for _, imported := range p.Imports {
+			to, ours := room(imported)
+			if ours && to != from && !slices.Contains(allowed, to) {
+				t.Errorf("%s imports %s: declare an interface for what it needs, and connect the two in cli/server.go", p.ImportPath, imported)
+			}
+			if strings.HasPrefix(imported, "k8s.io/kubernetes") || strings.HasPrefix(imported, "k8s.io/apiserver") {
+				t.Errorf("%s imports %s: it costs the memory and the simplicity that are our reason to exist", p.ImportPath, imported)
+			}
+			if imported == "C" && !strings.HasPrefix(p.ImportPath, "conclave/runtime/") {
+				t.Errorf("%s uses cgo: only the program that stays with a pod may", p.ImportPath)
+			}
+		}
+	}
+}
+
+// TestProductCarriesNoTests keeps test code out of the binary.
+func TestProductCarriesNoTests(t *testing.T) {
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "conclave").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range strings.Fields(string(out)) {
+		if p == "testing" || strings.HasPrefix(p, "conclave/test/") {
+			t.Errorf("the binary links %s", p)
+		}
+	}
+}
+
+// TestServerAloneKnowsEverybody keeps the wiring in one file: no other file of
+// cli imports more than two rooms.
+func TestServerAloneKnowsEverybody(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if file == "server.go" || strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var rooms []string
+		for _, i := range parsed.Imports {
+			if to, ours := room(strings.Trim(i.Path.Value, `"`)); ours && !slices.Contains(rooms, to) {
+				rooms = append(rooms, to)
+			}
+		}
+		if len(rooms) > 2 {
+			t.Errorf("%s imports %v: rooms meet in server.go", file, rooms)
+		}
+	}
+}
+
+func TestPackageComments(t *testing.T) {
+	for _, p := range packages(t) {
+		if len(p.GoFiles) == 0 {
+			continue // tests alone
+		}
+		comment := ""
+		for _, file := range p.GoFiles {
+			parsed, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, file), nil, parser.ParseComments|parser.PackageClauseOnly)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if parsed.Doc != nil {
+				comment += parsed.Doc.Text()
+			}
+		}
+		if len(strings.Fields(comment)) < 8 {
+			t.Errorf("%s has no package comment that says what it owns", p.ImportPath)
+		}
+	}
+}
+
+// TestArchitectureNamesEveryRoom keeps the map in ARCHITECTURE.md whole.
+func TestArchitectureNamesEveryRoom(t *testing.T) {
+	page, err := fs.ReadFile(rootFS(t), "ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range may {
+		if name != "main" && !strings.Contains(string(page), "`"+name+"`") {
+			t.Errorf("ARCHITECTURE.md does not name `%s`", name)
+		}
+	}
+}
+
+func rootFS(t *testing.T) fs.FS {
+	t.Helper()
+	root, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return os.DirFS(root)
+}
