@@ -315,7 +315,8 @@ func (s *Server) connect(listener net.Listener) (err error) {
 	})
 	s.lease = consensus.NewLease(consensus.LeaseConfig{
 		ID: s.node.ID(), Name: s.node.Name(), Caller: s.dialer, Masters: s.masters, Duration: leaseDuration,
-		Log: s.log.With("room", "lease"),
+		Local: func() bool { m := s.master.Load(); return m != nil && m.consensus.RenewLocal() },
+		Log:   s.log.With("room", "lease"),
 	})
 	return nil
 }
@@ -426,6 +427,11 @@ func (s *Server) followMembers(ctx context.Context, peers []string) error {
 			s.pool.SetMeta(func(m *gossip.Meta) { m.Addresses = s.own.list() })
 			s.certs.Kick()
 		case <-hints:
+			for _, m := range s.pool.Members() {
+				if m.State == gossip.Dead {
+					s.dialer.Reset(m.ID) // kept connections would be tried until they time out
+				}
+			}
 		}
 		close(s.cluster.Swap(&hintChange{make(chan struct{})}).c)
 	}
