@@ -274,10 +274,13 @@ func TestServing(t *testing.T) {
 func TestJoinAndRenew(t *testing.T) {
 	master, a := found(t, "a")
 	certs := selfSigning(t, master, a, nil)
-	live := map[string]string{"a": master.ID()}
+	live, gone := map[string]string{"a": master.ID()}, map[string]bool{}
 	server := JoinServer{
 		Authority: func() *Authority { return a },
-		Admit: func(_ context.Context, name, id string) error {
+		Admit: func(_ context.Context, name, id string, renews bool) error {
+			if renews && gone[name] {
+				return ErrRefused
+			}
 			if has := live[name]; has != "" && has != id {
 				return ErrNameTaken
 			}
@@ -368,7 +371,11 @@ func TestJoinAndRenew(t *testing.T) {
 	if _, err := renew(t.Context(), thief); !errors.Is(err, ErrRefused) {
 		t.Errorf("another key: %v", err)
 	}
-	// A joiner is not yet a node: nothing but ProtoJoin is open to it.
+	gone["b"] = true
+	if _, err := renew(t.Context(), csr); !errors.Is(err, ErrRefused) {
+		t.Errorf("renewal of a node that was removed: %v", err)
+	}
+	delete(gone, "b")
 	live["b"] = "somebody else"
 	if _, err := renew(t.Context(), csr); !errors.Is(err, ErrNameTaken) {
 		t.Errorf("renewal of a node whose name another has: %v", err)
@@ -673,4 +680,30 @@ func FuzzParseToken(f *testing.F) {
 			t.Fatalf("%+v became %+v", token, again)
 		}
 	})
+}
+
+// What a node sealed opens after a restart, and on no other node.
+func TestNodeSealer(t *testing.T) {
+	n := fresh(t)
+	s, err := n.Sealer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := s.Seal([]byte("secret"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := Open(n.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for who, reader := range map[string]*Node{"itself": again, "another": fresh(t)} {
+		s, err := reader.Sealer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if plain, err := s.Open(sealed, nil); (err == nil && string(plain) == "secret") != (who == "itself") {
+			t.Errorf("%s reads %q, %v", who, plain, err)
+		}
+	}
 }

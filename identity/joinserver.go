@@ -20,10 +20,10 @@ type JoinServer struct {
 	// Authority is nil while this node is no master: then the caller is
 	// referred to Masters.
 	Authority func() *Authority
-	// Admit says whether the node with this name and id may become or stay a
-	// member: ErrNameTaken if the name is that of another live node,
-	// ErrRefused if the node was removed (asked at renewal).
-	Admit func(ctx context.Context, name, id string) error
+	// Admit says whether the node with this name and id may become a member, or
+	// where it renews, stay one: ErrNameTaken if the name is that of another
+	// live node, ErrRefused if the node that renews was removed.
+	Admit func(ctx context.Context, name, id string, renews bool) error
 	// Peers are the gossip addresses that a new node is given.
 	Peers func() []string
 	// Masters are the TLS ports of masters, host:port.
@@ -77,7 +77,7 @@ func JoinHandler(s JoinServer) http.Handler {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		if !s.admit(w, r, req.Name, id) {
+		if !s.admit(w, r, req.Name, id, false) {
 			return
 		}
 		cert, err := a.SignNode(req.CSR, req.Name, req.Addresses, nil, req.NoMaster, time.Now())
@@ -120,7 +120,7 @@ func RenewHandler(s JoinServer) http.Handler {
 			return
 		}
 		name, _ := leafName(leaf)
-		if !s.admit(w, r, name, id) {
+		if !s.admit(w, r, name, id, true) {
 			return
 		}
 		cert, err := a.SignNode(req.CSR, name, req.Addresses, nil, !leafEligible(leaf), time.Now())
@@ -169,11 +169,11 @@ func (s *JoinServer) begin(w http.ResponseWriter, r *http.Request) *Authority {
 }
 
 // admit asks Admit and answers if it refuses.
-func (s *JoinServer) admit(w http.ResponseWriter, r *http.Request, name, id string) bool {
+func (s *JoinServer) admit(w http.ResponseWriter, r *http.Request, name, id string, renews bool) bool {
 	if s.Admit == nil {
 		return true
 	}
-	err := s.Admit(r.Context(), name, id)
+	err := s.Admit(r.Context(), name, id, renews)
 	switch {
 	case err == nil:
 		return true

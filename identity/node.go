@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
@@ -201,6 +202,20 @@ func (n *Node) CSR(name string, addrs []netip.Addr) ([]byte, error) {
 		return nil, fmt.Errorf("make certificate request: %w", err)
 	}
 	return der, nil
+}
+
+// Sealer seals what rests on this node's disk alone. Its key comes from the
+// node's own, so that a copy of one folder tells nothing without the other.
+func (n *Node) Sealer() (*Sealer, error) {
+	secret, err := n.key.Bytes()
+	if err != nil {
+		return nil, fmt.Errorf("derive the node's sealing key: %w", err)
+	}
+	key, err := hkdf.Key(sha256.New, secret, nil, "conclave node seal", 32)
+	if err != nil {
+		return nil, fmt.Errorf("derive the node's sealing key: %w", err)
+	}
+	return newSealer(key)
 }
 
 // FoundOptions are the founder's choices. Fields left empty take the defaults
