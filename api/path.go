@@ -14,11 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 
-	openapi_v2 "github.com/google/gnostic-models/openapiv2"
-	openapi_v3 "github.com/google/gnostic-models/openapiv3"
-	"google.golang.org/protobuf/proto"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
@@ -175,7 +171,7 @@ func (x *exchange) openAPI(path string) error {
 		}
 		index := map[string]entry{}
 		for name, doc := range o.V3() {
-			index[name] = entry{"/openapi/v3/" + name + "?hash=" + openAPIHash(doc)}
+			index[name] = entry{"/openapi/v3/" + name + "?hash=" + openAPIHash(doc.JSON)}
 		}
 		return x.json(map[string]any{"paths": index})
 	}
@@ -184,7 +180,7 @@ func (x *exchange) openAPI(path string) error {
 		return errNoSuchPath
 	}
 	if hash := x.query.Get("hash"); hash != "" {
-		if is := openAPIHash(doc); is != hash {
+		if is := openAPIHash(doc.JSON); is != hash {
 			x.w.Header().Set("Location", path+"?hash="+is)
 			x.w.WriteHeader(http.StatusMovedPermanently)
 			return nil
@@ -194,11 +190,11 @@ func (x *exchange) openAPI(path string) error {
 	return x.openAPIDocument(doc, mediaOpenAPI3, askOpenAPI3)
 }
 
-// openAPIDocument answers with a document that is kept as gzipped JSON: as it
-// is, unpacked, or converted for a client that asks for protobuf alone.
-func (x *exchange) openAPIDocument(zipped []byte, protoMedia, protoAlias string) error {
+// openAPIDocument answers with a document as it is kept, compressed, or
+// unpacked for a client that cannot do that itself.
+func (x *exchange) openAPIDocument(doc Document, protoMedia, protoAlias string) error {
 	h := x.w.Header()
-	etag := `"` + openAPIHash(zipped) + `"`
+	etag := `"` + openAPIHash(doc.JSON) + `"`
 	h.Set("ETag", etag)
 	h.Add("Vary", "Accept")
 	h.Add("Vary", "Accept-Encoding")
@@ -215,32 +211,21 @@ func (x *exchange) openAPIDocument(zipped []byte, protoMedia, protoAlias string)
 		case mediaJSON, "*/*", "application/*":
 			media = mediaJSON
 		case protoMedia, protoAlias:
-			// What a client prefers is what it is sent; but where it would
-			// take either, JSON saves us the conversion.
-			if media == "" {
-				media = protoMedia
-			}
-			continue
+			media = protoMedia
 		default:
 			continue
 		}
 		break
 	}
-	body := zipped
-	switch media {
-	case mediaJSON, "":
-		media = mediaJSON
-		if strings.Contains(x.r.Header.Get("Accept-Encoding"), "gzip") {
-			h.Set("Content-Encoding", "gzip")
-			break
-		}
+	body := doc.Protobuf
+	if media != protoMedia {
+		media, body = mediaJSON, doc.JSON
+	}
+	if strings.Contains(x.r.Header.Get("Accept-Encoding"), "gzip") {
+		h.Set("Content-Encoding", "gzip")
+	} else {
 		var err error
-		if body, err = gunzip(zipped); err != nil {
-			return err
-		}
-	default:
-		var err error
-		if body, err = x.s.openAPIProto(zipped, media); err != nil {
+		if body, err = gunzip(body); err != nil {
 			return err
 		}
 	}
@@ -256,33 +241,11 @@ func (x *exchange) openAPIDocument(zipped []byte, protoMedia, protoAlias string)
 func gunzip(b []byte) ([]byte, error) {
 	r, err := gzip.NewReader(bytes.NewReader(b))
 	if err != nil {
-		return nil, fmt.Errorf("unpack the OpenAPI document: %w", err)
+		return nil, fmt.Errorf("unpack what is kept of OpenAPI: %w", err)
 	}
 	out, err := io.ReadAll(r)
 	if err != nil {
-		return nil, fmt.Errorf("unpack the OpenAPI document: %w", err)
+		return nil, fmt.Errorf("unpack what is kept of OpenAPI: %w", err)
 	}
 	return out, nil
-}
-
-// One conversion at a time: each takes tens of megabytes for a moment.
-var converting sync.Mutex
-
-func (s *Server) openAPIProto(zipped []byte, media string) ([]byte, error) {
-	doc, err := gunzip(zipped)
-	if err != nil {
-		return nil, err
-	}
-	converting.Lock()
-	defer converting.Unlock()
-	var m proto.Message
-	if media == mediaOpenAPI2 {
-		m, err = openapi_v2.ParseDocument(doc)
-	} else {
-		m, err = openapi_v3.ParseDocument(doc)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("convert the OpenAPI document: %w", err)
-	}
-	return proto.Marshal(m)
 }

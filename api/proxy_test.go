@@ -8,7 +8,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -20,6 +19,7 @@ import (
 
 	"conclave/api"
 	"conclave/api/apitest"
+	"conclave/api/openapi"
 )
 
 // fakeNodes reaches one fake kubelet.
@@ -119,30 +119,10 @@ func TestKubeletProxy(t *testing.T) {
 	}
 }
 
-// The proxy to a pod's own port.
-func TestPodProxy(t *testing.T) {
-	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		b, _ := io.ReadAll(r.Body)
-		fmt.Fprintf(w, "%s %s %s", r.Method, r.URL.RequestURI(), b)
-	}))
-	defer backend.Close()
-	at, _ := url.Parse(backend.URL)
-	st := newSite(t)
-	st.namespace("shop")
-	c := st.Local(apitest.Admin)
-	p := testPod("p")
-	p = must(c.Create(t.Context(), api.GVROf(p), "shop", "", p, metav1.CreateOptions{}))(t).(*corev1.Pod).DeepCopy()
-	p.Status.PodIP, p.Status.PodIPs = "127.0.0.1", []corev1.PodIP{{IP: "127.0.0.1"}}
-	must(c.Update(t.Context(), api.GVROf(p), "shop", p, metav1.UpdateOptions{}, "status"))(t)
-	if a := st.request(st.admin(), "PUT", "/api/v1/namespaces/shop/pods/p:"+at.Port()+"/proxy/some/path/?q=1", "body"); string(a.body) != "PUT /some/path/?q=1 body" {
-		t.Errorf("%d %s", a.code, a.body)
-	}
-}
+type openAPI struct{ doc api.Document }
 
-type openAPI struct{ doc []byte }
-
-func (o openAPI) V2() []byte            { return o.doc }
-func (o openAPI) V3() map[string][]byte { return map[string][]byte{"api/v1": o.doc} }
+func (o openAPI) V2() api.Document            { return o.doc }
+func (o openAPI) V3() map[string]api.Document { return map[string]api.Document{"api/v1": o.doc} }
 
 func TestOpenAPI(t *testing.T) {
 	const doc = `{"swagger":"2.0","info":{"title":"x","version":"1"},"paths":{}}`
@@ -150,7 +130,9 @@ func TestOpenAPI(t *testing.T) {
 	z := gzip.NewWriter(&b)
 	_, _ = z.Write([]byte(doc))
 	_ = z.Close()
-	st := newSite(t, func(c *api.Config) { c.OpenAPI = openAPI{b.Bytes()} })
+	st := newSite(t, func(c *api.Config) {
+		c.OpenAPI = openAPI{api.Document{JSON: b.Bytes(), Protobuf: openapi.V2Protobuf()}}
+	})
 	rt := st.admin()
 	rt.DisableCompression = true
 	a := st.request(rt, "GET", "/openapi/v2", "")

@@ -14,10 +14,11 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
-	"k8s.io/client-go/applyconfigurations"
 	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
+	"sigs.k8s.io/structured-merge-diff/v6/typed"
 
 	"conclave/api/kinds"
+	"conclave/api/openapi"
 )
 
 // resource is one row of the table at work: the kind, and what the server
@@ -67,10 +68,18 @@ func (t *table) groupVersions() []schema.GroupVersion {
 	return gvs
 }
 
-// typeConverter knows the schemas of all built-in types. It costs 20 MiB to
-// build and 7 MiB to keep, so it is made when the first request needs it.
-var typeConverter = sync.OnceValue(func() managedfields.TypeConverter {
-	return applyconfigurations.NewTypeConverter(Scheme())
+// typeConverter knows the schemas of all built-in types. It costs memory to
+// build and to keep, so it is made when the first request needs it.
+var typeConverter = sync.OnceValues(func() (managedfields.TypeConverter, error) {
+	schema, err := gunzip(openapi.Merge())
+	if err != nil {
+		return nil, err
+	}
+	parser, err := typed.NewParser(typed.YAMLObject(schema))
+	if err != nil {
+		return nil, fmt.Errorf("read the schema of the built-in types: %w", err)
+	}
+	return managedfields.NewSchemeTypeConverter(Scheme(), parser), nil
 })
 
 // fieldManager tracks who owns which field of the resource, when it is written
@@ -94,7 +103,11 @@ func (r *resource) fieldManager(subresource string) (*managedfields.FieldManager
 	if filter != nil {
 		reset = map[fieldpath.APIVersion]fieldpath.Filter{fieldpath.APIVersion(gv.String()): filter}
 	}
-	m, err := managedfields.NewDefaultFieldManager(typeConverter(), Scheme(), defaulter{r.Kind}, Scheme(), r.GVK, gv, subresource, reset)
+	converter, err := typeConverter()
+	if err != nil {
+		return nil, err
+	}
+	m, err := managedfields.NewDefaultFieldManager(converter, Scheme(), defaulter{r.Kind}, Scheme(), r.GVK, gv, subresource, reset)
 	if err != nil {
 		return nil, fmt.Errorf("field manager of %s: %w", r.gvr, err)
 	}

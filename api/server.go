@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -26,8 +27,14 @@ const Issuer = "https://kubernetes.default.svc.cluster.local"
 // OpenAPI is the documents that describe the kinds, as package openapi makes
 // them.
 type OpenAPI interface {
-	V2() []byte            // JSON, gzipped
-	V3() map[string][]byte // "api/v1", "apis/apps/v1" → JSON, gzipped
+	V2() Document
+	V3() map[string]Document // by path: "api/v1", "apis/apps/v1"
+}
+
+// Document is one document in its encodings, each compressed with gzip.
+type Document struct {
+	JSON     []byte
+	Protobuf []byte // of gnostic's message
 }
 
 // NodeConns reaches the kubelet API of a node.
@@ -62,6 +69,8 @@ type Config struct {
 	ServiceCIDR netip.Prefix
 	// Nodes may be nil: then log, exec and their like answer 503.
 	Nodes NodeConns
+	// Dial replaces how proxies to pods and services connect if it is set.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Leases are the leases of live nodes, shown in kube-node-lease.
 	Leases func() []NodeLease
 	// Ready says why this server cannot answer yet. nil: it always can.

@@ -19,11 +19,17 @@ import "maps"
 func V2() []byte { return v2 }
 
 // V2Protobuf is the same document as gnostic's protobuf message, compressed
-// with gzip: what client-go asks for under the media type
-// application/com.github.proto-openapi.spec.v2.v1.0+protobuf (or …v2@v1.0…).
+// with gzip: what client-go asks for.
 func V2Protobuf() []byte { return v2Protobuf }
 
 // V3 is one document of version 3.0 for each group and version, by its path
 // ("api/v1", "apis/apps/v1"): JSON, compressed with gzip. They must not be
 // changed.
 func V3() map[string][]byte { return maps.Clone(v3) }
+
+// V3Protobuf is the same documents as gnostic's protobuf messages.
+func V3Protobuf() map[string][]byte { return maps.Clone(v3Protobuf) }
+
+// Merge is the schema by which structured-merge-diff knows the fields of all
+// types that the kinds are made of: YAML, compressed with gzip.
+func Merge() []byte { return merge }

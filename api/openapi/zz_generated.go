@@ -10,31 +10,58 @@ var v2 []byte
 //go:embed spec/v2.pb.gz
 var v2Protobuf []byte
 
+//go:embed spec/merge.yaml.gz
+var merge []byte
+
 //go:embed spec/v3/api__v1.json.gz
 var v3_0 []byte
+
+//go:embed spec/v3/api__v1.pb.gz
+var v3Protobuf_0 []byte
 
 //go:embed spec/v3/apis__apps__v1.json.gz
 var v3_1 []byte
 
+//go:embed spec/v3/apis__apps__v1.pb.gz
+var v3Protobuf_1 []byte
+
 //go:embed spec/v3/apis__coordination.k8s.io__v1.json.gz
 var v3_2 []byte
+
+//go:embed spec/v3/apis__coordination.k8s.io__v1.pb.gz
+var v3Protobuf_2 []byte
 
 //go:embed spec/v3/apis__discovery.k8s.io__v1.json.gz
 var v3_3 []byte
 
+//go:embed spec/v3/apis__discovery.k8s.io__v1.pb.gz
+var v3Protobuf_3 []byte
+
 //go:embed spec/v3/apis__events.k8s.io__v1.json.gz
 var v3_4 []byte
+
+//go:embed spec/v3/apis__events.k8s.io__v1.pb.gz
+var v3Protobuf_4 []byte
 
 //go:embed spec/v3/apis__networking.k8s.io__v1.json.gz
 var v3_5 []byte
 
+//go:embed spec/v3/apis__networking.k8s.io__v1.pb.gz
+var v3Protobuf_5 []byte
+
 //go:embed spec/v3/apis__authentication.k8s.io__v1.json.gz
 var v3_6 []byte
+
+//go:embed spec/v3/apis__authentication.k8s.io__v1.pb.gz
+var v3Protobuf_6 []byte
 
 //go:embed spec/v3/apis__authorization.k8s.io__v1.json.gz
 var v3_7 []byte
 
-// v3 is by path. Each value is the bytes in the binary, not a copy.
+//go:embed spec/v3/apis__authorization.k8s.io__v1.pb.gz
+var v3Protobuf_7 []byte
+
+// v3 and v3Protobuf are by path. Each value is the bytes in the binary, not a copy.
 var v3 = map[string][]byte{
 	"api/v1":                        v3_0,
 	"apis/apps/v1":                  v3_1,
@@ -44,4 +71,15 @@ var v3 = map[string][]byte{
 	"apis/networking.k8s.io/v1":     v3_5,
 	"apis/authentication.k8s.io/v1": v3_6,
 	"apis/authorization.k8s.io/v1":  v3_7,
+}
+
+var v3Protobuf = map[string][]byte{
+	"api/v1":                        v3Protobuf_0,
+	"apis/apps/v1":                  v3Protobuf_1,
+	"apis/coordination.k8s.io/v1":   v3Protobuf_2,
+	"apis/discovery.k8s.io/v1":      v3Protobuf_3,
+	"apis/events.k8s.io/v1":         v3Protobuf_4,
+	"apis/networking.k8s.io/v1":     v3Protobuf_5,
+	"apis/authentication.k8s.io/v1": v3Protobuf_6,
+	"apis/authorization.k8s.io/v1":  v3Protobuf_7,
 }
