@@ -383,6 +383,7 @@ func (s *Server) run(ctx context.Context, authority *identity.Authority, founded
 		"masters":      func(ctx context.Context) error { return s.runMasters(ctx, authority, founded) },
 		"membership":   func(ctx context.Context) error { return s.followMembers(ctx, peers) },
 		"discovery":    s.announce,
+		"disk":         s.measureDisk,
 	} {
 		g.Go(func() error {
 			err := work(ctx)
@@ -407,16 +408,28 @@ func (s *Server) runAgent(ctx context.Context) error {
 	return nil
 }
 
+// measureDisk tells the others, once, how fast this node's disk is.
+func (s *Server) measureDisk(ctx context.Context) error {
+	latency, err := consensus.DiskLatency(s.config.DataDir)
+	if err != nil {
+		s.log.Warn("the disk's latency is unknown: it does not count when masters are chosen", "error", err)
+	} else {
+		s.pool.SetMeta(func(m *gossip.Meta) { m.DiskLatency = latency })
+	}
+	<-ctx.Done()
+	return nil
+}
+
 // followMembers joins the peers that the join told of, and turns gossip's hints
 // into what the rooms wait for.
 func (s *Server) followMembers(ctx context.Context, peers []string) error {
+	hints, cancel := s.pool.Subscribe()
+	defer cancel()
 	if len(peers) > 0 {
 		if _, err := s.pool.Join(ctx, peers); err != nil {
 			s.log.Warn("no peer answered to gossip yet: trying on", "peers", peers, "error", err)
 		}
 	}
-	hints, cancel := s.pool.Subscribe()
-	defer cancel()
 	moved := s.own.watch()
 	for {
 		select {
