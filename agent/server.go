@@ -22,6 +22,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 	utilexec "k8s.io/utils/exec"
 )
 
@@ -137,7 +138,7 @@ func (a *Agent) serveLogs(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	path := w.dirs.log(c.Name, attempt)
-	if files, err := logFiles(path); err != nil || len(files) == 0 && !o.follow {
+	if !o.follow && !logExists(path) {
 		http.Error(rw, fmt.Sprintf("the log of container %q in pod %q is not there", c.Name, v.pod.Name), http.StatusInternalServerError)
 		return
 	}
@@ -166,6 +167,9 @@ func (a *Agent) serveLogs(rw http.ResponseWriter, r *http.Request) {
 // logOf is the start whose log is meant.
 func logOf(v podView, c *corev1.Container, previous bool) (int, error) {
 	rec := v.rec.Containers[c.Name]
+	if previous && (rec == nil || rec.Attempt < 0) {
+		return 0, fmt.Errorf("previous terminated container %q in pod %q not found", c.Name, v.pod.Name)
+	}
 	if rec == nil || rec.Attempt < 0 {
 		reason := "ContainerCreating"
 		for _, list := range [][]corev1.ContainerStatus{v.pod.Status.InitContainerStatuses, v.pod.Status.ContainerStatuses} {
@@ -174,6 +178,12 @@ func logOf(v podView, c *corev1.Container, previous bool) (int, error) {
 					reason = s.State.Waiting.Reason
 				}
 			}
+		}
+		switch reason {
+		case "ErrImagePull":
+			reason = "image can't be pulled"
+		case "ImagePullBackOff":
+			reason = "trying and failing to pull image"
 		}
 		return 0, fmt.Errorf("container %q in pod %q is waiting to start: %s", c.Name, v.pod.Name, reason)
 	}
@@ -288,6 +298,12 @@ func (a *Agent) serveExec(rw http.ResponseWriter, r *http.Request) {
 	if s == nil {
 		return
 	}
+	if wsstream.IsWebSocketRequest(r) {
+		s.serveChannels(rw, r, func(ctx context.Context, in io.Reader, out, err io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
+			return s.ExecInContainer(ctx, "", "", "", r.Form["command"], in, out, err, s.options.TTY, resize, 0)
+		})
+		return
+	}
 	remotecommand.ServeExec(rw, r, s, r.PathValue("pod"), s.podID, s.id, r.Form["command"], s.options, streamIdle, streamCreation, remotecommand.SupportedStreamingProtocols)
 }
 
@@ -297,6 +313,12 @@ func (a *Agent) serveAttach(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.options.TTY = c.TTY
+	if wsstream.IsWebSocketRequest(r) {
+		s.serveChannels(rw, r, func(ctx context.Context, in io.Reader, out, err io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
+			return s.AttachContainer(ctx, "", "", "", in, out, err, s.options.TTY, resize)
+		})
+		return
+	}
 	remotecommand.ServeAttach(rw, r, s, r.PathValue("pod"), s.podID, s.id, s.options, streamIdle, streamCreation, remotecommand.SupportedStreamingProtocols)
 }
 
@@ -376,12 +398,17 @@ func (a *Agent) servePortForward(rw http.ResponseWriter, r *http.Request) {
 		http.Error(rw, fmt.Sprintf("pod %q is not running", v.pod.Name), http.StatusInternalServerError)
 		return
 	}
+	f := &forwarder{a, v.pod}
+	if wsstream.IsWebSocketRequest(r) && offers(r, []string{tunnelProtocol}) {
+		serveTunnel(rw, r, f, string(w.uid))
+		return
+	}
 	options, err := portforward.NewV4Options(r)
 	if err != nil {
 		http.Error(rw, err.Error(), http.StatusBadRequest)
 		return
 	}
-	portforward.ServePortForward(rw, r, &forwarder{a, v.pod}, v.pod.Name, string(w.uid), options, streamIdle, streamCreation, portforward.SupportedProtocols)
+	portforward.ServePortForward(rw, r, f, v.pod.Name, string(w.uid), options, streamIdle, streamCreation, portforward.SupportedProtocols)
 }
 
 // forwarder connects to ports of one pod, from inside its network.

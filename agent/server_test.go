@@ -16,6 +16,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
@@ -209,6 +210,21 @@ func TestExecAndAttach(t *testing.T) {
 }
 
 func TestPortForward(t *testing.T) {
+	_, server := kubelet(t, func(*world) {}, pod("a"))
+	u, err := url.Parse(server.URL + "/portForward/default/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{Host: server.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	forwardsAndShouts(t, spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, u))
+}
+
+// forwardsAndShouts forwards a port to a server that answers in capitals.
+func forwardsAndShouts(t *testing.T, dialer httpstream.Dialer) {
+	t.Helper()
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -229,18 +245,9 @@ func TestPortForward(t *testing.T) {
 			}()
 		}
 	}()
-	_, server := kubelet(t, func(*world) {}, pod("a"))
-	u, err := url.Parse(server.URL + "/portForward/default/a")
-	if err != nil {
-		t.Fatal(err)
-	}
-	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{Host: server.URL})
-	if err != nil {
-		t.Fatal(err)
-	}
 	stop, ready := make(chan struct{}), make(chan struct{})
 	target := netip.MustParseAddrPort(listener.Addr().String()).Port()
-	forwarder, err := portforward.NewOnAddresses(spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, u), []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", target)}, stop, ready, io.Discard, io.Discard)
+	forwarder, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", target)}, stop, ready, io.Discard, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
