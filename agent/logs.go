@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -73,47 +74,87 @@ type logOptions struct {
 	stream     string // "stdout" or "stderr", empty: both
 }
 
-// logFiles are the files of one start's log, the oldest first. What rotation
+// openLogs opens the files of one start's log, the oldest first. What rotation
 // leaves beside the log itself has a suffix; its age is told by its first line.
-func logFiles(path string) ([]string, error) {
-	rotated, err := filepath.Glob(path + ".*")
-	if err != nil {
-		return nil, err
+// Files are told apart when they are open: a name may pass to the next file at
+// any time. If it does so meanwhile, all is done again.
+func openLogs(path string) (files []*os.File, err error) {
+	for {
+		before, err := filepath.Glob(path + ".*")
+		if err != nil {
+			return nil, err
+		}
+		if files, err = openAll(append(before, path)); err != nil {
+			return nil, err
+		}
+		after, err := filepath.Glob(path + ".*")
+		if err != nil {
+			closeAll(files)
+			return nil, err
+		}
+		if !slices.ContainsFunc(after, func(p string) bool { return !slices.Contains(before, p) }) {
+			return files, nil
+		}
+		closeAll(files)
 	}
+}
+
+// openAll opens the files that there are, the last last, the others by age. One
+// that holds no log is left out, but for the last, which may still be empty.
+func openAll(paths []string) ([]*os.File, error) {
 	type aged struct {
-		path string
-		at   time.Time
+		*os.File
+		at time.Time
 	}
 	var old []aged
-	for _, p := range rotated {
-		if at, ok := firstLineTime(p); ok {
-			old = append(old, aged{p, at})
+	var files []*os.File
+	for i, p := range paths {
+		f, err := os.Open(p)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			closeAll(files)
+			for _, o := range old {
+				o.Close()
+			}
+			return nil, err
+		}
+		if i == len(paths)-1 {
+			files = append(files, f)
+		} else if at, ok := firstLineTime(f); ok {
+			old = append(old, aged{f, at})
+		} else {
+			f.Close()
 		}
 	}
 	sort.SliceStable(old, func(i, j int) bool { return old[i].at.Before(old[j].at) })
-	var files []string
-	for _, o := range old {
-		files = append(files, o.path)
-	}
-	if _, err := os.Stat(path); err == nil {
-		files = append(files, path)
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	for i, o := range old {
+		files = slices.Insert(files, i, o.File)
 	}
 	return files, nil
 }
 
-func firstLineTime(path string) (time.Time, bool) {
-	f, err := os.Open(path)
-	if err != nil {
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+// logExists says whether a start has a log.
+func logExists(path string) bool {
+	files, err := openLogs(path)
+	closeAll(files)
+	return err == nil && len(files) > 0
+}
+
+func firstLineTime(f *os.File) (time.Time, bool) {
+	buf := make([]byte, 80) // a time, a stream and a tag
+	n, err := f.ReadAt(buf, 0)
+	if err != nil && err != io.EOF {
 		return time.Time{}, false
 	}
-	defer f.Close()
-	line, err := bufio.NewReader(f).ReadSlice('\n')
-	if err != nil && len(line) == 0 {
-		return time.Time{}, false
-	}
-	l, ok := parseLogLine(line)
+	l, ok := parseLogLine(buf[:n])
 	if !ok {
 		return time.Time{}, false
 	}
@@ -191,10 +232,7 @@ var errLogLimit = errors.New("limit reached")
 // readLog writes a container's log to out. With follow it goes on until ended
 // says that the container has, or ctx ends; changed receives when that may be.
 func readLog(ctx context.Context, path string, o logOptions, out io.Writer, changed <-chan struct{}, ended func() bool) error {
-	w := &logWriter{out: out, o: o}
-	if o.limit >= 0 {
-		w.left = o.limit
-	}
+	w := &logWriter{out: out, o: o, left: o.limit}
 	var n *notifier
 	if o.follow {
 		var err error
@@ -203,59 +241,46 @@ func readLog(ctx context.Context, path string, o logOptions, out io.Writer, chan
 		}
 		defer n.close()
 	}
-	files, err := logFiles(path)
+	files, err := openLogs(path)
 	if err != nil {
 		return err
 	}
-	files, offset, err := tailFiles(files, o.tail)
+	defer func() { closeAll(files) }()
+	first, offset, err := tailFiles(files, o.tail)
 	if err != nil {
 		return err
 	}
-	var f *os.File
-	defer func() {
-		if f != nil {
-			f.Close()
-		}
-	}()
+	closeAll(files[:first])
+	files = files[first:]
 	r := bufio.NewReaderSize(nil, logChunk)
-	open := func(p string, at int64) error {
-		next, err := os.Open(p)
-		if err != nil {
-			return err
-		}
-		if f != nil {
-			f.Close()
-		}
-		f = next
-		if _, err := f.Seek(at, io.SeekStart); err != nil {
-			return err
-		}
-		r.Reset(f)
-		return nil
-	}
-	for i, p := range files {
-		if err := open(p, offset); err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
+	for i, f := range files {
+		if _, err := f.Seek(offset, io.SeekStart); err != nil {
 			return err
 		}
 		offset = 0
+		r.Reset(f)
 		if err := w.copy(r); err != nil || i == len(files)-1 && !o.follow {
 			return ignoreLimit(err)
 		}
 	}
 	for o.follow {
 		over := ended() // looked at first: what it wrote before is still read
-		if f != nil {
+		next, err := nextLog(files, path)
+		if err != nil {
+			return err
+		}
+		// Looked at before too: a file that has a successor is complete, but
+		// may have grown since it was last read.
+		if len(files) > 0 {
 			if err := w.copy(r); err != nil {
+				closeAll(next)
 				return ignoreLimit(err)
 			}
 		}
-		if next := nextLogFile(f, path); next != "" {
-			if err := open(next, 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
+		if len(next) > 0 {
+			closeAll(files)
+			files = next
+			r.Reset(files[0])
 			continue
 		}
 		if over {
@@ -282,62 +307,57 @@ func ignoreLimit(err error) error {
 	return err
 }
 
-// tailFiles drops the files, and says where to begin in the first that stays,
-// so that the last n lines are left.
-func tailFiles(files []string, n int64) ([]string, int64, error) {
+// tailFiles says in which file, and where in it, the last n lines begin.
+func tailFiles(files []*os.File, n int64) (first int, offset int64, err error) {
 	if n < 0 {
-		return files, 0, nil
+		return 0, 0, nil
 	}
 	for i := len(files) - 1; i >= 0; i-- {
-		f, err := os.Open(files[i])
-		if err != nil {
-			return nil, 0, err
-		}
 		if n == 0 {
-			end, err := f.Seek(0, io.SeekEnd)
-			f.Close()
-			return files[i:], end, err
+			end, err := files[i].Seek(0, io.SeekEnd)
+			return i, end, err
 		}
-		offset, have, err := tailOffset(f, n)
-		f.Close()
+		offset, have, err := tailOffset(files[i], n)
 		if err != nil {
-			return nil, 0, err
+			return 0, 0, err
 		}
 		if have >= n {
-			return files[i:], offset, nil
+			return i, offset, nil
 		}
-		if i > 0 {
-			n -= have
-		}
+		n -= have
 	}
-	return files, 0, nil
+	return 0, 0, nil
 }
 
-// nextLogFile is the file to read after f: none while f is still being written.
-func nextLogFile(f *os.File, path string) string {
-	if f == nil {
-		if _, err := os.Stat(path); err != nil {
-			return ""
-		}
-		return path
-	}
-	mine, err := f.Stat()
+// nextLog is the file to read after the last of files, alone in its list: none
+// while that is still being written.
+func nextLog(files []*os.File, path string) ([]*os.File, error) {
+	all, err := openLogs(path)
 	if err != nil {
-		return ""
+		return nil, err
 	}
-	files, err := logFiles(path)
-	if err != nil || len(files) == 0 {
-		return ""
-	}
-	for i, p := range files {
-		if info, err := os.Stat(p); err == nil && os.SameFile(info, mine) {
-			if i+1 < len(files) {
-				return files[i+1]
+	next := 0 // if ours was removed in the meantime: the oldest that is left
+	if len(files) > 0 {
+		mine, err := files[len(files)-1].Stat()
+		if err != nil {
+			closeAll(all)
+			return nil, err
+		}
+		for i, f := range all {
+			if info, err := f.Stat(); err == nil && os.SameFile(info, mine) {
+				next = i + 1
 			}
-			return ""
 		}
 	}
-	return files[0] // ours was removed in the meantime
+	for i, f := range all {
+		if i != next {
+			f.Close()
+		}
+	}
+	if next >= len(all) {
+		return nil, nil
+	}
+	return all[next : next+1], nil
 }
 
 // logWriter writes lines as they were asked for.

@@ -91,6 +91,7 @@ type containerLoop struct {
 	announced time.Time // the back-off that an event told of
 	replaced  bool      // stopped because its definition changed
 	killed    bool      // stopped because it was not healthy
+	hooked    string    // the start whose preStop hook was run
 }
 
 // operation is something under way in its own goroutine.
@@ -330,6 +331,7 @@ func (w *podWorker) observeContainer(c *corev1.Container, s *numberedStatus, now
 	switch {
 	case s != nil && s.attempt == rec.Attempt && s.State == Running:
 		v.running = true
+		v.hooking = v.task == starting && postStartOf(c) != nil
 		v.retryAt = loop.retry
 		w.checkRunning(c, rec, &v, id)
 	case rec.End != nil:
@@ -752,6 +754,9 @@ func (w *podWorker) runContainer(ctx context.Context, pod *corev1.Pod, c *corev1
 	}
 	w.event(c, corev1.EventTypeNormal, "Created", "Container created")
 	w.event(c, corev1.EventTypeNormal, "Started", "Container started")
+	if postStartOf(c) != nil {
+		w.postStart(ctx, pod, c, cfg.ID, first(src.podIPs))
+	}
 	return image, pull, vars, nil
 }
 
@@ -793,8 +798,13 @@ func (w *podWorker) stopContainer(a action) {
 	w.event(c, corev1.EventTypeNormal, "Killing", message)
 	loop := w.loop(a.container)
 	loop.killed = true
+	hook, ip := preStopOf(c), first(w.podIPs())
+	if loop.hooked == id {
+		hook = nil // it was cut short
+	}
+	loop.hooked = id
 	w.start(containerKey(a.container), stopping, a.grace, func(ctx context.Context) func() {
-		err := w.a.cfg.Runtime.StopContainer(ctx, string(w.uid), id, a.grace)
+		err := w.stopGently(ctx, c, id, a.grace, hook, ip)
 		return func() {
 			if err != nil && !errors.Is(err, context.Canceled) {
 				w.log.Warn("a container cannot be stopped", "container", id, "err", err)

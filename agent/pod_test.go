@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -79,16 +80,21 @@ func TestBackOffGrowsAndResets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		long := atomic.Bool{}
-		var starts []time.Time
+		var mu sync.Mutex
+		var times []time.Time
 		w.runtime.Behave = func(c agent.ContainerConfig) agenttest.Behaviour {
-			starts = append(starts, time.Now())
+			mu.Lock()
+			defer mu.Unlock()
+			times = append(times, time.Now())
 			if long.Load() {
 				return agenttest.Behaviour{ExitAfter: 11 * time.Minute, ExitCode: 1}
 			}
 			return agenttest.Behaviour{Exits: true, ExitCode: 1}
 		}
 		w.create(pod("a"))
+		seen := func() []time.Time { mu.Lock(); defer mu.Unlock(); return slices.Clone(times) }
 		after(25 * time.Minute)
+		starts := seen()
 		var gaps []time.Duration
 		for i := 1; i < len(starts); i++ {
 			gaps = append(gaps, starts[i].Sub(starts[i-1]).Round(time.Second))
@@ -102,9 +108,10 @@ func TestBackOffGrowsAndResets(t *testing.T) {
 		}
 		long.Store(true)
 		after(6 * time.Minute) // it runs now
-		n := len(starts)
+		n := len(seen())
 		long.Store(false)
 		after(11 * time.Minute)
+		starts = seen()
 		if len(starts) < n+2 || starts[n].Sub(starts[n-1]) != 11*time.Minute || starts[n+1].Sub(starts[n]) != 10*time.Second {
 			t.Errorf("ten good minutes did not count: %v", starts[n-1:])
 		}
@@ -334,6 +341,9 @@ func TestBootWithoutMaster(t *testing.T) {
 			w.config.Seal = func(p []byte) ([]byte, error) { return append([]byte("sealed"), xor(p)...), nil }
 			w.config.Unseal = func(p []byte) ([]byte, error) { return xor(p[len("sealed"):]), nil }
 		})
+		w.runtime.Behave = func(c agent.ContainerConfig) agenttest.Behaviour {
+			return agenttest.Behaviour{Exits: strings.HasPrefix(c.ID, "init")}
+		}
 		w.put(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "s"}, Data: map[string][]byte{"key": []byte("secret value")}})
 		w.create(pod("a", withInit, func(p *corev1.Pod) {
 			p.Spec.Volumes = []corev1.Volume{
@@ -343,9 +353,6 @@ func TestBootWithoutMaster(t *testing.T) {
 			p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "v", MountPath: "/v"}, {Name: "t", MountPath: "/t"}}
 			p.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "S", ValueFrom: &corev1.EnvVarSource{SecretKeyRef: &corev1.SecretKeySelector{LocalObjectReference: corev1.LocalObjectReference{Name: "s"}, Key: "key"}}}}
 		}))
-		w.runtime.Behave = func(c agent.ContainerConfig) agenttest.Behaviour {
-			return agenttest.Behaviour{Exits: strings.HasPrefix(c.ID, "init")}
-		}
 		after(time.Second)
 		if p := w.get("a"); p.Status.Phase != corev1.PodRunning {
 			t.Fatalf("before: %s", show(p.Status))

@@ -50,7 +50,7 @@ func (w *podWorker) isReady(c *corev1.Container, id string) bool {
 
 // probes says whether a probe asks for anything that can be done.
 func probes(p *corev1.Probe) bool {
-	return p != nil && (p.Exec != nil || p.HTTPGet != nil || p.TCPSocket != nil)
+	return p != nil && (p.Exec != nil || p.HTTPGet != nil || p.TCPSocket != nil || p.GRPC != nil)
 }
 
 // syncProbes makes the probers exactly those of the containers that run.
@@ -58,7 +58,7 @@ func (w *podWorker) syncProbes(o observed) {
 	want := map[probeKey]bool{}
 	for _, c := range w.pod.Spec.Containers {
 		v := o.containers[c.Name]
-		if !v.running {
+		if !v.running || v.hooking {
 			continue
 		}
 		id := containerID(c.Name, v.attempt)
@@ -197,6 +197,8 @@ func (p *prober) once(ctx context.Context) (good bool, output string, err error)
 		return p.exec(ctx, timeout)
 	case p.probe.HTTPGet != nil:
 		return p.http(ctx)
+	case p.probe.GRPC != nil:
+		return p.grpc(ctx)
 	}
 	return p.tcp(ctx)
 }
@@ -247,7 +249,7 @@ func (p *prober) tcp(ctx context.Context) (bool, string, error) {
 
 func (p *prober) http(ctx context.Context) (bool, string, error) {
 	get := p.probe.HTTPGet
-	req, err := httpGetRequest(ctx, p.container, get, p.podIP)
+	req, err := httpGetRequest(ctx, p.container, get, p.podIP, "kube-probe/1.37")
 	if err != nil {
 		return false, "", err
 	}
@@ -282,7 +284,7 @@ var probeTransport = &http.Transport{
 	DisableKeepAlives: true,
 }
 
-func httpGetRequest(ctx context.Context, c *corev1.Container, get *corev1.HTTPGetAction, podIP string) (*http.Request, error) {
+func httpGetRequest(ctx context.Context, c *corev1.Container, get *corev1.HTTPGetAction, podIP, agent string) (*http.Request, error) {
 	port, err := portOf(c, get.Port)
 	if err != nil {
 		return nil, err
@@ -313,7 +315,7 @@ func httpGetRequest(ctx context.Context, c *corev1.Container, get *corev1.HTTPGe
 		}
 		req.Header.Add(h.Name, h.Value)
 	}
-	for name, value := range map[string]string{"User-Agent": "kube-probe/1.37", "Accept": "*/*"} {
+	for name, value := range map[string]string{"User-Agent": agent, "Accept": "*/*"} {
 		if req.Header.Get(name) == "" {
 			req.Header.Set(name, value)
 		}

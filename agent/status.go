@@ -105,7 +105,7 @@ func containerStatus(pod *corev1.Pod, c *corev1.Container, in statusInput, init,
 	}
 	ended := stoppedForGood(pod, in)
 	switch {
-	case v.running:
+	case v.running && (!v.hooking || ended):
 		s.State.Running = &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(view.runtime.StartedAt.Truncate(time.Second))}
 		s.Started, s.Ready = new(true), view.ready && !init
 	case rec.End != nil && (view.waiting == nil || ended || !shouldStart(pod.Spec.RestartPolicy, v, init)):
@@ -180,6 +180,8 @@ func phase(pod *corev1.Pod, in statusInput, initDone bool) corev1.PodPhase {
 	for i := range pod.Spec.Containers {
 		v := in.containers[pod.Spec.Containers[i].Name]
 		switch {
+		case v.hooking && v.attempt == 0 && !over:
+			fresh++
 		case v.running:
 			running++
 		case v.end != nil:

@@ -46,6 +46,7 @@ type containerView struct {
 	attempt   int  // -1: never started
 	fresh     bool // that start was in the sandbox that there is now
 	running   bool
+	hooking   bool // it runs, and its postStart hook has not ended
 	end       *corev1.ContainerStateTerminated
 	task      task
 	grace     time.Duration // of the stop under way
@@ -125,7 +126,7 @@ func step(pod *corev1.Pod, o observed) action {
 		if a, ok := stepContainer(pod, c, v, ready, false, &w); ok {
 			return a
 		}
-		if v.attempt < 0 && v.task == starting {
+		if v.task == starting && (v.attempt < 0 || v.hooking) {
 			break // the first start is in the order of the list
 		}
 	}
