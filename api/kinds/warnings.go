@@ -51,11 +51,7 @@ var podGaps = []gap{
 // containerGaps are below each container, of whichever kind.
 var containerGaps = []gap{
 	{path: "startupProbe"},
-	{path: "lifecycle.postStart"},
-	{path: "lifecycle.preStop"},
-	{path: "livenessProbe.grpc"},
 	{path: "livenessProbe.httpGet.protocol"},
-	{path: "readinessProbe.grpc"},
 	{path: "readinessProbe.httpGet.protocol"},
 	{path: "env[*].valueFrom.fileKeyRef"},
 	{path: "volumeDevices"},
