@@ -21,6 +21,9 @@ var commands = map[string]func(ctx context.Context, args []string) error{
 	"get":   get,
 	"udp":   udp,
 	"dig":   dig,
+
+	"whoami": whoami,
+	"oidc":   oidc,
 }
 
 func main() {
