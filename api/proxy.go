@@ -2,21 +2,26 @@ package api
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"golang.org/x/net/websocket"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
 
 // toNode answers by handing the request on: to the kubelet API of the pod's
@@ -52,8 +57,110 @@ func (x *exchange) toNode(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	x.forward(base, path, query, rt)
+	if c.sub == "log" && wsstream.IsWebSocketRequest(x.r) {
+		return x.logToWebSocket(ctx, base, path, query, rt)
+	}
+	x.forward(base, path, query, rt, kubeletRefusal)
 	return nil
+}
+
+// kubeletRefusal is a kubelet's refusal, which is plain text, as the error that
+// clients know how to show; nil for anything else.
+func kubeletRefusal(resp *http.Response) error {
+	if resp.StatusCode < http.StatusBadRequest || strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json") {
+		return nil
+	}
+	defer resp.Body.Close()
+	const enough = 10 << 10
+	body, err := io.ReadAll(io.LimitReader(resp.Body, enough))
+	if err != nil {
+		return apierrors.NewInternalError(fmt.Errorf("read the node's refusal: %w", err))
+	}
+	text := strings.TrimSpace(string(body))
+	switch resp.StatusCode {
+	case http.StatusBadRequest:
+		return apierrors.NewBadRequest(text)
+	case http.StatusInternalServerError:
+		return apierrors.NewInternalError(errors.New(text))
+	case http.StatusNotFound:
+		e := apierrors.NewNotFound(schema.GroupResource{}, "")
+		e.ErrStatus.Message, e.ErrStatus.Details = text, nil
+		return e
+	}
+	return apierrors.NewGenericServerResponse(resp.StatusCode, "", schema.GroupResource{}, "", text, 0, true)
+}
+
+// logToWebSocket sends a log as the messages of a WebSocket.
+func (x *exchange) logToWebSocket(ctx context.Context, base *url.URL, path string, query url.Values, rt http.RoundTripper) error {
+	at := *base
+	at.Path, at.RawQuery = strings.TrimSuffix(base.Path, "/")+path, query.Encode()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), nil)
+	if err != nil {
+		return err
+	}
+	resp, err := rt.RoundTrip(req)
+	if err != nil {
+		return unreachable(err)
+	}
+	if err := kubeletRefusal(resp); err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	websocket.Server{
+		Handshake: func(c *websocket.Config, _ *http.Request) error {
+			for _, p := range c.Protocol {
+				if p == "" || p == binaryMessages || p == base64Messages {
+					c.Protocol = []string{p}
+					return nil
+				}
+			}
+			if len(c.Protocol) > 0 {
+				return websocket.ErrBadWebSocketProtocol
+			}
+			return nil
+		},
+		Handler: func(conn *websocket.Conn) {
+			go func() { // ends with the connection
+				defer cancel()
+				_, _ = io.Copy(io.Discard, conn) // clients have nothing to say
+			}()
+			conn.PayloadType = websocket.BinaryFrame
+			var to io.Writer = conn
+			if slices.Contains(conn.Config().Protocol, base64Messages) {
+				conn.PayloadType, to = websocket.TextFrame, base64Writer{conn}
+			}
+			// An empty message tells the client that it is connected.
+			if _, err := conn.Write(nil); err != nil {
+				return
+			}
+			if _, err := io.Copy(to, resp.Body); err != nil {
+				x.s.log.Debug("a log could not be sent whole", "path", x.r.URL.Path, "err", err)
+			}
+		},
+	}.ServeHTTP(x.w, x.r)
+	return nil
+}
+
+// The protocols of a WebSocket that carries one stream.
+const (
+	binaryMessages = "binary.k8s.io"
+	base64Messages = "base64.binary.k8s.io"
+)
+
+// base64Writer encodes each message for itself.
+type base64Writer struct{ w io.Writer }
+
+func (b base64Writer) Write(p []byte) (int, error) {
+	if _, err := io.WriteString(b.w, base64.StdEncoding.EncodeToString(p)); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func unreachable(err error) error {
+	return apierrors.NewServiceUnavailable(fmt.Sprintf("error trying to reach service: %v", err))
 }
 
 func (x *exchange) kubelet(ctx context.Context, node string) (*url.URL, http.RoundTripper, error) {
@@ -156,7 +263,7 @@ func logQuery(o corev1.PodLogOptions) url.Values {
 }
 
 // containerOf is the container that a request means: the one it names, or the
-// only one, or the one that the pod's author prefers.
+// only one. Which of several its author prefers is kubectl's business.
 func containerOf(pod *corev1.Pod, name string) (string, error) {
 	var names, inits []string
 	for _, ct := range pod.Spec.Containers {
@@ -189,12 +296,14 @@ func containerOf(pod *corev1.Pod, name string) (string, error) {
 }
 
 // forward hands the request on and the answer back, whatever protocol the two
-// ends change to.
-func (x *exchange) forward(base *url.URL, path string, query url.Values, rt http.RoundTripper) {
+// ends change to. An answer that refused finds an error in is not handed back,
+// the error is.
+func (x *exchange) forward(base *url.URL, path string, query url.Values, rt http.RoundTripper, refused func(*http.Response) error) {
 	p := &httputil.ReverseProxy{
-		Transport:     rt,
-		FlushInterval: -1, // logs that are followed come line by line
-		ErrorLog:      slog.NewLogLogger(x.s.log.Handler(), slog.LevelDebug),
+		Transport:      rt,
+		ModifyResponse: refused,
+		FlushInterval:  -1, // logs that are followed come line by line
+		ErrorLog:       slog.NewLogLogger(x.s.log.Handler(), slog.LevelDebug),
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme, r.Out.URL.Host = base.Scheme, base.Host
 			r.Out.URL.Path, r.Out.URL.RawPath = strings.TrimSuffix(base.Path, "/")+path, ""
@@ -211,127 +320,12 @@ func (x *exchange) forward(base *url.URL, path string, query url.Values, rt http
 			if errors.Is(err, context.Canceled) {
 				return
 			}
-			x.fail(apierrors.NewServiceUnavailable(fmt.Sprintf("error trying to reach service: %v", err)))
+			var status apierrors.APIStatus
+			if !errors.As(err, &status) {
+				err = unreachable(err)
+			}
+			x.fail(err)
 		},
 	}
 	p.ServeHTTP(x.w, x.r)
-}
-
-// proxy hands a request on to a port of a node, pod or service.
-func (x *exchange) proxy(ctx context.Context, c *call) error {
-	name, port, scheme := splitProxyName(c.name)
-	one := *c
-	one.name = name
-	rec, err := one.get(ctx, metav1.GetOptions{}, true)
-	if err != nil {
-		return err
-	}
-	path := x.target.rest
-	if path == "" {
-		path = "/"
-	}
-	direct := &http.Transport{DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext, DisableKeepAlives: true}
-	var host string
-	switch obj := rec.Object().(type) {
-	case *corev1.Node:
-		if port == "" || port == "10250" {
-			base, rt, err := x.kubelet(ctx, name)
-			if err != nil {
-				return err
-			}
-			x.forward(base, path, x.query, rt)
-			return nil
-		}
-		host = net.JoinHostPort(nodeAddress(obj), port)
-	case *corev1.Pod:
-		if obj.Status.PodIP == "" {
-			return apierrors.NewServiceUnavailable(fmt.Sprintf("pod %s has no address yet", name))
-		}
-		if port == "" {
-			port = firstPort(obj)
-		}
-		host = net.JoinHostPort(obj.Status.PodIP, podPort(obj, port))
-	case *corev1.Service:
-		if host, err = x.serviceBackend(obj, port); err != nil {
-			return err
-		}
-	default:
-		return errNoSuchPath
-	}
-	x.forward(&url.URL{Scheme: scheme, Host: host}, path, x.query, direct)
-	return nil
-}
-
-// splitProxyName reads "name", "name:port" and "scheme:name:port".
-func splitProxyName(s string) (name, port, scheme string) {
-	parts := strings.Split(s, ":")
-	switch len(parts) {
-	case 2:
-		return parts[0], parts[1], "http"
-	case 3:
-		scheme = parts[0]
-		if scheme != "https" {
-			scheme = "http"
-		}
-		return parts[1], parts[2], scheme
-	}
-	return s, "", "http"
-}
-
-func nodeAddress(n *corev1.Node) string {
-	for _, a := range n.Status.Addresses {
-		if a.Type == corev1.NodeInternalIP {
-			return a.Address
-		}
-	}
-	return ""
-}
-
-func firstPort(p *corev1.Pod) string {
-	for _, ct := range p.Spec.Containers {
-		for _, port := range ct.Ports {
-			return strconv.Itoa(int(port.ContainerPort))
-		}
-	}
-	return "80"
-}
-
-// podPort is the number of a port that may be named.
-func podPort(p *corev1.Pod, port string) string {
-	for _, ct := range p.Spec.Containers {
-		for _, cp := range ct.Ports {
-			if cp.Name == port {
-				return strconv.Itoa(int(cp.ContainerPort))
-			}
-		}
-	}
-	return port
-}
-
-// serviceBackend is the address of one ready backend of a service's port.
-func (x *exchange) serviceBackend(svc *corev1.Service, port string) (string, error) {
-	unavailable := func() (string, error) {
-		return "", apierrors.NewServiceUnavailable(fmt.Sprintf("no endpoints available for service %q", svc.Name))
-	}
-	if port == "" && len(svc.Spec.Ports) == 1 {
-		port = svc.Spec.Ports[0].Name
-	}
-	for _, p := range svc.Spec.Ports {
-		if strconv.Itoa(int(p.Port)) == port {
-			port = p.Name
-			break
-		}
-	}
-	rec := x.s.cfg.Storage.Get("endpoints", svc.Namespace, svc.Name)
-	if rec == nil {
-		return unavailable()
-	}
-	for _, set := range rec.Object().(*corev1.Endpoints).Subsets {
-		for _, p := range set.Ports {
-			if p.Name == port && len(set.Addresses) > 0 {
-				return net.JoinHostPort(set.Addresses[0].IP, strconv.Itoa(int(p.Port))), nil
-			}
-		}
-	}
-	return unavailable()
 }
