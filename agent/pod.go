@@ -315,12 +315,14 @@ func (w *podWorker) newestContainers() map[string]*numberedStatus {
 
 func (w *podWorker) observeContainer(c *corev1.Container, s *numberedStatus, now time.Time) containerView {
 	rec, loop := w.rec.container(c.Name), w.loop(c.Name)
-	if s != nil && s.attempt > rec.Attempt {
-		// Started just now, or by a process that did not live to note it.
+	op := w.ops[containerKey(c.Name)]
+	if s != nil && s.attempt > rec.Attempt && (s.State != Created || op == nil) {
+		// Started just now, or by a process that did not live to note it. One
+		// that is only created has not been started yet while we are at it.
 		w.started(c, rec, s)
 	}
 	v := containerView{attempt: rec.Attempt, fresh: rec.Attempt >= 0 && rec.Sandbox == w.rec.Sandbox, retryAt: later(rec.Until, loop.retry)}
-	if op := w.ops[containerKey(c.Name)]; op != nil {
+	if op != nil {
 		v.task, v.grace = op.task, op.grace
 	}
 	if rec.Attempt < 0 {

@@ -76,6 +76,26 @@ func TestRestartPolicies(t *testing.T) {
 	}
 }
 
+// TestSlowStartIsNoEnd has the agent look while a container is created and does
+// not run yet: a pod that is never restarted must not be called failed then.
+func TestSlowStartIsNoEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.runtime.Behave = func(agent.ContainerConfig) agenttest.Behaviour {
+			return agenttest.Behaviour{StartDelay: time.Second}
+		}
+		w.create(pod("a", func(p *corev1.Pod) { p.Spec.RestartPolicy = corev1.RestartPolicyNever }))
+		after(500 * time.Millisecond)
+		if p := w.get("a"); p.Status.Phase != corev1.PodPending {
+			t.Errorf("while its container is created the pod is %s: %s", p.Status.Phase, show(p.Status))
+		}
+		after(time.Second)
+		if p := w.get("a"); p.Status.Phase != corev1.PodRunning || state(p, "web").State.Running == nil {
+			t.Errorf("the pod is %s: %s", p.Status.Phase, show(p.Status))
+		}
+	})
+}
+
 func TestBackOffGrowsAndResets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

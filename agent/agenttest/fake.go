@@ -24,6 +24,8 @@ import (
 
 // Behaviour is what a container does in the fake runtime.
 type Behaviour struct {
+	// StartDelay is how long the container is only created before it runs.
+	StartDelay time.Duration
 	// StartError keeps the container from being created.
 	StartError error
 	// ExitAfter makes it end by itself, with ExitCode; 0: it runs on.
@@ -217,10 +219,23 @@ func (r *Runtime) RunContainer(ctx context.Context, c agent.ContainerConfig) err
 	}
 	r.pid++
 	f := &fakeContainer{config: c, behave: b, done: make(chan struct{}), ContainerStatus: agent.ContainerStatus{
-		PodID: c.PodID, ID: c.ID, Image: c.Image, State: agent.Running, PID: r.pid, StartedAt: time.Now(),
+		PodID: c.PodID, ID: c.ID, Image: c.Image, State: agent.Created, PID: r.pid,
 	}}
 	p.containers[c.ID] = f
 	r.started = append(r.started, c)
+	r.mu.Unlock()
+	// The real runtime tells of a container before its program runs, and may
+	// take its time in between.
+	if b.StartDelay > 0 {
+		r.notify()
+		select {
+		case <-time.After(b.StartDelay):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	r.mu.Lock()
+	f.State, f.StartedAt = agent.Running, time.Now()
 	r.mu.Unlock()
 	if err := f.write(); err != nil {
 		return err
