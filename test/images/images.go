@@ -55,6 +55,9 @@ var Recipes = map[string]Recipe{
 		Name: "conclave.test/tool:1", GoProgram: "conclave/test/tool", Busybox: true,
 		Entrypoint: []string{"/tool"},
 	},
+	"said": {
+		Name: "conclave.test/said:1", Busybox: true, Entrypoint: []string{"/bin/echo", "entrypoint"}, Cmd: []string{"cmd"},
+	},
 	"nginx": {
 		Name: "conclave.test/nginx:1", Packages: []string{"nginx", "nginx-common"}, Busybox: true,
 		Files: map[string]string{

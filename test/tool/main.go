@@ -24,6 +24,9 @@ var commands = map[string]func(ctx context.Context, args []string) error{
 
 	"whoami": whoami,
 	"oidc":   oidc,
+
+	"euid":   euid,
+	"health": health,
 }
 
 func main() {
