@@ -4,6 +4,7 @@ package hosts
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"strings"
@@ -24,6 +25,11 @@ var shared struct {
 func TestMain(m *testing.M) {
 	if lab.IsInit() {
 		os.Exit(lab.Init())
+	}
+	// Tests on hosts wait more than they compute.
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 	code := m.Run()
 	if shared.c != nil {
