@@ -35,7 +35,7 @@ spec:
   containers:
   - name: main
     image: conclave.test/busybox:1
-    command: [sh, -c, 'while [ ! -e /tmp/go ]; do sleep 0.05; done; exit 42']
+    command: [sh, -c, 'while [ ! -e /go ]; do sleep 0.05; done; exit 42']
 `
 
 // TestKilledProcessLeavesPodsAlone kills conclave on a node that runs pods, lets
@@ -49,7 +49,7 @@ func TestKilledProcessLeavesPodsAlone(t *testing.T) {
 	apply(t, c, "default", fmt.Sprintf(counter, node, node))
 	kubectl(t, c, "wait", "pod/counter", "pod/leaver", "--for=condition=Ready", "--timeout=60s")
 	before := processes(t, c, "while true")
-	leaver := processes(t, c, "/tmp/go")
+	leaver := processes(t, c, "/go")
 	if len(before) != 1 || len(leaver) != 1 {
 		t.Fatalf("the containers' processes are %v and %v", before, leaver)
 	}
@@ -62,11 +62,11 @@ func TestKilledProcessLeavesPodsAlone(t *testing.T) {
 		t.Fatalf("the container's process is %v, was %v", got, before)
 	}
 	// Let the other one end while nobody looks.
-	if _, err := c.On(t.Context(), node, "touch", fmt.Sprintf("/proc/%d/root/tmp/go", leaver[0])); err != nil {
+	if _, err := c.On(t.Context(), node, "touch", fmt.Sprintf("/proc/%d/root/go", leaver[0])); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the leaver's process is gone", func() error {
-		if left := processes(t, c, "/tmp/go"); len(left) > 0 {
+		if left := processes(t, c, "/go"); len(left) > 0 {
 			return fmt.Errorf("it is %v", left)
 		}
 		return nil
