@@ -745,10 +745,13 @@ func (s *Server) lead(ctx context.Context, m *master) error {
 	g.Go(func() error {
 		for {
 			changed := s.membersChanged()
-			if err := retry(ctx, s.log, "publish the masters' addresses", func(ctx context.Context) error {
-				return m.api.SetMasters(ctx, s.liveMasters())
-			}); err != nil {
-				return nil
+			// Just after the start not even this node has told that it is a master.
+			if masters := s.liveMasters(); len(masters) > 0 {
+				if err := retry(ctx, s.log, "publish the masters' addresses", func(ctx context.Context) error {
+					return m.api.SetMasters(ctx, masters)
+				}); err != nil {
+					return nil
+				}
 			}
 			select {
 			case <-ctx.Done():
