@@ -274,3 +274,12 @@ func TestConformLifecycles(t *testing.T) {
 		})
 	}
 }
+
+// A namespace is labelled with its name, also where the server made the name.
+func TestNamespaceLabel(t *testing.T) {
+	st := newSite(t)
+	made := must(st.clientset("").CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "made-"}}, metav1.CreateOptions{}))(t)
+	if made.Labels[corev1.LabelMetadataName] != made.Name {
+		t.Errorf("%s has labels %v", made.Name, made.Labels)
+	}
+}

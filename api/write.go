@@ -145,6 +145,9 @@ func (c *call) create(ctx context.Context, obj Object, o metav1.CreateOptions) (
 	for attempt := 0; ; attempt++ {
 		if generate {
 			obj.SetName(generatedName(obj.GetGenerateName()))
+			if c.res.Default != nil {
+				c.res.Default(obj) // some defaults are made of the name
+			}
 		}
 		rec, err := c.createNamed(ctx, obj, c.dryRun(o.DryRun))
 		if generate && apierrors.IsAlreadyExists(err) {
