@@ -27,9 +27,9 @@ import (
 	"conclave/test/conformance"
 )
 
-// next is the next event of a watch; its object's name and the value of its
+// nextMap is the next event of a watch; its object's name and the value of its
 // data, which these tests count up, are appended to its type.
-func next(t *testing.T, w watch.Interface) string {
+func nextMap(t *testing.T, w watch.Interface) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -55,7 +55,7 @@ func next(t *testing.T, w watch.Interface) string {
 func mustSee(t *testing.T, what string, w watch.Interface, wanted ...string) {
 	t.Helper()
 	for _, want := range wanted {
-		if got := next(t, w); got != want {
+		if got := nextMap(t, w); got != want {
 			t.Fatalf("%s: %q, want %q", what, got, want)
 		}
 	}
@@ -341,19 +341,19 @@ func TestDiscovery(t *testing.T) {
 	t.Run("a resource of each group", func(t *testing.T) {
 		conformance.Shows(t, "[sig-api-machinery] Discovery should locate the groupVersion and a resource within each APIGroup [Conformance]")
 		var list metav1.APIGroupList
-		get(t, d.RESTClient(), "/apis", &list)
+		getJSON(t, d.RESTClient(), "/apis", &list)
 		if len(list.Groups) < 5 {
 			t.Fatalf("only %d groups", len(list.Groups))
 		}
 		for _, listed := range list.Groups {
 			var group metav1.APIGroup
-			get(t, d.RESTClient(), "/apis/"+listed.Name, &group)
+			getJSON(t, d.RESTClient(), "/apis/"+listed.Name, &group)
 			if group.Name != listed.Name || group.PreferredVersion != listed.PreferredVersion {
 				t.Errorf("/apis/%s says %+v, /apis %+v", listed.Name, group, listed)
 			}
 			for _, v := range group.Versions {
 				var resources metav1.APIResourceList
-				get(t, d.RESTClient(), "/apis/"+v.GroupVersion, &resources)
+				getJSON(t, d.RESTClient(), "/apis/"+v.GroupVersion, &resources)
 				if resources.GroupVersion != v.GroupVersion || len(resources.APIResources) == 0 {
 					t.Errorf("/apis/%s says %+v", v.GroupVersion, resources)
 				}
@@ -398,7 +398,7 @@ func TestDiscovery(t *testing.T) {
 	})
 }
 
-func get(t *testing.T, client rest.Interface, path string, into any) {
+func getJSON(t *testing.T, client rest.Interface, path string, into any) {
 	t.Helper()
 	raw, err := client.Get().AbsPath(path).SetHeader("Accept", "application/json").DoRaw(t.Context())
 	if err == nil {

@@ -32,8 +32,8 @@ type accountClient struct {
 	http  http.Client
 }
 
-func newAccountClient(tokenFile string) (*accountClient, error) {
-	token, err := os.ReadFile(tokenFile)
+func newAccountClient() (*accountClient, error) {
+	token, err := os.ReadFile(filepath.Join(accountDir, "token"))
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +84,7 @@ func (c *accountClient) do(ctx context.Context, url string, body, out any) error
 // whoami prints as whom the API server, by its Service's address, knows the
 // bearer of this pod's token; then what it answers to a GET of each path.
 func whoami(ctx context.Context, paths []string) error {
-	c, err := newAccountClient(filepath.Join(accountDir, "token"))
+	c, err := newAccountClient()
 	if err != nil {
 		return err
 	}
@@ -115,11 +115,15 @@ func oidc(ctx context.Context, args []string) error {
 	if len(args) != 2 {
 		return errors.New("oidc: name the token's file and its audience")
 	}
-	c, err := newAccountClient(args[0])
+	token, err := os.ReadFile(args[0])
 	if err != nil {
 		return err
 	}
-	parts := strings.Split(c.token, ".")
+	c, err := newAccountClient()
+	if err != nil {
+		return err
+	}
+	parts := strings.Split(string(token), ".")
 	if len(parts) != 3 {
 		return errors.New("the token has not three parts")
 	}
