@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 	podresource "k8s.io/component-helpers/resource"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 )
@@ -12,23 +11,53 @@ import (
 // admit decides whether this node can take a pod on beside those that it has.
 // A pod that the scheduler never saw (spec.nodeName written by hand), or placed
 // by what was true a moment ago, is refused here.
-func (a *Agent) admit(pod *corev1.Pod, uid types.UID) *failure {
+//
+// What a pod takes up is free for others as soon as the API has the pod no
+// more, or knows that it is over; here it still ends. Who comes meanwhile and
+// finds no room only for that has to wait, not to fail.
+func (a *Agent) admit(by *podWorker, pod *corev1.Pod) (refused *failure, crowded bool) {
 	a.admission.Lock()
 	defer a.admission.Unlock()
-	var others []*corev1.Pod
+	var others, staying []*corev1.Pod
 	for _, w := range a.allWorkers() {
-		if w.uid != uid && a.accepted[w.uid] {
-			v := w.view()
-			if !v.rec.Down {
-				others = append(others, v.pod)
-			}
+		if w == by || !a.accepted[w.uid] {
+			continue
+		}
+		w.mu.Lock()
+		v, removed := w.shown, w.removed
+		w.mu.Unlock()
+		if v.rec.Down {
+			continue
+		}
+		others = append(others, v.pod)
+		if !removed && !terminalPhase(v.pod.Status.Phase) {
+			staying = append(staying, v.pod)
 		}
 	}
-	refused := admissible(pod, others, a.node.labelled(), a.node.allocatable())
+	node, allocatable := a.node.labelled(), a.node.allocatable()
+	refused = admissible(pod, others, node, allocatable)
 	if refused == nil {
-		a.accepted[uid] = true
+		a.accepted[by.uid] = true
+		return nil, false
 	}
-	return refused
+	if len(staying) < len(others) && admissible(pod, staying, node, allocatable) == nil {
+		a.crowded[by] = true
+		return nil, true
+	}
+	return refused, false
+}
+
+// roomMade lets those that wait for room ask again: a pod is down.
+func (a *Agent) roomMade() {
+	a.admission.Lock()
+	defer a.admission.Unlock()
+	for w := range a.crowded {
+		delete(a.crowded, w)
+		w.mu.Lock()
+		w.crowded = false
+		w.mu.Unlock()
+		poke(w.wake)
+	}
 }
 
 // admissible is admit's decision.

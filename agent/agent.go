@@ -86,8 +86,9 @@ type Agent struct {
 	objects  *objectStore
 	services *serviceStore
 
-	admission sync.Mutex         // one admission at a time; guards accepted
-	accepted  map[types.UID]bool // pods whose resources count
+	admission sync.Mutex          // one admission at a time; guards accepted and crowded
+	accepted  map[types.UID]bool  // pods whose resources count
+	crowded   map[*podWorker]bool // those that wait until others are down
 
 	mu      sync.Mutex
 	ctx     context.Context // of Run
@@ -130,8 +131,8 @@ func New(cfg Config) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, log: cfg.Log.With("room", "agent"),
 		services: newServiceStore(),
-		accepted: map[types.UID]bool{},
-		workers:  map[types.UID]*podWorker{}, seen: map[types.UID]map[chan struct{}]bool{},
+		accepted: map[types.UID]bool{}, crowded: map[*podWorker]bool{},
+		workers: map[types.UID]*podWorker{}, seen: map[types.UID]map[chan struct{}]bool{},
 	}
 	a.events = newRecorder(cfg.Client, cfg.NodeName, cfg.Now, a.log)
 	a.objects = &objectStore{a: a, entries: map[objectKey]*objectEntry{}, wg: &a.wg}
@@ -340,7 +341,9 @@ func (a *Agent) workerEnded(w *podWorker) {
 	a.mu.Unlock()
 	a.admission.Lock()
 	delete(a.accepted, w.uid)
+	delete(a.crowded, w)
 	a.admission.Unlock()
+	a.roomMade()
 	a.podShown(w.uid)
 }
 

@@ -33,6 +33,7 @@ type podWorker struct {
 	removed bool        // gone from the API
 	stale   bool        // its volumes may show what is no longer so
 	changed bool        // what failed before may succeed now
+	crowded bool        // there is no room for it before others are down
 	probes  map[probeKey]*probeResult
 	shown   podView // what the kubelet API serves
 
@@ -237,7 +238,7 @@ func (w *podWorker) observe() observed {
 		w.takeOver(w.latest)
 	}
 	w.stale = w.stale || w.tokens.due(w.a.cfg.Now())
-	removed, stale := w.removed, w.stale
+	removed, stale, crowded := w.removed, w.stale, w.crowded
 	if w.changed {
 		w.changed = false
 		w.tryAgain()
@@ -245,7 +246,7 @@ func (w *podWorker) observe() observed {
 	w.mu.Unlock()
 	o := observed{
 		now: w.a.cfg.Now(), removed: removed, stale: stale && w.volumes.done,
-		accepted: !w.rec.Started.IsZero(), started: w.rec.Started,
+		accepted: !w.rec.Started.IsZero(), started: w.rec.Started, crowded: crowded,
 		failed: w.rec.Failed != nil, down: w.rec.Down,
 		volumes: w.opState("volumes", w.volumes), sandbox: w.opState("sandbox", w.sandbox),
 		teardown: w.opState("teardown", w.teardown), deletion: w.opState("deletion", w.deletion),
@@ -484,7 +485,13 @@ func (w *podWorker) act(a action, o observed) {
 
 // admit takes the pod on, or refuses it.
 func (w *podWorker) admit(now time.Time) {
-	refused := w.a.admit(w.pod, w.uid)
+	w.mu.Lock()
+	w.crowded = true // until roomMade says otherwise, which may be at once
+	w.mu.Unlock()
+	refused, crowded := w.a.admit(w, w.pod)
+	if crowded {
+		return
+	}
 	w.rec.Started = now.Truncate(time.Second)
 	if refused != nil {
 		w.rec.Failed, w.rec.Rejected, w.rec.Down = refused, true, true

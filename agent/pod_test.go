@@ -846,6 +846,30 @@ func TestAdmission(t *testing.T) {
 	})
 }
 
+// A pod that the API has no more keeps its port until it has ended. The next
+// one, which found the port free by what the API says, waits for it.
+func TestAdmissionWaitsForWhatEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.runtime.Behave = func(agent.ContainerConfig) agenttest.Behaviour { return agenttest.Behaviour{IgnoresTerm: true} }
+		port := func(p *corev1.Pod) {
+			p.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 80, HostPort: 8080}}
+		}
+		w.create(pod("first", port))
+		after(time.Second)
+		w.delete("first", 0)
+		w.create(pod("next", port))
+		after(time.Millisecond)
+		if p := w.get("next"); p.Status.Phase != corev1.PodPending || len(w.runtime.Started()) != 1 {
+			t.Errorf("while the first one ends: %s", show(p.Status))
+		}
+		after(time.Minute)
+		if p := w.get("next"); p.Status.Phase != corev1.PodRunning {
+			t.Errorf("afterwards: %s", show(p.Status))
+		}
+	})
+}
+
 func TestSandboxFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

@@ -146,6 +146,9 @@ func (w *podWorker) show(o observed, status corev1.PodStatus) {
 	w.shown = v
 	w.mu.Unlock()
 	w.a.podShown(w.uid)
+	if v.rec.Down {
+		w.a.roomMade()
+	}
 }
 
 func (w *podWorker) view() podView {

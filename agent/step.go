@@ -11,6 +11,7 @@ type observed struct {
 	now      time.Time
 	accepted bool      // the node has admitted the pod
 	started  time.Time // when
+	crowded  bool      // it will once others are down
 	failed   bool      // the node gave the pod up
 	removed  bool      // the API has it no more
 	down     bool      // everything of it was taken down
@@ -94,6 +95,9 @@ func step(pod *corev1.Pod, o observed) action {
 		return stepDown(pod, o)
 	}
 	if !o.accepted {
+		if o.crowded {
+			return action{kind: actWait}
+		}
 		return action{kind: actAdmit}
 	}
 	w := waiter{now: o.now}

@@ -67,6 +67,7 @@ func TestStep(t *testing.T) {
 		edits edits
 		want  action
 	}{
+		{"no room before others are down", edits{with(func(o *observed) { o.accepted, o.crowded = false, true })}, action{kind: actWait}},
 		{"not accepted", edits{with(func(o *observed) { o.accepted = false })}, action{kind: actAdmit}},
 		{"volumes first", edits{with(func(o *observed) { o.volumes.done = false })}, action{kind: actSetUp}},
 		{"volumes failed", edits{with(func(o *observed) { o.volumes = opState{retryAt: stepNow.Add(time.Second)} })}, later(time.Second)},
