@@ -181,7 +181,7 @@ func tailOffset(f *os.File, n int64) (offset, have int64, err error) {
 	// full counts the line that begins at an offset, from the last to the
 	// first, and says whether it is the one too many.
 	full := func(at int64, known []byte) bool {
-		if !partialLine(f, at, known) {
+		if following == size || !partialLine(f, at, known) { // the last counts, ended or not
 			if have == n {
 				return true
 			}

@@ -178,3 +178,16 @@ func FuzzLogLine(f *testing.F) {
 		}
 	})
 }
+
+// A line that its program never ended is one all the same, and gets no end.
+func TestTailOfAnUnfinishedLine(t *testing.T) {
+	text := strings.TrimSuffix(logLines(0, "one", "two"), "\n")
+	text = text[:strings.LastIndex(text, " F ")] + " P two\n"
+	path := writeLogs(t, map[string]string{"0.log": text})
+	for n, want := range []string{"", "two", "one\ntwo"} {
+		var b bytes.Buffer
+		if err := readLog(context.Background(), path, logOptions{tail: int64(n), limit: -1}, &b, nil, nil); err != nil || b.String() != want {
+			t.Errorf("tail %d: %q %v", n, b.String(), err)
+		}
+	}
+}

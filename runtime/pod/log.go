@@ -245,10 +245,11 @@ func (s *splitter) add(dst []byte, now time.Time, data []byte) []byte {
 	return dst
 }
 
-// end appends what is left when the stream has ended.
+// end appends what is left when the stream has ended: a line without its end is
+// a part, so that readers add none.
 func (s *splitter) end(dst []byte, now time.Time) []byte {
 	if len(s.rest) > 0 {
-		dst = entry(dst, now, s.stream, 'F', s.rest, nil)
+		dst = entry(dst, now, s.stream, 'P', s.rest, nil)
 		s.rest = nil
 	}
 	return dst
