@@ -25,6 +25,9 @@ var (
 // refuseHugeExponents refuses a body that holds a quantity whose exponent has
 // four digits or more; other text may look as it likes.
 func refuseHugeExponents(data []byte, media string, codec runtime.Serializer, expected schema.GroupVersionKind, into runtime.Object) error {
+	if media != mediaYAML && !mayHoldExponent(data) {
+		return nil
+	}
 	switch media {
 	case mediaYAML:
 		plain, err := yaml.YAMLToJSON(data)
@@ -58,6 +61,30 @@ func refuseHugeExponents(data []byte, media string, codec runtime.Serializer, ex
 		return apierrors.NewBadRequest("the body holds an amount with an exponent of four digits or more (" + string(longExponent.Find(data)) + "): no resource is that large or small")
 	}
 	return nil
+}
+
+// mayHoldExponent is what nearly every body has to pay: it says, without the
+// cost of regular expressions, whether one may find a long exponent, be it
+// behind escapes. YAML has more ways to write a number.
+func mayHoldExponent(data []byte) bool {
+	digits := 0 // in a row, up to here
+	for i := len(data) - 1; i > 0; i-- {
+		switch c := data[i]; {
+		case c == '\\':
+			return true
+		case '0' <= c && c <= '9':
+			digits++
+			continue
+		case digits >= 4 && (c == '+' || c == '-'):
+			continue // a second sign makes it none, which the expressions know
+		case digits >= 4 && (c == 'e' || c == 'E'):
+			if before := data[i-1]; before == '.' || '0' <= before && before <= '9' {
+				return true
+			}
+		}
+		digits = 0
+	}
+	return len(data) > 0 && data[0] == '\\'
 }
 
 // unhex is the value of a hexadecimal digit.

@@ -58,3 +58,15 @@ func TestHugeExponents(t *testing.T) {
 		}
 	}
 }
+
+// The quick look finds whatever the expressions find.
+func FuzzMayHoldExponent(f *testing.F) {
+	for _, s := range []string{"1e1234", ".E+12345", "9e-00001x", "1e123", "e1234", "12e+-1234", `1\u0065`, "1e1234e", "+1E2147483647", "a-1234e"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if longExponent.MatchString(s) && !mayHoldExponent([]byte(s)) {
+			t.Errorf("%q", s)
+		}
+	})
+}
