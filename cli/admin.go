@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"slices"
 	"time"
@@ -252,6 +253,12 @@ func (s *Server) adminHandler(stop context.CancelFunc) http.Handler {
 			writeJSON(w, body)
 		})
 	}
+	// For finding out where memory and time go:
+	//	curl --unix-socket /var/lib/conclave/run/conclave.sock http://conclave/debug/pprof/heap > heap
+	//	go tool pprof -top conclave heap
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	answer("GET /status", func(r *http.Request) (any, error) { return s.status(r.Context()), nil })
 	answer("GET /token", func(r *http.Request) (any, error) {
 		c, err := s.credentials(r.Context())
