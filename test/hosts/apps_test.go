@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
@@ -748,6 +749,97 @@ var scheduling = []behaviour{
 		w.wantUnscheduled(t, pod("at-zero", "0.0.0.0", corev1.ProtocolTCP), "node(s) didn't have free ports for the requested pod ports")
 		runPods(t, w.c, w.ns, pod("by-udp", "0.0.0.0", corev1.ProtocolUDP)) // another protocol, no conflict
 	}},
+	{"taint taken away", "[sig-node] NoExecuteTaintManager Single Pod removing taint cancels eviction [Conformance] [Serial]", showTaintTakenAway},
+	{"taint evicts in time", "[sig-node] NoExecuteTaintManager Multiple Pods evicts pods with minTolerationSeconds [Conformance] [Serial]", showTaintEvicts},
+}
+
+func noExecute(key string) corev1.Taint {
+	return corev1.Taint{Key: "conclave.test/" + key, Value: "yes", Effect: corev1.TaintEffectNoExecute}
+}
+
+// taint gives a node these taints and no others.
+func (w *world) taint(t *testing.T, node string, taints ...corev1.Taint) {
+	t.Helper()
+	eventually(t, "node "+node+" is tainted", func() error {
+		n, err := w.c.Client.CoreV1().Nodes().Get(t.Context(), node, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		n.Spec.Taints = taints
+		_, err = w.c.Client.CoreV1().Nodes().Update(t.Context(), n, metav1.UpdateOptions{})
+		return err
+	})
+}
+
+// tolerates makes a pod bear a taint for so many seconds.
+func tolerates(p *corev1.Pod, taint corev1.Taint, seconds int64) *corev1.Pod {
+	p.Spec.Tolerations = append(p.Spec.Tolerations, corev1.Toleration{
+		Key: taint.Key, Operator: corev1.TolerationOpEqual, Value: taint.Value, Effect: taint.Effect, TolerationSeconds: &seconds})
+	return p
+}
+
+// showTaintTakenAway removes a taint before a pod's time is up. A witness, which
+// bears another taint for longer than the pod had, tells when it would have been.
+func showTaintTakenAway(t *testing.T, w *world) {
+	node := w.c.Hosts[2].Name
+	first, second := noExecute("first"), noExecute("second")
+	t.Cleanup(func() { w.taintCleanly(t, node) })
+	pods := runPods(t, w.c, w.ns,
+		tolerates(tolerates(idlePod("reprieved", onHost(node), ""), first, 4), second, 1000),
+		tolerates(tolerates(idlePod("witness", onHost(node), ""), first, 1000), second, 5))
+	watching := w.watchPods(t)
+	defer watching.Stop()
+	w.taint(t, node, first)
+	w.taint(t, node, second)
+	gone := awaitEvent(t, watching, watch.Deleted, func(p *corev1.Pod) bool { return p.Name == "reprieved" || p.Name == "witness" })
+	if gone.Name != "witness" {
+		t.Errorf("%s was evicted after its taint had gone", gone.Name)
+	}
+	got, err := w.c.Client.CoreV1().Pods(w.ns).Get(t.Context(), "reprieved", metav1.GetOptions{})
+	if err != nil || got.UID != pods[0].UID || got.DeletionTimestamp != nil || got.Status.Phase != corev1.PodRunning {
+		t.Errorf("the pod is %+v (%v)", got, err)
+	}
+}
+
+// showTaintEvicts taints a node whose pods bear that for different times: the
+// shorter time ends first, and neither ends too early.
+func showTaintEvicts(t *testing.T, w *world) {
+	node := w.c.Hosts[2].Name
+	taint := noExecute("both")
+	t.Cleanup(func() { w.taintCleanly(t, node) })
+	runPods(t, w.c, w.ns, tolerates(idlePod("longer", onHost(node), ""), taint, 4), tolerates(idlePod("shorter", onHost(node), ""), taint, 1), idlePod("at-once", onHost(node), ""))
+	watching := w.watchPods(t)
+	defer watching.Stop()
+	start := time.Now()
+	w.taint(t, node, taint)
+	for _, next := range []struct {
+		name string
+		not  time.Duration
+	}{{"at-once", 0}, {"shorter", time.Second}, {"longer", 4 * time.Second}} {
+		gone := awaitEvent(t, watching, watch.Deleted, func(p *corev1.Pod) bool { return p.Name == "at-once" || p.Name == "longer" || p.Name == "shorter" })
+		if took := time.Since(start); gone.Name != next.name || took < next.not {
+			t.Errorf("%s was evicted after %s, expected was %s after %s", gone.Name, took, next.name, next.not)
+		}
+	}
+}
+
+func (w *world) watchPods(t *testing.T) watch.Interface {
+	t.Helper()
+	watching, err := w.c.Client.CoreV1().Pods(w.ns).Watch(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return watching
+}
+
+// taintCleanly takes every taint away, whatever has become of the test.
+func (w *world) taintCleanly(t *testing.T, node string) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	_, err := w.c.Client.CoreV1().Nodes().Patch(ctx, node, types.MergePatchType, []byte(`{"spec":{"taints":null}}`), metav1.PatchOptions{})
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 // labelNode gives a node a label of ours: a JSON string, or null to take it away.
