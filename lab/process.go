@@ -9,8 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -182,7 +184,7 @@ func (h *Host) spawn(argv, env []string, output *os.File) (process, error) {
 
 // exec runs a command inside the host to its end.
 func (h *Host) exec(ctx context.Context, argv, env []string, stdin io.Reader, stdout, stderr io.Writer) (int, error) {
-	path, err := exec.LookPath(argv[0])
+	path, err := lookPath(argv[0], env)
 	if err != nil {
 		return 0, err
 	}
@@ -204,6 +206,26 @@ func (h *Host) exec(ctx context.Context, argv, env []string, stdin io.Reader, st
 		return 0, err
 	}
 	return 0, nil
+}
+
+// lookPath finds a command along the PATH that it will have, which is not this
+// process's own: the lab's binary need not be installed to be typed by its name.
+func lookPath(name string, env []string) (string, error) {
+	if strings.Contains(name, "/") {
+		return exec.LookPath(name)
+	}
+	path := ""
+	for _, e := range env {
+		if value, ok := strings.CutPrefix(e, "PATH="); ok {
+			path = value // the last one counts
+		}
+	}
+	for _, dir := range filepath.SplitList(path) {
+		if found, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return found, nil
+		}
+	}
+	return "", &exec.Error{Name: name, Err: exec.ErrNotFound}
 }
 
 // start runs cmd.Start on a thread that has entered the host's namespaces. The
