@@ -12,7 +12,7 @@ CC_amd64   := $(if $(filter amd64,$(shell go env GOHOSTARCH)),cc,x86_64-linux-gn
 SUDO       := $(if $(filter 0,$(shell id -u)),,sudo)
 # Debian packages: what the build needs, and what the tests and the demo need besides.
 APT_BUILD  := gcc libc6-dev
-APT_TEST   := busybox-static docker-registry
+APT_TEST   := busybox-static docker-registry nftables iproute2 e2fsprogs util-linux bsdutils
 # The tests that need the machine for themselves run apart from the units.
 HOSTS_PKG  := ./test/hosts/...
 RESULTS    := $(CURDIR)/bin/conformance

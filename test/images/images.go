@@ -249,8 +249,15 @@ func unpackDebian(ctx context.Context, root string, packages []string) error {
 	if err := os.Chmod(debs, 0o777); err != nil { // apt downloads as its own user
 		return err
 	}
-	if _, err := run(ctx, debs, nil, append([]string{"apt-get", "download", "-qq"}, wanted...)...); err != nil {
-		return fmt.Errorf("%w (is `apt-get update` due?)", err)
+	download := append([]string{"apt-get", "download", "-qq"}, wanted...)
+	if _, err := run(ctx, debs, nil, download...); err != nil {
+		// The lists of packages may be older than the archive.
+		if _, err := run(ctx, "", nil, "apt-get", "update", "-qq"); err != nil {
+			return err
+		}
+		if _, err := run(ctx, debs, nil, download...); err != nil {
+			return err
+		}
 	}
 	files, err := filepath.Glob(filepath.Join(debs, "*.deb"))
 	if err != nil {
