@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	goruntime "runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -1279,9 +1280,25 @@ func (m *master) forgetNode(ctx context.Context, name string) error {
 	return err
 }
 
+// serverVersion is what the API says of itself.
 func serverVersion() apiversion.Info {
-	return apiversion.Info{
+	v := apiversion.Info{
 		Major: "1", Minor: "37", GitVersion: "v1.37.2+conclave-" + version, GoVersion: goruntime.Version(),
 		Compiler: goruntime.Compiler, Platform: goruntime.GOOS + "/" + goruntime.GOARCH,
 	}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return v
+	}
+	for _, s := range info.Settings {
+		switch s.Key {
+		case "vcs.revision":
+			v.GitCommit = s.Value
+		case "vcs.time":
+			v.BuildDate = s.Value
+		case "vcs.modified":
+			v.GitTreeState = map[string]string{"true": "dirty", "false": "clean"}[s.Value]
+		}
+	}
+	return v
 }

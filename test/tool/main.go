@@ -25,6 +25,8 @@ var commands = map[string]func(ctx context.Context, args []string) error{
 	"whoami": whoami,
 	"oidc":   oidc,
 
+	"guestbook": guestbook,
+
 	"euid":   euid,
 	"health": health,
 }
