@@ -5,7 +5,7 @@ GOARCH     ?= $(shell go env GOARCH)
 VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS    := -s -w -X conclave/cli.version=$(VERSION)
 POD_TAGS   := netgo osusergo
-POD        := runtime/embedded/conclave-pod-$(GOARCH).gz
+POD        := runtime/embedded/$(GOARCH)/conclave-pod.gz
 BIN        := bin/conclave
 CC_arm64   := aarch64-linux-gnu-gcc
 CC_amd64   := $(if $(filter amd64,$(shell go env GOHOSTARCH)),cc,x86_64-linux-gnu-gcc)
@@ -44,6 +44,7 @@ build: deps $(BIN) ## build bin/conclave for this machine
 POD_SOURCES := $(shell find runtime/pod runtime/internal -name '*.go' 2>/dev/null) go.mod
 pod: $(POD)
 $(POD): $(POD_SOURCES)
+	@mkdir -p bin
 	CGO_ENABLED=1 GOARCH=$(GOARCH) CC=$(CC_$(GOARCH)) go build -tags "$(POD_TAGS)" -trimpath -ldflags "-s -w -extldflags -static" -o bin/conclave-pod-$(GOARCH) ./runtime/pod
 	gzip -9nc bin/conclave-pod-$(GOARCH) > $@
 
@@ -91,4 +92,4 @@ release: deps ## static binaries for linux/amd64 and linux/arm64 in bin/release
 	done; ls -l bin/release
 
 clean: ## remove what was built
-	rm -rf bin runtime/embedded/conclave-pod-*
+	rm -rf bin runtime/embedded/*/conclave-pod.gz

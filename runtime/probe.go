@@ -3,7 +3,6 @@ package runtime
 import (
 	"bytes"
 	"compress/gzip"
-	"embed"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -28,11 +27,8 @@ var (
 	ErrNoPodProgram = errors.New("the pod program is missing")
 )
 
-//go:embed embedded
-var embedded embed.FS
-
-// podProgramFile is the pod program, compressed with gzip.
-const podProgramFile = "embedded/conclave-pod-" + runtime.GOARCH + ".gz"
+// podProgramFile is the pod program in embedded, compressed with gzip.
+const podProgramFile = "embedded/" + runtime.GOARCH + "/conclave-pod.gz"
 
 // probe says what the host lacks, in a sentence that says what to do.
 func probe(cfg Config) error {

@@ -1,0 +1,8 @@
+package runtime
+
+import "embed"
+
+// One folder for each architecture, so that no binary carries another's.
+//
+//go:embed embedded/amd64
+var embedded embed.FS
