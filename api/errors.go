@@ -37,7 +37,8 @@ func storageError(err error, r schema.GroupResource, name string) error {
 		e.ErrStatus.Details = &metav1.StatusDetails{RetryAfterSeconds: 1}
 		return e
 	case errors.Is(err, ErrUnknownOutcome), errors.Is(err, context.DeadlineExceeded):
-		return apierrors.NewTimeoutError(fmt.Sprintf("request for %s %q did not complete: the outcome is not known", r.String(), name), 1)
+		// No Retry-After: clients would repeat by themselves what may have been done.
+		return apierrors.NewTimeoutError(fmt.Sprintf("request for %s %q did not complete: the outcome is not known", r.String(), name), 0)
 	case errors.Is(err, ErrTooLarge):
 		return apierrors.NewRequestEntityTooLargeError(fmt.Sprintf("%s %q: %v", r.String(), name, err))
 	case errors.Is(err, ErrDiskFull):
@@ -57,7 +58,7 @@ func asStatus(err error) *metav1.Status {
 	case errors.As(err, &known):
 		status = known.Status()
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		status = apierrors.NewTimeoutError("the request did not complete in time", 1).Status()
+		status = apierrors.NewTimeoutError("the request did not complete in time", 0).Status()
 	default:
 		if translated := storageError(err, schema.GroupResource{}, ""); errors.As(translated, &known) {
 			status = known.Status()

@@ -19,7 +19,8 @@
 // It comes back by itself. Peers' addresses are remembered on disk; whenever a
 // remembered peer is not alive here, its address is tried again, after 1 s, 2 s,
 // and so on up to 10 s, and the LAN is asked if nobody at all is alive. That
-// heals partitions that lasted longer than memberlist gossips to the dead.
+// heals partitions that lasted longer than memberlist gossips to the dead. A
+// node that remembers nobody asks the LAN when it starts.
 //
 // The socket is our own transport, because memberlist's allocates 64 KiB for
 // each packet that it reads.
@@ -27,7 +28,8 @@
 // What always holds: callbacks of memberlist, which run under its lock, only
 // update the table of entries and leave hints; nothing calls memberlist while
 // it holds the table's lock. Nothing is written to disk unless the set of
-// peers' addresses changed, and at most every five seconds. An idle pool runs
+// peers' addresses changed: at once for a peer that is new, else at most every
+// five seconds. An idle pool runs
 // memberlist's timers (two or three probes and five gossip ticks a second) and none of
 // its own.
 //

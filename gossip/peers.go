@@ -18,8 +18,11 @@ import (
 
 const (
 	peersFile = "peers.json"
-	// writePause is the least time between two writes of it.
+	// writePause is the least time between two writes of it, unless there is a
+	// peer that it does not name at all: a power cut must not lose the only way
+	// back to the others. Those are gathered for a moment.
 	writePause = 5 * time.Second
+	newPause   = 100 * time.Millisecond
 
 	searchFirst = time.Second
 	searchMost  = 10 * time.Second
@@ -27,6 +30,8 @@ const (
 	searchWidth = 16
 	// searchLAN bounds Config.Discover.
 	searchLAN = 3 * time.Second
+	// searchBlind is how often a node that remembers nobody asks the LAN.
+	searchBlind = 3
 )
 
 // store remembers peers' addresses and this node's epoch.
@@ -38,6 +43,7 @@ type store struct {
 	epoch   uint64
 	peers   map[string]netip.AddrPort // by id
 	dirty   bool
+	fresh   bool // a peer is not in the file yet
 	written time.Time
 }
 
@@ -94,10 +100,12 @@ func (s *store) learn(peers map[string]netip.AddrPort, gone []string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, addr := range peers {
-		if s.peers[id] != addr {
+		old, ok := s.peers[id]
+		if old != addr {
 			s.peers[id] = addr
 			s.dirty = true
 		}
+		s.fresh = s.fresh || !ok
 	}
 	for _, id := range gone {
 		if _, ok := s.peers[id]; ok {
@@ -120,6 +128,9 @@ func (s *store) known() map[string]netip.AddrPort {
 func (s *store) pause() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.fresh {
+		return newPause
+	}
 	return max(0, time.Until(s.written.Add(writePause)))
 }
 
@@ -129,14 +140,14 @@ func (s *store) flush() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.dirty || s.path == "" {
-		s.dirty = false
+		s.dirty, s.fresh = false, false
 		return
 	}
 	if err := s.write(); err != nil {
 		s.log.Warn("cannot remember the peers' addresses", "err", err)
 		return
 	}
-	s.dirty, s.written = false, time.Now()
+	s.dirty, s.fresh, s.written = false, false, time.Now()
 }
 
 func (s *store) write() error {

@@ -63,7 +63,7 @@ type Config struct {
 	// Transport replaces the sockets, for tests. The pool shuts it down.
 	Transport memberlist.Transport
 	// Discover, if set, is asked for gossip addresses while no remembered peer
-	// is alive.
+	// is alive, and a few times at the start by a node that remembers nobody.
 	Discover func(ctx context.Context) ([]netip.AddrPort, error)
 	Log      *slog.Logger
 }
@@ -239,7 +239,10 @@ func (p *Pool) Run(ctx context.Context) error {
 	defer retry.Stop()
 	defer settle.Stop()
 	defer flush.Stop()
-	searching := false
+	searching, blind := false, 0
+	if p.cfg.Discover != nil {
+		blind = searchBlind
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -279,8 +282,11 @@ func (p *Pool) Run(ctx context.Context) error {
 		case <-retry.C:
 			missing := p.missing()
 			backoff.changed(missing)
-			if len(missing) == 0 || searching {
+			if searching || len(missing) == 0 && (blind == 0 || len(p.alive()) > 0) {
 				continue
+			}
+			if len(missing) == 0 {
+				blind--
 			}
 			searching = true
 			wg.Go(func() {
@@ -289,7 +295,7 @@ func (p *Pool) Run(ctx context.Context) error {
 			})
 		case <-found:
 			searching = false
-			if len(p.missing()) > 0 {
+			if len(p.missing()) > 0 || blind > 0 {
 				retry.Reset(backoff.next())
 			}
 		}

@@ -343,6 +343,47 @@ func TestRestart(t *testing.T) {
 	})
 }
 
+// A node whose power is cut soon after it joined has nothing but its file.
+func TestANewPeerIsRememberedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := cluster(t, 2)
+		dir := t.TempDir()
+		b.nodes = append(b.nodes, b.run(2, hostAddr(2), func(c *Config) { c.Dir = dir }))
+		if _, err := b.nodes[2].Join(t.Context(), []string{hostAddr(1).String()}); err != nil {
+			t.Fatal(err)
+		}
+		b.wait("three", 5*time.Second, func() bool { return b.agree(Alive, 3) })
+		b.wait("both peers are in the file", time.Second, func() bool {
+			data, err := os.ReadFile(filepath.Join(dir, peersFile))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return strings.Contains(string(data), hostAddr(0).String()) && strings.Contains(string(data), hostAddr(1).String())
+		})
+	})
+}
+
+// Nor does a node find back that has lost its file, unless it asks.
+func TestTheLANIsAskedByANodeWithoutMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := cluster(t, 1)
+		asked := 0
+		discover := func(found ...netip.AddrPort) func(c *Config) {
+			return func(c *Config) {
+				c.Discover = func(context.Context) ([]netip.AddrPort, error) { asked++; return found, nil }
+			}
+		}
+		b.nodes = append(b.nodes, b.run(1, hostAddr(1), discover(hostAddr(0))))
+		b.wait("found", 10*time.Second, func() bool { return b.agree(Alive, 2) })
+		asked = 0
+		b.run(9, hostAddr(9), discover()) // the only node there is
+		time.Sleep(time.Hour)
+		if asked != searchBlind {
+			t.Errorf("the LAN was asked %d times in an hour", asked)
+		}
+	})
+}
+
 func TestTheLANIsAskedWhenNobodyIsAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := cluster(t, 1)
