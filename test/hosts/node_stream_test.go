@@ -288,6 +288,7 @@ func TestNodeHooks(t *testing.T) {
 		{
 			"a failing postStart hook", edited(hooked("poststart-fails", corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"false"}}}}), func(p *corev1.Pod) {
 				p.Spec.RestartPolicy, p.Spec.TerminationGracePeriodSeconds = corev1.RestartPolicyNever, new(int64(1))
+				p.Spec.Containers[0].Command = []string{"sh", "-c", forever} // ends by force, so it has failed
 			}),
 			func(n *nodeTest, pod *corev1.Pod) {
 				n.until(pod.Name, "fails", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed }, func(p *corev1.Pod) string {

@@ -114,7 +114,12 @@ func TestKilledProcessLeavesPodsAlone(t *testing.T) {
 // command line and is not this search.
 func processes(t *testing.T, c *cluster.Cluster, text string) []int {
 	t.Helper()
-	out, err := c.On(t.Context(), c.Hosts[0].Name, "sh", "-c", `for p in /proc/[0-9]*; do printf '%s ' "${p#/proc/}"; tr '\0\n' '  ' < $p/cmdline; echo; done 2>/dev/null`)
+	return processesOn(t, c, c.Hosts[0].Name, text)
+}
+
+func processesOn(t *testing.T, c *cluster.Cluster, host, text string) []int {
+	t.Helper()
+	out, err := c.On(t.Context(), host, "sh", "-c", `for p in /proc/[0-9]*; do printf '%s ' "${p#/proc/}"; tr '\0\n' '  ' < $p/cmdline; echo; done 2>/dev/null`)
 	if err != nil {
 		t.Fatal(err)
 	}
