@@ -197,7 +197,7 @@ func (w *world) change(t *testing.T, name string, change func(*corev1.Service)) 
 	return changed
 }
 
-func url(host string, port int32) string {
+func pageAt(host string, port int32) string {
 	return "http://" + net.JoinHostPort(host, fmt.Sprint(port)) + "/"
 }
 
@@ -283,9 +283,9 @@ func showHostPorts(t *testing.T, w *world) {
 		pod("hp-loopback", "127.0.0.1", corev1.ProtocolTCP, "http:8080", 8080),
 		pod("hp-address", address, corev1.ProtocolTCP, "http:8080", 8080),
 		pod("hp-udp", address, corev1.ProtocolUDP, "udp:8081", 8081))
-	w.wantAnswers(t, w.hosts[0], []string{"hp-loopback"}, "get", url("127.0.0.1", port))
+	w.wantAnswers(t, w.hosts[0], []string{"hp-loopback"}, "get", pageAt("127.0.0.1", port))
 	for _, from := range []*corev1.Pod{w.hosts[0], w.hosts[1], w.pods[2]} {
-		w.wantAnswers(t, from, []string{"hp-address"}, "get", url(address, port))
+		w.wantAnswers(t, from, []string{"hp-address"}, "get", pageAt(address, port))
 		w.wantAnswers(t, from, []string{"hp-udp"}, "udp", fmt.Sprintf("%s:%d", address, port))
 	}
 }
@@ -294,7 +294,7 @@ var serviceProxy = []behaviour{
 	{"endpoints come and go", "[sig-network] Services should serve a basic endpoint from pods [Conformance]", func(t *testing.T, w *world) {
 		labels := map[string]string{"app": "basic"}
 		s := w.service(t, "basic", func(s *corev1.Service) { s.Spec.Selector = labels })
-		page := url(s.Spec.ClusterIP, 80)
+		page := pageAt(s.Spec.ClusterIP, 80)
 		from := w.pods[0]
 		w.wantFailure(t, from, "refused", "get", page)
 		runPods(t, w.c, w.ns, toolPod("basic-1", w.c.Hosts[1].Name, labels, "serve", "http:8080"))
@@ -318,7 +318,7 @@ var serviceProxy = []behaviour{
 			p.Spec.Containers[0].Ports = []corev1.ContainerPort{{Name: port, ContainerPort: 100}}
 			return p
 		}
-		one, two, from := url(s.Spec.ClusterIP, 80), url(s.Spec.ClusterIP, 81), w.pods[1]
+		one, two, from := pageAt(s.Spec.ClusterIP, 80), pageAt(s.Spec.ClusterIP, 81), w.pods[1]
 		runPods(t, w.c, w.ns, pod("multi-1", "http:100", "first"))
 		w.wantAnswers(t, from, []string{"multi-1"}, "get", "-n", "5", one)
 		w.wantFailure(t, from, "refused", "get", two)
@@ -338,7 +338,7 @@ var serviceProxy = []behaviour{
 			return func(s *corev1.Service) { s.Spec.Ports = all }
 		}
 		s := w.service(t, "both", ports(tcp, udp))
-		byTCP, byUDP, from := []string{"get", "-n", "30", url(s.Spec.ClusterIP, 80)}, []string{"udp", "-n", "30", s.Spec.ClusterIP + ":80"}, w.pods[2]
+		byTCP, byUDP, from := []string{"get", "-n", "30", pageAt(s.Spec.ClusterIP, 80)}, []string{"udp", "-n", "30", s.Spec.ClusterIP + ":80"}, w.pods[2]
 		w.wantAnswers(t, from, w.names(), byTCP...)
 		w.wantAnswers(t, from, w.names(), byUDP...)
 		w.change(t, "both", ports(tcp))
@@ -356,8 +356,8 @@ var serviceProxy = []behaviour{
 		w.slice(t, "by-hand-1", "by-hand", w.pods[0], map[string]int32{"a": 8080, "b": 8083})
 		w.slice(t, "by-hand-2", "by-hand", w.pods[1], map[string]int32{"a": 8083, "b": 8080})
 		for _, port := range []int32{80, 81} {
-			w.wantAnswers(t, w.pods[2], names(w.pods[:2]...), "get", "-n", "30", url(s.Spec.ClusterIP, port))
-			w.wantAnswers(t, w.hosts[2], names(w.pods[:2]...), "get", "-n", "30", url("by-hand."+w.ns, port))
+			w.wantAnswers(t, w.pods[2], names(w.pods[:2]...), "get", "-n", "30", pageAt(s.Spec.ClusterIP, port))
+			w.wantAnswers(t, w.hosts[2], names(w.pods[:2]...), "get", "-n", "30", pageAt("by-hand."+w.ns, port))
 		}
 	}},
 	{"ports in several slices", "[sig-network] EndpointSlice should support a Service with multiple ports specified in multiple EndpointSlices [Conformance]", func(t *testing.T, w *world) {
@@ -368,8 +368,8 @@ var serviceProxy = []behaviour{
 		w.slice(t, "split-1", "split", w.pods[0], map[string]int32{"a": 8080})
 		w.slice(t, "split-2", "split", w.pods[0], map[string]int32{"b": 8083})
 		for _, port := range []int32{80, 81} {
-			w.wantAnswers(t, w.pods[1], []string{"net-0"}, "get", "-n", "5", url(s.Spec.ClusterIP, port))
-			w.wantAnswers(t, w.hosts[0], []string{"net-0"}, "get", "-n", "5", url(s.Spec.ClusterIP, port))
+			w.wantAnswers(t, w.pods[1], []string{"net-0"}, "get", "-n", "5", pageAt(s.Spec.ClusterIP, port))
+			w.wantAnswers(t, w.hosts[0], []string{"net-0"}, "get", "-n", "5", pageAt(s.Spec.ClusterIP, port))
 		}
 	}},
 	{"latency", "[sig-network] Service endpoints latency should not be very high [Conformance]", showLatency},
@@ -480,7 +480,7 @@ func (w *world) wantExternal(t *testing.T, s *corev1.Service, target *corev1.Ser
 	for _, from := range w.pods[:2] {
 		w.wantAnswers(t, from, []string{"CNAME " + name}, "dig", "CNAME", s.Name)
 		w.wantAnswers(t, from, []string{"CNAME " + name, "A " + target.Spec.ClusterIP}, "dig", "A", s.Name)
-		w.wantAnswers(t, from, w.names(), "get", "-n", "30", url(s.Name, 80))
+		w.wantAnswers(t, from, w.names(), "get", "-n", "30", pageAt(s.Name, 80))
 	}
 }
 
@@ -489,11 +489,11 @@ func (w *world) wantExternal(t *testing.T, s *corev1.Service, target *corev1.Ser
 func (w *world) wantReachable(t *testing.T, s *corev1.Service) {
 	t.Helper()
 	for _, from := range []*corev1.Pod{w.pods[0], w.hosts[1]} {
-		w.wantAnswers(t, from, w.names(), "get", "-n", "30", url(s.Name+"."+w.ns+".svc", 80))
-		w.wantAnswers(t, from, w.names(), "get", "-n", "30", url(s.Spec.ClusterIP, 80))
+		w.wantAnswers(t, from, w.names(), "get", "-n", "30", pageAt(s.Name+"."+w.ns+".svc", 80))
+		w.wantAnswers(t, from, w.names(), "get", "-n", "30", pageAt(s.Spec.ClusterIP, 80))
 		if port := s.Spec.Ports[0].NodePort; port != 0 {
 			for _, h := range w.c.Hosts {
-				w.wantAnswers(t, from, w.names(), "get", "-n", "30", url(h.Address.String(), port))
+				w.wantAnswers(t, from, w.names(), "get", "-n", "30", pageAt(h.Address.String(), port))
 			}
 		}
 	}
@@ -511,7 +511,7 @@ var serviceTypes = []behaviour{
 	{"NodePort to ExternalName", "[sig-network] Services should be able to change the type from NodePort to ExternalName [Conformance]", func(t *testing.T, w *world) {
 		target := w.service(t, "n2e-target", func(*corev1.Service) {})
 		was := w.service(t, "n2e", asType(corev1.ServiceTypeNodePort))
-		node := url(w.c.Hosts[1].Address.String(), was.Spec.Ports[0].NodePort)
+		node := pageAt(w.c.Hosts[1].Address.String(), was.Spec.Ports[0].NodePort)
 		w.wantAnswers(t, w.pods[0], w.names(), "get", "-n", "30", node)
 		w.wantExternal(t, w.change(t, "n2e", externalName("n2e-target."+w.ns+".svc.cluster.local")), target)
 		w.wantFailure(t, w.pods[0], "refused", "get", node)
@@ -539,7 +539,7 @@ var serviceTypes = []behaviour{
 		s := w.service(t, "node-port", asType(corev1.ServiceTypeNodePort))
 		w.wantReachable(t, s)
 		for _, h := range w.c.Hosts { // and from outside of every pod
-			out, err := w.c.On(t.Context(), h.Name, w.tool, "get", url(w.c.Hosts[0].Address.String(), s.Spec.Ports[0].NodePort))
+			out, err := w.c.On(t.Context(), h.Name, w.tool, "get", pageAt(w.c.Hosts[0].Address.String(), s.Spec.Ports[0].NodePort))
 			if err != nil || !slices.Contains(w.names(), strings.TrimSpace(out)) {
 				t.Errorf("from %s: %q, %v", h.Name, out, err)
 			}
@@ -714,21 +714,21 @@ func showKubernetesEndpoints(t *testing.T, w *world) {
 var affinity = []behaviour{
 	{"affinity of ClusterIP", "[sig-network] Services should have session affinity work for service with type clusterIP [LinuxOnly] [Conformance]", func(t *testing.T, w *world) {
 		s := w.service(t, "sticky", withAffinity(corev1.ServiceAffinityClientIP))
-		w.wantSticky(t, url(s.Spec.ClusterIP, 80))
+		w.wantSticky(t, pageAt(s.Spec.ClusterIP, 80))
 	}},
 	{"affinity of NodePort", "[sig-network] Services should have session affinity work for NodePort service [LinuxOnly] [Conformance]", func(t *testing.T, w *world) {
 		s := w.service(t, "sticky-port", func(s *corev1.Service) {
 			s.Spec.Type, s.Spec.SessionAffinity = corev1.ServiceTypeNodePort, corev1.ServiceAffinityClientIP
 		})
-		w.wantSticky(t, url(w.c.Hosts[1].Address.String(), s.Spec.Ports[0].NodePort))
+		w.wantSticky(t, pageAt(w.c.Hosts[1].Address.String(), s.Spec.Ports[0].NodePort))
 	}},
 	{"affinity of ClusterIP is switched", "[sig-network] Services should be able to switch session affinity for service with type clusterIP [LinuxOnly] [Conformance]", func(t *testing.T, w *world) {
 		s := w.service(t, "switch", func(*corev1.Service) {})
-		w.wantSwitched(t, "switch", url(s.Spec.ClusterIP, 80))
+		w.wantSwitched(t, "switch", pageAt(s.Spec.ClusterIP, 80))
 	}},
 	{"affinity of NodePort is switched", "[sig-network] Services should be able to switch session affinity for NodePort service [LinuxOnly] [Conformance]", func(t *testing.T, w *world) {
 		s := w.service(t, "switch-port", asType(corev1.ServiceTypeNodePort))
-		w.wantSwitched(t, "switch-port", url(w.c.Hosts[2].Address.String(), s.Spec.Ports[0].NodePort))
+		w.wantSwitched(t, "switch-port", pageAt(w.c.Hosts[2].Address.String(), s.Spec.Ports[0].NodePort))
 	}},
 }
 
@@ -1077,13 +1077,13 @@ func showMirroring(t *testing.T, w *world) {
 	if err != nil || len(all.Items) != 1 || all.Items[0].Labels[discoveryv1.LabelManagedBy] != "endpointslicemirroring-controller.k8s.io" || all.Items[0].Labels["by"] != "mirrored" {
 		t.Fatalf("the slices are %+v (%v)", all, err)
 	}
-	w.wantAnswers(t, w.pods[2], []string{"net-0"}, "get", "-n", "5", url(s.Spec.ClusterIP, 80))
+	w.wantAnswers(t, w.pods[2], []string{"net-0"}, "get", "-n", "5", pageAt(s.Spec.ClusterIP, 80))
 	ep.Subsets[0].Addresses[0].IP, ep.Subsets[0].Ports[0].Port = w.pods[1].Status.PodIP, 8083
 	if _, err := endpoints.Update(t.Context(), ep, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	w.wantEndpoints(t, "mirrored", w.at("http", 8083, w.pods[1]))
-	w.wantAnswers(t, w.pods[2], []string{"net-1"}, "get", "-n", "5", url(s.Spec.ClusterIP, 80))
+	w.wantAnswers(t, w.pods[2], []string{"net-1"}, "get", "-n", "5", pageAt(s.Spec.ClusterIP, 80))
 	if err := endpoints.Delete(t.Context(), "mirrored", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
