@@ -188,7 +188,9 @@ func podSpecWarnings(p *field.Path, spec *corev1.PodSpec) []string {
 				out = append(out, at.Child(source).String()+": this type of volume is not supported by Conclave yet, the pod will not start")
 			}
 		}
-		if e := spec.Volumes[i].EmptyDir; e != nil && e.SizeLimit != nil && e.Medium != corev1.StorageMediumMemory {
+		if e := spec.Volumes[i].EmptyDir; e != nil && e.Medium != corev1.StorageMediumDefault && e.Medium != corev1.StorageMediumMemory {
+			out = append(out, unsupported(at.Child("emptyDir", "medium")))
+		} else if e != nil && e.SizeLimit != nil && e.Medium != corev1.StorageMediumMemory {
 			out = append(out, at.Child("emptyDir", "sizeLimit").String()+": not supported by Conclave yet unless medium is Memory, it has no effect")
 		}
 	}
