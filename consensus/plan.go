@@ -160,10 +160,16 @@ func (p *planner) dropUseless() change {
 	return change{}
 }
 
+// dropDeadVoters removes dead voters: at once where another node can take their
+// place, after a while where none can. Three voters with one dead need two of
+// the two that live, and so do the two alone; but a dead one that is still a
+// voter has its vote the moment it is back, and most are back soon.
 func (p *planner) dropDeadVoters() change {
+	replaceable := len(p.spare) > 0 || p.catchingUp()
 	for _, id := range p.voters {
 		if p.nodes[id].Dead && p.safe(without(p.voters, id)) {
-			return change{step: remove, id: id}
+			odd := len(p.voters)%2 == 1
+			return change{step: remove, id: id, patient: odd && !replaceable && len(p.voters) > 1}
 		}
 	}
 	return change{}
