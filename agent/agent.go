@@ -487,7 +487,7 @@ func (a *Agent) serviceVars(ctx context.Context, pod *corev1.Pod, saved map[stri
 	if pod.Spec.EnableServiceLinks == nil || *pod.Spec.EnableServiceLinks {
 		wait := objectWait
 		if saved != nil {
-			wait = objectCopyAfter
+			wait = max(0, objectCopyAfter-time.Since(a.services.asked))
 		}
 		timer := time.NewTimer(wait)
 		defer timer.Stop()

@@ -42,7 +42,7 @@ func writePayload(dir string, files map[string]payloadFile, fsGroup *int64) (cha
 		return false, err
 	}
 	if old == name {
-		return false, nil
+		return false, settle(dir, name, files) // in case a crash came between
 	}
 	if err := makeDir(dir, dirMode, fsGroup); err != nil {
 		return false, err
@@ -62,13 +62,7 @@ func writePayload(dir string, files map[string]payloadFile, fsGroup *int64) (cha
 	if err := swapLink(dir, name, dataLink); err != nil {
 		return false, err
 	}
-	if err := linkTop(dir, files); err != nil {
-		return false, err
-	}
-	if old != "" {
-		return true, os.RemoveAll(filepath.Join(dir, filepath.Base(old)))
-	}
-	return true, nil
+	return true, settle(dir, name, files)
 }
 
 func writePayloadFile(root, path string, f payloadFile, gid *int64) error {
@@ -95,8 +89,9 @@ func writePayloadFile(root, path string, f payloadFile, gid *int64) error {
 	return os.Chmod(full, mode)
 }
 
-// linkTop keeps a link through ..data for each first path element.
-func linkTop(dir string, files map[string]payloadFile) error {
+// settle keeps a link through ..data for each first path element, and of the
+// folders of content only the one of that name.
+func settle(dir, name string, files map[string]payloadFile) error {
 	want := map[string]bool{}
 	for p := range files {
 		top, _, _ := strings.Cut(p, "/")
@@ -106,19 +101,28 @@ func linkTop(dir string, files map[string]payloadFile) error {
 	if err != nil {
 		return err
 	}
+	var old []string
 	for _, e := range entries {
 		n := e.Name()
-		if strings.HasPrefix(n, "..") {
-			continue
-		}
-		if want[n] {
+		switch {
+		case n == dataLink, n == name:
+		case strings.HasPrefix(n, ".."):
+			old = append(old, n)
+		case want[n]:
 			delete(want, n)
-		} else if err := os.Remove(filepath.Join(dir, n)); err != nil {
-			return err
+		default:
+			if err := os.Remove(filepath.Join(dir, n)); err != nil {
+				return err
+			}
 		}
 	}
 	for n := range want {
 		if err := os.Symlink(filepath.Join(dataLink, n), filepath.Join(dir, n)); err != nil {
+			return err
+		}
+	}
+	for _, n := range old {
+		if err := os.RemoveAll(filepath.Join(dir, n)); err != nil {
 			return err
 		}
 	}

@@ -56,6 +56,7 @@ type objectEntry struct {
 	stop   context.CancelFunc
 	known  chan struct{} // closed when the API has answered
 	missed bool          // somebody did not wait for that
+	asked  time.Time     // when the API was first asked
 	obj    api.Object    // nil: there is none
 }
 
@@ -76,7 +77,7 @@ func (s *objectStore) hold(uid types.UID, keys map[objectKey]bool) {
 		e := s.entries[k]
 		if e == nil {
 			ctx, stop := context.WithCancel(s.ctx)
-			e = &objectEntry{users: map[types.UID]bool{}, stop: stop, known: make(chan struct{})}
+			e = &objectEntry{users: map[types.UID]bool{}, stop: stop, known: make(chan struct{}), asked: time.Now()}
 			s.entries[k] = e
 			s.wg.Go(func() {
 				err := api.Follow(ctx, s.a.cfg.Client, k.resource, k.namespace, metav1.ListOptions{FieldSelector: "metadata.name=" + k.name}, objectHandler{s, k, e})
@@ -152,23 +153,28 @@ func (s *objectStore) get(ctx context.Context, uid types.UID, d podDirs, k objec
 	_, err := os.Stat(file)
 	wait := objectWait
 	if err == nil {
-		wait = objectCopyAfter
+		wait = max(0, objectCopyAfter-time.Since(e.asked)) // all objects are waited for together
 	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
 	case <-e.known:
-		s.mu.Lock()
-		obj := e.obj
-		s.mu.Unlock()
-		return obj, s.keep(file, obj)
 	case <-timer.C:
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 	s.mu.Lock()
-	e.missed = true
+	obj, known := e.obj, false
+	select {
+	case <-e.known: // which both channels may have been
+		known = true
+	default:
+		e.missed = true
+	}
 	s.mu.Unlock()
+	if known {
+		return obj, s.keep(file, obj)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("failed to sync %s cache: timed out waiting for the condition", k.resource.Resource[:len(k.resource.Resource)-1])
 	}
@@ -237,13 +243,14 @@ func (a *Agent) readSealed(file string) ([]byte, error) {
 // serviceStore keeps the variables of all services, for enableServiceLinks.
 type serviceStore struct {
 	known chan struct{}
+	asked time.Time // when the API was first asked
 
 	mu   sync.Mutex
 	vars map[string]map[string]map[string]string // namespace, name, variable
 }
 
 func newServiceStore() *serviceStore {
-	return &serviceStore{known: make(chan struct{}), vars: map[string]map[string]map[string]string{}}
+	return &serviceStore{known: make(chan struct{}), asked: time.Now(), vars: map[string]map[string]map[string]string{}}
 }
 
 func (s *serviceStore) Replace(objects []api.Object) {

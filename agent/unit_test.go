@@ -301,6 +301,14 @@ func TestAtomicWriter(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, before)); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("the old folder stays")
 	}
+	// A crash between the change of ..data and the rest of the work.
+	if err := errors.Join(os.Remove(filepath.Join(dir, "g")), os.Mkdir(filepath.Join(dir, "..0123"), 0o700), os.Symlink(filepath.Join(dataLink, "gone"), filepath.Join(dir, "gone"))); err != nil {
+		t.Fatal(err)
+	}
+	write(map[string]payloadFile{"a": {Data: []byte("new"), Mode: 0o400}, "g": {Data: []byte("3"), Mode: 0o644}}, false)
+	if _, err := os.Stat(filepath.Join(dir, "..0123")); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("a folder left by a crash stays")
+	}
 	write(map[string]payloadFile{}, true)
 	for _, bad := range []string{"", "/a", "../a", "a/../../b", "..data"} {
 		if _, err := writePayload(dir, map[string]payloadFile{bad: {}}, nil); err == nil {
