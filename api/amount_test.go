@@ -11,7 +11,7 @@ import (
 )
 
 // Amounts that no parser must see, and text that only looks like one.
-func TestHugeExponents(t *testing.T) {
+func TestAbsurdAmounts(t *testing.T) {
 	gvk := corev1.SchemeGroupVersion.WithKind("Pod")
 	pod := &corev1.Pod{TypeMeta: typeMeta(gvk), ObjectMeta: metav1.ObjectMeta{Name: "a", Annotations: map[string]string{"note": "n"}}}
 	pod.Spec.Containers = []corev1.Container{{Name: "c", Resources: corev1.ResourceRequirements{
@@ -37,10 +37,12 @@ func TestHugeExponents(t *testing.T) {
 		case mediaJSON:
 			bad = append(bad,
 				with(inQuotes+"1234567890123"+inQuotes, "1e-2147483640"),
+				with("1234567890123", "1"+strings.Repeat("0", 1<<20)),
+				with("1234567890123", "."+strings.Repeat("0", 80)+"1"),
 				with("1234567890123", `1\u0065\u002d21474836\u00340`),
 				// A duplicate is parsed too, though the last one counts.
 				with(`{"cpu":`, `{"cpu":"1e-2147483640","cpu":`))
-			good = append(good, with(`"note":"n"`, `"note":"1e-2147483640 \\u0065"`), with(`"note":"n"`, `"1e-2147483640":"\u0031e2147483640"`))
+			good = append(good, with("1234567890123", "1e18"), with("1234567890123", "12E"), with(`"note":"n"`, `"note":"`+strings.Repeat("7", 100)+`"`), with(`"note":"n"`, `"note":"1e-2147483640 \\u0065"`), with(`"note":"n"`, `"1e-2147483640":"\u0031e2147483640"`))
 		case mediaYAML:
 			bad = append(bad, with(`"1234567890123"`, `"1\x65-2147483\`+"\n"+`    640"`))
 			good = append(good, with("note: \"n\"", "note: 1e-2147483640x"))
@@ -60,12 +62,12 @@ func TestHugeExponents(t *testing.T) {
 }
 
 // The quick look finds whatever the expressions find.
-func FuzzMayHoldExponent(f *testing.F) {
-	for _, s := range []string{"1e1234", ".E+12345", "9e-00001x", "1e123", "e1234", "12e+-1234", `1\u0065`, "1e1234e", "+1E2147483647", "a-1234e"} {
+func FuzzMaybeAbsurd(f *testing.F) {
+	for _, s := range []string{"1e1234", ".E+12345", "9e-00001x", "1e123", "e1234", "12e+-1234", `1\u0065`, "1e1234e", "+1E2147483647", "a-1234e", strings.Repeat("12.4", 16), "1e5e1234", "1.e1234"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		if longExponent.MatchString(s) && !mayHoldExponent([]byte(s)) {
+		if (absurdNumber.MatchString(s) || absurdInJSON.MatchString(s)) && !maybeAbsurd([]byte(s)) {
 			t.Errorf("%q", s)
 		}
 	})

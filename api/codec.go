@@ -286,7 +286,7 @@ func decodeBody(data []byte, media, validation string, into runtime.Object, expe
 	if validation == metav1.FieldValidationIgnore {
 		codec = pair[0]
 	}
-	if err := refuseHugeExponents(data, media, codec, expected, into); err != nil {
+	if err := refuseAbsurdAmounts(data, media, codec, expected, into); err != nil {
 		return nil, err
 	}
 	obj, got, err := codec.Decode(data, &expected, into)
