@@ -35,7 +35,10 @@ type call struct {
 	warn    func(string)
 }
 
-// Attempts of a write that names no version and so may be computed again.
+// Attempts of a write that names no version and so may be computed again. Only
+// a lost race uses one up, and somebody else has won it: many writers of one
+// object get through, none is told of a conflict that it could not have meant,
+// and the request's own time ends before a hopeless one does.
 const maxAttempts = 100
 
 // The largest object that the log takes.
