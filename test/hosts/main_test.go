@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -62,11 +63,14 @@ func three(t *testing.T) *cluster.Cluster {
 	return shared.c
 }
 
+var owned atomic.Int32
+
 // own is a cluster of this test alone, which may do to it what it likes.
 func own(t *testing.T, hosts int, args ...string) *cluster.Cluster {
 	t.Helper()
 	needRoot(t)
-	c, err := cluster.New(t.Context(), cluster.Config{Name: labName("o"), Hosts: hosts, Args: args})
+	name := labName("o") + string(rune('a'+owned.Add(1)%26)) // tests may run side by side
+	c, err := cluster.New(t.Context(), cluster.Config{Name: name, Hosts: hosts, Args: args})
 	if err != nil {
 		t.Fatal(err)
 	}

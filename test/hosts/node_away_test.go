@@ -17,6 +17,8 @@ import (
 // TestNodeAway does to a node what tests of the shared cluster must not: taints
 // it, and stops its conclave.
 func TestNodeAway(t *testing.T) {
+	needRoot(t)
+	t.Parallel()
 	c := own(t, 2)
 	if err := c.Import(t.Context(), "busybox"); err != nil {
 		t.Fatal(err)
