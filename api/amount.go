@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"regexp"
 
@@ -18,8 +19,7 @@ import (
 // exactly where they would have been parsed as a quantity, whatever the format
 // and the kind.
 var (
-	absurdNumber = regexp.MustCompile(`[0-9.][eE][+-]?[0-9]{4,}|[0-9.]{64,}`)
-	// In JSON one sees where a number ends, and so spares the UIDs.
+	// In JSON one sees where a number ends; without that, UIDs would match.
 	absurdInJSON = regexp.MustCompile(`[0-9.][eE][+-]?[0-9]{4,}(?:[^0-9A-Za-z.+_-]|$)|[0-9.]{64,}`)
 	// The characters of a number, as JSON may also write them. The second half
 	// takes an escaped backslash for one thing, so that what follows it is none.
@@ -32,38 +32,23 @@ func refuseAbsurdAmounts(data []byte, media string, codec runtime.Serializer, ex
 	if media != mediaYAML && !maybeAbsurd(data) {
 		return nil
 	}
+	var harmless, first []byte
 	switch media {
+	case mediaProtobuf:
+		harmless, first = hideAbsurdStrings(data)
 	case mediaYAML:
 		plain, err := yaml.YAMLToJSON(data)
 		if err != nil {
 			return nil // the decoder says it better
 		}
-		data, media = plain, mediaJSON
 		codec = bodyCodecs()[mediaJSON][0]
-	case mediaJSON:
-		data = escapedNumber.ReplaceAllFunc(data, func(m []byte) []byte {
-			if len(m) == 2 {
-				return m
-			}
-			return []byte{unhex(m[4])<<4 | unhex(m[5])}
-		})
+		harmless, first = hideAbsurdJSON(plain)
+	default:
+		harmless, first = hideAbsurdJSON(data)
 	}
-	absurd := absurdInJSON
-	if media == mediaProtobuf {
-		absurd = absurdNumber
-	}
-	first := absurd.Find(data)
 	if first == nil {
 		return nil
 	}
-	harmless := absurd.ReplaceAllFunc(data, func(m []byte) []byte {
-		return bytes.Map(func(r rune) rune {
-			if r == '.' || r >= '0' && r <= '9' {
-				return 'x'
-			}
-			return r
-		}, m)
-	})
 	_, _, err := codec.Decode(harmless, &expected, into.DeepCopyObject())
 	if err != nil && !runtime.IsStrictDecodingError(err) {
 		return apierrors.NewBadRequest(fmt.Sprintf("the body holds an amount with too many digits or too large an exponent, such as %.40q: no resource is that large or small", first))
@@ -71,9 +56,76 @@ func refuseAbsurdAmounts(data []byte, media string, codec runtime.Serializer, ex
 	return nil
 }
 
+// hideAbsurdJSON makes absurd numbers unreadable, and returns the first of them.
+func hideAbsurdJSON(data []byte) (harmless, first []byte) {
+	data = escapedNumber.ReplaceAllFunc(data, func(m []byte) []byte {
+		if len(m) == 2 {
+			return m
+		}
+		return []byte{unhex(m[4])<<4 | unhex(m[5])}
+	})
+	harmless = absurdInJSON.ReplaceAllFunc(data, func(m []byte) []byte {
+		m = bytes.Clone(m)
+		hideDigits(m)
+		return m
+	})
+	return harmless, absurdInJSON.Find(data)
+}
+
+// hideAbsurdStrings does the same in a protobuf message. What stands between
+// strings there may be digits too, so only what has its length before it
+// counts as one.
+func hideAbsurdStrings(data []byte) (harmless, first []byte) {
+	harmless = bytes.Clone(data)
+	ofNumber := func(c byte) bool {
+		return '0' <= c && c <= '9' || c == '.' || c == 'e' || c == 'E' || c == '+' || c == '-'
+	}
+	for start := 0; start < len(data); start++ {
+		end := start
+		for end < len(data) && ofNumber(data[end]) {
+			end++
+		}
+		for ; start < end; start++ {
+			n := lengthBefore(data[:start])
+			if n == 0 || n > uint64(end-start) {
+				continue
+			}
+			if s := data[start : start+int(n)]; len(s) >= 64 || maybeAbsurd(s) {
+				hideDigits(harmless[start : start+int(n)])
+				if first == nil {
+					first = s
+				}
+			}
+		}
+	}
+	return harmless, first
+}
+
+// lengthBefore is the number, written as protobuf writes lengths, with which
+// data ends; 0 if it ends with none.
+func lengthBefore(data []byte) uint64 {
+	if len(data) == 0 || data[len(data)-1] >= 0x80 {
+		return 0
+	}
+	start := len(data) - 1
+	for start > 0 && data[start-1] >= 0x80 && len(data)-start < binary.MaxVarintLen64 {
+		start--
+	}
+	n, _ := binary.Uvarint(data[start:])
+	return n
+}
+
+func hideDigits(number []byte) {
+	for i, c := range number {
+		if c == '.' || '0' <= c && c <= '9' {
+			number[i] = 'x'
+		}
+	}
+}
+
 // maybeAbsurd is what nearly every body has to pay: it says, without the cost
-// of regular expressions, whether one of them may match, be it behind escapes.
-// YAML has more ways to write a number.
+// of regular expressions, whether an absurd number may be there, be it behind
+// escapes. YAML has more ways to write a number.
 func maybeAbsurd(data []byte) bool {
 	const none = -1
 	number, exponent := 0, none // their digits up to here
