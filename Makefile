@@ -16,7 +16,7 @@ APT_TEST   := busybox-static docker-registry nftables iproute2 e2fsprogs util-li
 # The tests that need the machine for themselves run apart from the units.
 HOSTS_PKG  := ./test/hosts/...
 RESULTS    := $(CURDIR)/bin/conformance
-UNITS       = $(shell go list ./... | grep -v -e /test/hosts -e /zz_)
+UNITS       = $(shell go list ./... | grep -v -e /test/hosts)
 
 .DELETE_ON_ERROR:
 .PHONY: help deps deps-test build pod kubectl test units race hosts bench lint demo release clean conformance
