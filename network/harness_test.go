@@ -702,4 +702,3 @@ func twoNodes(t *testing.T) (nodes, *lan) {
 }
 
 var protocols = []string{"tcp4", "udp4"}
-
