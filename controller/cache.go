@@ -64,6 +64,10 @@ type table struct {
 	// gone holds the UIDs that a controller deleted before the follower told
 	// so: late news of them must not revive them.
 	gone map[types.UID]struct{}
+	// followed is the newest version that the follower told of. Whatever a
+	// controller learns up to there is no news, and must not revive what the
+	// follower has seen go.
+	followed uint64
 	// namespaced is known once an object has been seen.
 	namespaced, seen bool
 	synced           bool
@@ -164,10 +168,16 @@ func drop[K comparable](m map[K]map[Key]api.Object, at K, key Key) {
 }
 
 // apply takes in a version of an object, unless a newer one is known.
-func (c *cache) apply(r schema.GroupVersionResource, o api.Object) []Change {
+func (c *cache) apply(r schema.GroupVersionResource, o api.Object, byFollower bool) []Change {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.applyLocked(c.tables[r], o)
+	t := c.tables[r]
+	if byFollower {
+		t.followed = max(t.followed, revision(o))
+	} else if revision(o) <= t.followed {
+		return nil
+	}
+	return c.applyLocked(t, o)
 }
 
 func (c *cache) applyLocked(t *table, o api.Object) []Change {
@@ -192,6 +202,7 @@ func (c *cache) remove(r schema.GroupVersionResource, o api.Object, byFollower b
 	defer c.mu.Unlock()
 	t := c.tables[r]
 	if byFollower {
+		t.followed = max(t.followed, revision(o))
 		delete(t.gone, o.GetUID())
 	} else if old := t.get(o.GetNamespace(), o.GetName()); old != nil && old.GetUID() == o.GetUID() {
 		// Only while the follower still owes the news.
@@ -216,6 +227,7 @@ func (c *cache) replace(r schema.GroupVersionResource, objects []api.Object) (ch
 	listed := make(map[types.UID]struct{}, len(objects))
 	for _, o := range objects {
 		listed[o.GetUID()] = struct{}{}
+		t.followed = max(t.followed, revision(o))
 		changes = append(changes, c.applyLocked(t, o)...)
 	}
 	for uid := range t.gone {

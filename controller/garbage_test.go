@@ -314,13 +314,13 @@ func TestCacheOrder(t *testing.T) {
 			t.Errorf("%s: %d in the index", step, n)
 		}
 	}
-	c.apply(pods, pod("a", "5"))
-	c.apply(pods, pod("a", "4"))
+	c.apply(pods, pod("a", "5"), true)
+	c.apply(pods, pod("a", "4"), true)
 	have("old news", "a5")
 	c.remove(pods, pod("a", "6"), false) // our own deletion
-	c.apply(pods, pod("a", "5"))
+	c.apply(pods, pod("a", "5"), true)
 	have("news of what we deleted", "none")
-	c.apply(pods, pod("b", "9")) // made again by us
+	c.apply(pods, pod("b", "9"), false) // made again by us
 	c.remove(pods, pod("a", "6"), true)
 	have("the deletion of the former", "b9")
 	if len(c.tables[pods].gone) != 0 {
@@ -330,8 +330,11 @@ func TestCacheOrder(t *testing.T) {
 	if len(missing) != 1 || missing[0].GetUID() != "b" {
 		t.Errorf("missing %v", missing)
 	}
-	c.apply(pods, pod("c", "12"))
+	c.apply(pods, pod("c", "12"), true)
 	have("a name used again", "c12")
+	c.remove(pods, pod("c", "13"), true)
+	c.apply(pods, pod("c", "12"), false) // the answer to a write of ours, late
+	have("late news of what is gone", "none")
 }
 
 func TestTwoOwnersAreRefused(t *testing.T) {

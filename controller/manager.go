@@ -277,5 +277,5 @@ func (f *follower) Apply(t watch.EventType, o api.Object) {
 		f.m.dispatch(f.resource, f.m.env.cache.remove(f.resource, o, true))
 		return
 	}
-	f.m.dispatch(f.resource, f.m.env.cache.apply(f.resource, o))
+	f.m.dispatch(f.resource, f.m.env.cache.apply(f.resource, o, true))
 }

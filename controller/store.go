@@ -70,7 +70,7 @@ type store struct {
 }
 
 func (s *store) learn(r schema.GroupVersionResource, o api.Object) {
-	s.changed(r, s.cache.apply(r, o))
+	s.changed(r, s.cache.apply(r, o, false))
 }
 
 func (s *store) create(ctx context.Context, r schema.GroupVersionResource, o api.Object) (api.Object, error) {

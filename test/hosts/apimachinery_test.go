@@ -3,6 +3,7 @@ package hosts
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"regexp"
@@ -551,6 +552,11 @@ func TestGarbage(t *testing.T) {
 	})
 	t.Run("circle", func(t *testing.T) {
 		t.Parallel()
+		t.Cleanup(func() {
+			if t.Failed() {
+				dumpLogs(t, c)
+			}
+		})
 		conformance.Shows(t, "[sig-api-machinery] Garbage collector should not be blocked by dependency circle [Conformance]")
 		pods := c.Client.CoreV1().Pods(ns)
 		var made []*corev1.Pod
@@ -574,7 +580,10 @@ func TestGarbage(t *testing.T) {
 		eventually(t, "all of the circle are gone", func() error {
 			left, err := pods.List(t.Context(), metav1.ListOptions{LabelSelector: "app=circle"})
 			if err == nil && len(left.Items) > 0 {
-				err = fmt.Errorf("%d are left", len(left.Items))
+				err = errors.New("some are left:")
+				for _, p := range left.Items {
+					err = fmt.Errorf("%w\n%s: deleted %v, finalizers %q, owners %v, on %q, %s", err, p.Name, p.DeletionTimestamp, p.Finalizers, p.OwnerReferences, p.Spec.NodeName, p.Status.Phase)
+				}
 			}
 			return err
 		})
