@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -229,7 +230,7 @@ func (l *Lab) boot(h *Host) error {
 		return fmt.Errorf("host %s: %w", h.Name, err)
 	}
 	h.Init, h.Daemon = init, process{}
-	if err := plug(l.bridge(), l.port(h), init.PID, netip.PrefixFrom(h.Address, l.Subnet.Bits()), l.gateway()); err != nil {
+	if err := plug(l.bridge(), l.port(h), init.PID, l.hardware(h), netip.PrefixFrom(h.Address, l.Subnet.Bits()), l.gateway()); err != nil {
 		init.kill()
 		h.Init = process{}
 		return fmt.Errorf("host %s: %w", h.Name, err)
@@ -240,6 +241,11 @@ func (l *Lab) boot(h *Host) error {
 // port is the name of the host's end on the bridge.
 func (l *Lab) port(h *Host) string {
 	return fmt.Sprintf("cl%s%d", l.Name, slices.Index(l.Hosts, h)+1)
+}
+
+// hardware is the address of the host's network card.
+func (l *Lab) hardware(h *Host) net.HardwareAddr {
+	return net.HardwareAddr{0x0e, 0xc1, 0, 0, 0, byte(slices.Index(l.Hosts, h) + 1)}
 }
 
 // Start runs conclave on a host with these arguments after the data folder and

@@ -179,6 +179,29 @@ func TestPowerOffTakesMountsAndComesBackElsewhere(t *testing.T) {
 	}
 }
 
+// Neighbours remember hardware addresses: a host that goes must not take the
+// gateway's along.
+func TestGatewayKeepsItsHardwareAddress(t *testing.T) {
+	l := newLab(t, 3)
+	gateway := func() string {
+		t.Helper()
+		link, err := netlink.LinkByName(l.bridge())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return link.Attrs().HardwareAddr.String()
+	}
+	first := gateway()
+	for _, h := range []string{"1", "3", "2"} {
+		if err := l.PowerOff(h); err != nil {
+			t.Fatal(err)
+		}
+		if now := gateway(); now != first {
+			t.Errorf("without host %s the gateway is %s, was %s", h, now, first)
+		}
+	}
+}
+
 func TestDownLeavesNothing(t *testing.T) {
 	l := newLab(t, 2)
 	var pids []process

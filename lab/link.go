@@ -45,7 +45,15 @@ func makeBridge(name string, address netip.Addr) error {
 	if err := netlink.LinkAdd(bridge); err != nil {
 		return fmt.Errorf("bridge %s: %w", name, err)
 	}
-	err := netlink.AddrAdd(bridge, address4(netip.PrefixFrom(address, 24)))
+	// A bridge whose address nobody chose takes that of one of its ports, and
+	// another one when that port goes: all hosts would lose their gateway.
+	made, err := netlink.LinkByName(name)
+	if err == nil {
+		err = netlink.LinkSetHardwareAddr(made, made.Attrs().HardwareAddr)
+	}
+	if err == nil {
+		err = netlink.AddrAdd(bridge, address4(netip.PrefixFrom(address, 24)))
+	}
 	if err == nil {
 		err = netlink.LinkSetUp(bridge)
 	}
@@ -59,8 +67,9 @@ func address4(p netip.Prefix) *netlink.Addr {
 	return &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), 32)}}
 }
 
-// plug gives the network namespace of a process a link eth0 to the bridge.
-func plug(bridge, port string, pid int, address netip.Prefix, gateway netip.Addr) error {
+// plug gives the network namespace of a process a link eth0 to the bridge, with
+// the hardware address that the host has had before, as real ones do.
+func plug(bridge, port string, pid int, hardware net.HardwareAddr, address netip.Prefix, gateway netip.Addr) error {
 	br, err := netlink.LinkByName(bridge)
 	if err != nil {
 		return fmt.Errorf("bridge %s: %w", bridge, err)
@@ -71,7 +80,7 @@ func plug(bridge, port string, pid int, address netip.Prefix, gateway netip.Addr
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MasterIndex = port, br.Attrs().Index
 	veth := netlink.NewVeth(attrs)
-	veth.PeerName, veth.PeerNamespace = "eth0", netlink.NsPid(pid)
+	veth.PeerName, veth.PeerNamespace, veth.PeerHardwareAddr = "eth0", netlink.NsPid(pid), hardware
 	if err := netlink.LinkAdd(veth); err != nil {
 		return fmt.Errorf("link %s: %w", port, err)
 	}
