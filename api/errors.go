@@ -33,9 +33,9 @@ func storageError(err error, r schema.GroupResource, name string) error {
 		e.ErrStatus.Details.Causes = []metav1.StatusCause{{Type: metav1.CauseTypeResourceVersionTooLarge, Message: "Too large resource version"}}
 		return e
 	case errors.Is(err, ErrNoLeader):
-		e := apierrors.NewServiceUnavailable(ErrNoLeader.Error() + "; try again")
-		e.ErrStatus.Details = &metav1.StatusDetails{RetryAfterSeconds: 1}
-		return e
+		// No Retry-After: the storage has waited already, and clients that
+		// silently do the same ten times over would show nothing for minutes.
+		return apierrors.NewServiceUnavailable(ErrNoLeader.Error() + " that this server reaches; try again, or ask another node")
 	case errors.Is(err, ErrUnknownOutcome), errors.Is(err, context.DeadlineExceeded):
 		// No Retry-After: clients would repeat by themselves what may have been done.
 		return apierrors.NewTimeoutError(fmt.Sprintf("request for %s %q did not complete: the outcome is not known", r.String(), name), 0)

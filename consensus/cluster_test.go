@@ -601,6 +601,16 @@ func TestMinorityCannotWriteOrRead(t *testing.T) {
 		if _, err := leaderOf(hosts).get().Write(within(t, time.Second), create("n", "b", "1")); err != nil {
 			t.Error(err)
 		}
+		// Whoever has time is told too, and not only when it is over.
+		for what, call := range map[string]func(context.Context) error{
+			"read":  n.Sync,
+			"write": func(ctx context.Context) error { _, err := n.Write(ctx, create("n", "a", "1")); return err },
+		} {
+			ctx := within(t, time.Minute)
+			if err := call(ctx); !errors.Is(err, ErrNoLeader) || ctx.Err() != nil {
+				t.Errorf("a patient %s of the minority: %v, %v", what, err, ctx.Err())
+			}
+		}
 		w.set(func() { w.group[old.id] = 0 })
 		if err := n.Sync(within(t, 10*time.Second)); err != nil {
 			t.Errorf("a read after the heal: %v", err)

@@ -114,6 +114,34 @@ func (n *Node) given(ctx context.Context) error {
 	}
 }
 
+// leaderWait is how long a call goes on without a leader. An election takes a
+// second or two; who has had none for longer is cut off from the others, and
+// whoever asks it had better know.
+const leaderWait = 10 * time.Second
+
+// vigil waits for a leader on behalf of one call.
+type vigil struct {
+	n     *Node
+	since time.Time // there has been no leader; zero: there is one
+}
+
+// over says why the call is to give up, if it is: the caller's context or the
+// node has ended, or nobody has led for long.
+func (v *vigil) over(ctx context.Context) error {
+	if given := v.n.given(ctx); given != nil {
+		return given
+	}
+	switch now := time.Now(); {
+	case v.n.Leader() != "":
+		v.since = time.Time{}
+	case v.since.IsZero():
+		v.since = now
+	case now.Sub(v.since) >= leaderWait:
+		return fmt.Errorf("there was none for %s", leaderWait)
+	}
+	return nil
+}
+
 // Lead runs work each time this node has become leader and knows all that was
 // written before. work's context ends when leadership is lost; Lead waits for
 // work to end before anything else. An error of work while it still leads

@@ -66,7 +66,8 @@ func (b *batcher[T]) run(work func() (T, error)) {
 }
 
 // Sync returns once this replica has everything that was acknowledged
-// anywhere before the call. It tries until ctx ends: ErrNoLeader.
+// anywhere before the call. It tries until ctx ends, or until there was no
+// leader for leaderWait: ErrNoLeader.
 func (n *Node) Sync(ctx context.Context) error {
 	_, err := n.sync(ctx)
 	return err
@@ -74,6 +75,7 @@ func (n *Node) Sync(ctx context.Context) error {
 
 // sync also returns the term of the leader that vouched for it.
 func (n *Node) sync(ctx context.Context) (term uint64, err error) {
+	patience := vigil{n: n}
 	for {
 		changed := n.changed.wait()
 		at, err := n.readIndex(ctx)
@@ -83,7 +85,7 @@ func (n *Node) sync(ctx context.Context) (term uint64, err error) {
 			}
 		}
 		n.pause(ctx, changed)
-		if given := n.given(ctx); given != nil {
+		if given := patience.over(ctx); given != nil {
 			return 0, fmt.Errorf("catching up with the leader: %w: %w (%w)", ErrNoLeader, given, err)
 		}
 	}
