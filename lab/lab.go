@@ -83,6 +83,12 @@ func Create(c Config) (*Lab, error) {
 		return nil, fmt.Errorf("lab %q exists already: `conclave lab down --lab %s` removes it", c.Name, c.Name)
 	}
 	if !l.Subnet.IsValid() {
+		// Nobody else may look for a free one until the bridge has this one.
+		unlock, err := lockSubnets()
+		if err != nil {
+			return nil, err
+		}
+		defer unlock()
 		subnet, err := FreeSubnet()
 		if err != nil {
 			return nil, err

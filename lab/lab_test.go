@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -233,6 +234,38 @@ func TestDownLeavesNothing(t *testing.T) {
 	}
 	if err := l.save(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestLabsMadeAtOnceHaveSubnetsOfTheirOwn(t *testing.T) {
+	var made [6]*Lab
+	var making sync.WaitGroup
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to make links")
+	}
+	for i := range made {
+		making.Go(func() {
+			l, err := Create(Config{Name: fmt.Sprintf("m%d%c", os.Getpid()%1000000, 'a'+i), Dir: t.TempDir(), Binary: "/bin/true"})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			made[i] = l
+		})
+	}
+	making.Wait()
+	owner := map[netip.Prefix]string{}
+	for _, l := range made {
+		if l == nil {
+			continue
+		}
+		if other := owner[l.Subnet]; other != "" {
+			t.Errorf("%s and %s are both on %s", other, l.Name, l.Subnet)
+		}
+		owner[l.Subnet] = l.Name
+		if err := l.Down(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

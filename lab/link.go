@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -33,6 +34,22 @@ func FreeSubnet() (netip.Prefix, error) {
 		}
 	}
 	return netip.Prefix{}, errors.New("every /24 of 10.88.0.0/16 is in use here: choose one with --subnet")
+}
+
+// lockSubnets keeps every other process and goroutine of this machine from
+// choosing a subnet. The lock is a socket that has a name and no file: it ends
+// with its owner and leaves nothing behind.
+func lockSubnets() (unlock func(), err error) {
+	const patience = 30 * time.Second
+	for since := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		lock, err := net.Listen("unix", "@conclave-lab-subnets")
+		if err == nil {
+			return func() { _ = lock.Close() }, nil
+		}
+		if !errors.Is(err, unix.EADDRINUSE) || time.Since(since) > patience {
+			return nil, fmt.Errorf("wait for another lab that is being made: %w", err)
+		}
+	}
 }
 
 func makeBridge(name string, address netip.Addr) error {
