@@ -48,23 +48,29 @@ func (c *switchClient) use(local api.Client) {
 const masterWait = 2 * time.Second
 
 func (c *switchClient) now(ctx context.Context) api.Client {
+	client, _ := c.at(ctx)
+	return client
+}
+
+// at also tells when another client takes the place of this one.
+func (c *switchClient) at(ctx context.Context) (_ api.Client, switched <-chan struct{}) {
 	timeout := time.NewTimer(masterWait)
 	defer timeout.Stop()
 	for {
 		changed, local := c.changed(), c.local.Load()
 		if local.Client != nil {
-			return local.Client
+			return local.Client, local.switched
 		}
 		if c.reachable() {
-			return c.remote
+			return c.remote, local.switched
 		}
 		select {
 		case <-changed:
 		case <-local.switched:
 		case <-timeout.C:
-			return c.remote // whose error says what is missing
+			return c.remote, local.switched // whose error says what is missing
 		case <-ctx.Done():
-			return c.remote
+			return c.remote, local.switched
 		}
 	}
 }
@@ -77,8 +83,35 @@ func (c *switchClient) List(ctx context.Context, r schema.GroupVersionResource, 
 	return c.now(ctx).List(ctx, r, namespace, o)
 }
 
+// Watch ends when the client is switched: a watch at another master, begun
+// before there was one here, would depend on that master's life for no reason.
 func (c *switchClient) Watch(ctx context.Context, r schema.GroupVersionResource, namespace string, o metav1.ListOptions) (watch.Interface, error) {
-	return c.now(ctx).Watch(ctx, r, namespace, o)
+	client, switched := c.at(ctx)
+	ctx, cancel := context.WithCancel(ctx)
+	w, err := client.Watch(ctx, r, namespace, o)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	go func() {
+		defer cancel()
+		select {
+		case <-switched:
+		case <-ctx.Done():
+		}
+	}()
+	return &switchedWatch{w, cancel}, nil
+}
+
+// switchedWatch is a watch whose end also ends the waiting for a switch.
+type switchedWatch struct {
+	watch.Interface
+	cancel context.CancelFunc
+}
+
+func (w *switchedWatch) Stop() {
+	w.cancel()
+	w.Interface.Stop()
 }
 
 func (c *switchClient) Create(ctx context.Context, r schema.GroupVersionResource, namespace, name string, obj api.Object, o metav1.CreateOptions, subresource ...string) (api.Object, error) {

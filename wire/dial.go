@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -60,6 +61,35 @@ type peer struct {
 	old  *http.Transport  // http/1.1, for requests that change the protocol
 	// addrs is what the kept connections were dialled by.
 	addrs []netip.AddrPort
+
+	mu    sync.Mutex
+	conns map[net.Conn]struct{} // open ones of node and api
+	cut   bool                  // no more are kept
+}
+
+// pooledConn is one that its peer can cut.
+type pooledConn struct {
+	*tls.Conn
+	peer *peer
+}
+
+func (c *pooledConn) Close() error {
+	c.peer.mu.Lock()
+	delete(c.peer.conns, c)
+	c.peer.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// keep remembers a connection until it is closed.
+func (p *peer) keep(conn *tls.Conn) (net.Conn, error) {
+	c := &pooledConn{conn, p}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cut {
+		return nil, errors.Join(net.ErrClosed, conn.Close())
+	}
+	p.conns[c] = struct{}{}
+	return c, nil
 }
 
 // CallError is an answer with a status other than 2xx.
@@ -195,10 +225,15 @@ func (d *Dialer) peer(id string) *peer {
 		p.drop()
 	}
 	// The host of a URL says nothing; http2 needs it only as a key.
-	pool := func(proto string) *http2.Transport {
+	p = &peer{addrs: slices.Clone(addrs), conns: map[net.Conn]struct{}{}}
+	pool := func(p *peer, proto string) *http2.Transport {
 		return &http2.Transport{
 			DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
-				return d.dial(ctx, id, proto)
+				conn, err := d.dial(ctx, id, proto)
+				if err != nil {
+					return nil, err
+				}
+				return p.keep(conn)
 			},
 			// A peer that stops answering while something is asked of it is
 			// found out; an idle connection costs nothing.
@@ -206,7 +241,7 @@ func (d *Dialer) peer(id string) *peer {
 			DisableCompression: true,
 		}
 	}
-	p = &peer{addrs: slices.Clone(addrs), node: pool(ProtoNode), api: pool("h2")}
+	p.node, p.api = pool(p, ProtoNode), pool(p, "h2")
 	p.old = &http.Transport{
 		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return d.dial(ctx, id, "http/1.1")
@@ -228,14 +263,26 @@ func (p *peer) drop() {
 	p.old.CloseIdleConnections()
 }
 
-// Reset drops the kept connections to a node: it died, or its address changed.
-// Streams that are open on them go on until they fail by themselves.
+// Reset cuts the kept connections to a node that died, with all that is under
+// way on them: nothing would come any more, and whoever waits, on a watch say,
+// would only find out by keep-alives. Connections that became their caller's
+// fail by themselves.
 func (d *Dialer) Reset(id string) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if p := d.peers[id]; p != nil {
-		p.drop()
-		delete(d.peers, id)
+	p := d.peers[id]
+	delete(d.peers, id)
+	d.mu.Unlock()
+	if p == nil {
+		return
+	}
+	p.drop()
+	p.mu.Lock()
+	p.cut = true
+	open := slices.Collect(maps.Keys(p.conns))
+	p.mu.Unlock()
+	for _, c := range open {
+		_ = c.(*pooledConn).NetConn().Close() // first, for TLS says goodbye, and nobody listens
+		_ = c.Close()
 	}
 }
 

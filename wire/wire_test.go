@@ -385,6 +385,32 @@ func TestAMovedPeerIsDialledAnew(t *testing.T) {
 	}
 }
 
+// What is under way to a host that lost its power would go on for ever.
+func TestResetEndsWhatIsUnderWay(t *testing.T) {
+	certs := makeCerts(t, "a", "b")
+	_, at := startPort(t, certs["a"], nil)
+	d := &Dialer{Certs: certs["b"], Resolve: func(string) []netip.AddrPort { return []netip.AddrPort{at} }}
+	defer d.Close()
+	body, more := io.Pipe()
+	defer more.Close()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://a/stream", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := d.Node("a").RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	d.Reset("a")
+	if got, err := io.ReadAll(resp.Body); err == nil {
+		t.Errorf("the stream ended as if it were whole: %q", got)
+	}
+	if _, err := d.Call(t.Context(), "a", "/", nil); err != nil {
+		t.Errorf("a call afterwards: %v", err)
+	}
+}
+
 func TestSplice(t *testing.T) {
 	certs := makeCerts(t, "master", "node", "admin")
 	_, master := startPort(t, certs["master"], nil)
