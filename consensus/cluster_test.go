@@ -475,7 +475,7 @@ func TestLeaderPowerOff(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Logf("a write succeeded after %s", time.Since(began))
-			if took := time.Since(began); took > 2*time.Second { // a split vote costs one more election
+			if took := time.Since(began); took > 1200*time.Millisecond {
 				t.Errorf("a write succeeded after %s", took)
 			}
 			for _, h := range hosts {
