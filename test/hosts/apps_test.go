@@ -484,10 +484,15 @@ var replicaSets = []behaviour{
 		}
 		client, host := w.proxyClient(t)
 		for _, p := range pods.Items {
-			answer, body, err := through(t.Context(), client, http.MethodGet, host+"/api/v1/namespaces/"+w.ns+"/pods/"+p.Name+"/proxy/", "")
-			if err != nil || answer.StatusCode != http.StatusOK || body != p.Name {
-				t.Errorf("%s answers %q (%v)", p.Name, body, err)
-			}
+			// Without a readiness probe a pod is available when its process has
+			// started, which may be before it listens.
+			eventually(t, p.Name+" serves", func() error {
+				answer, body, err := through(t.Context(), client, http.MethodGet, host+"/api/v1/namespaces/"+w.ns+"/pods/"+p.Name+"/proxy/", "")
+				if err == nil && (answer.StatusCode != http.StatusOK || body != p.Name) {
+					err = fmt.Errorf("it answers %q", body)
+				}
+				return err
+			})
 		}
 	}},
 	{"adopt and release", "[sig-apps] ReplicaSet should adopt matching pods on creation and release no longer matching pods [Conformance]", func(t *testing.T, w *world) {

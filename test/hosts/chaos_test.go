@@ -373,10 +373,14 @@ func TestPowerOff(t *testing.T) {
 	if err != nil || len(again) == 0 {
 		t.Fatalf("of 9 pods none is on %s (%v)", victim, err)
 	}
-	out, err := c.On(t.Context(), survivor, tool, "get", pageAt(again[0].Status.PodIP, 8080))
-	if err != nil || strings.TrimSpace(out) != again[0].Name {
-		t.Errorf("a pod on the node that is back answers %q (%v)", out, err)
-	}
+	// The page has no readiness probe: its process may run before it listens.
+	eventually(t, "a pod on the node that is back answers", func() error {
+		out, err := c.On(t.Context(), survivor, tool, "get", pageAt(again[0].Status.PodIP, 8080))
+		if err == nil && strings.TrimSpace(out) != again[0].Name {
+			err = fmt.Errorf("it answers %q", out)
+		}
+		return err
+	})
 	for _, h := range c.Hosts {
 		wantServed(t, c, tool, h.Name, page)
 	}
