@@ -1243,6 +1243,13 @@ func (w *world) wantProxied(t *testing.T, name, path string) {
 	w.service(t, name, func(s *corev1.Service) { s.Spec.Selector = p.Labels })
 	w.wantEndpoints(t, name, []string{"http " + w.podIP(t, name) + ":8080"})
 	client, host := w.proxyClient(t)
+	eventually(t, name+" listens", func() error {
+		answer, body, err := through(t.Context(), client, http.MethodGet, host+"/api/v1/namespaces/"+w.ns+"/pods/"+name+"/proxy/", "")
+		if err == nil && answer.StatusCode != http.StatusOK {
+			err = errors.New(answer.Status + ": " + body)
+		}
+		return err
+	})
 	for _, kind := range []string{"pods/" + name, "services/" + name} {
 		base := host + "/api/v1/namespaces/" + w.ns + "/" + kind + "/proxy"
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} {
