@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net/http"
 	"time"
@@ -75,4 +76,13 @@ type Config struct {
 	WindowBytes   int           // of their encoded size; 8 MiB
 	Timing        Timing
 	Log           *slog.Logger
+	// OpenLog opens the log of Dir, for tests; nil opens raft-boltdb there.
+	OpenLog func() (LogStore, error)
+}
+
+// LogStore is where raft's log is kept. What StoreLogs took is on disk when it
+// returns.
+type LogStore interface {
+	raft.LogStore
+	io.Closer
 }

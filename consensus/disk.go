@@ -41,13 +41,13 @@ func noSpace(err error) bool {
 // disk is what raft keeps on disk.
 type disk struct {
 	log   *guardedLog
-	bolt  *raftboltdb.BoltStore
+	store LogStore // below log
 	vote  *voteStore
 	snaps *raft.FileSnapshotStore
 }
 
 // openDisk opens or makes the files in dir.
-func openDisk(dir string, log *raftLog) (d *disk, err error) {
+func openDisk(dir string, open func() (LogStore, error), log *raftLog) (d *disk, err error) {
 	defer func() {
 		if err == nil {
 			return
@@ -65,16 +65,20 @@ func openDisk(dir string, log *raftLog) (d *disk, err error) {
 	if err := dropUnfinished(filepath.Join(dir, snapsDir)); err != nil {
 		return d, err
 	}
-	if d.bolt, err = openBolt(filepath.Join(dir, logFile), false); err != nil {
+	if open == nil {
+		open = func() (LogStore, error) { return openBolt(filepath.Join(dir, logFile), false) }
+	}
+	if d.store, err = open(); err != nil {
+		d.store = nil // a typed nil is none
 		return d, err
 	}
-	if d.log, err = newGuardedLog(d.bolt); err != nil {
+	if d.log, err = newGuardedLog(d.store); err != nil {
 		return d, err
 	}
 	if d.vote, err = openVote(filepath.Join(dir, voteFile)); err != nil {
 		return d, err
 	}
-	last, err := d.bolt.LastIndex()
+	last, err := d.store.LastIndex()
 	if err != nil {
 		return d, err
 	}
@@ -89,8 +93,8 @@ func openDisk(dir string, log *raftLog) (d *disk, err error) {
 
 func (d *disk) close() error {
 	var errs []error
-	if d.bolt != nil {
-		errs = append(errs, d.bolt.Close())
+	if d.store != nil {
+		errs = append(errs, d.store.Close())
 	}
 	if d.vote != nil {
 		errs = append(errs, d.vote.file.Close())

@@ -165,7 +165,7 @@ func New(c Config) (*Node, error) {
 	n.fsm = &machine{store: n.store, codec: c.Codec, committed: n.committed, failed: n.fail}
 	n.leases.duration = c.LeaseDuration
 	var err error
-	n.disk, err = openDisk(c.Dir, newRaftLog(n.log))
+	n.disk, err = openDisk(c.Dir, c.OpenLog, newRaftLog(n.log))
 	if err != nil {
 		return nil, err
 	}
