@@ -45,6 +45,16 @@ type Timing struct {
 	Lease time.Duration
 }
 
+// Compaction is when the log is cut. Zero fields take the defaults.
+type Compaction struct {
+	Every     time.Duration // between two looks whether there is enough; 2 minutes
+	Threshold uint64        // entries that make a snapshot worth while; 4096
+	// Trailing entries are kept behind a snapshot: enough for a node that was
+	// away to catch up, and for the older snapshot to be of use if the newer
+	// one is damaged. 8192.
+	Trailing uint64
+}
+
 // Config is what a Node needs from the rest of the process.
 type Config struct {
 	ID, Name string
@@ -75,6 +85,7 @@ type Config struct {
 	Window        int           // events kept for watchers; 20,000
 	WindowBytes   int           // of their encoded size; 8 MiB
 	Timing        Timing
+	Compaction    Compaction
 	Log           *slog.Logger
 	// OpenLog opens the log of Dir, for tests; nil opens raft-boltdb there.
 	OpenLog func() (LogStore, error)

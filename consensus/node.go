@@ -28,12 +28,9 @@ const (
 	// decided long before.
 	drainWait = 2 * time.Second
 
-	snapshotEvery     = 2 * time.Minute // look whether there is enough to compact
+	snapshotEvery     = 2 * time.Minute
 	snapshotThreshold = 4096
-	// trailingLogs are kept behind a snapshot: enough for a node that was away
-	// to catch up, and for the older snapshot to be of use if the newer one
-	// is damaged.
-	trailingLogs = 2 * snapshotThreshold
+	trailingLogs      = 2 * snapshotThreshold
 )
 
 // Node is this process's replica of the log and the store.
@@ -153,6 +150,9 @@ func New(c Config) (*Node, error) {
 	orDefault(&t.Heartbeat, defaultHeartbeat)
 	orDefault(&t.Election, t.Heartbeat)
 	orDefault(&t.Lease, t.Heartbeat*defaultLease/defaultHeartbeat)
+	orDefault(&c.Compaction.Every, snapshotEvery)
+	orDefault(&c.Compaction.Threshold, snapshotThreshold)
+	orDefault(&c.Compaction.Trailing, trailingLogs)
 	t.Election = max(t.Election, t.Heartbeat)
 	t.Lease = min(t.Lease, t.Heartbeat-1) // see poke
 	n := &Node{
@@ -208,7 +208,7 @@ func (n *Node) raftConfig() *raft.Config {
 	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout = n.c.Timing.Heartbeat, n.c.Timing.Election, n.c.Timing.Lease
 	c.CommitTimeout = commitTimeout
 	c.MaxAppendEntries = 128
-	c.SnapshotInterval, c.SnapshotThreshold, c.TrailingLogs = snapshotEvery, snapshotThreshold, trailingLogs
+	c.SnapshotInterval, c.SnapshotThreshold, c.TrailingLogs = n.c.Compaction.Every, n.c.Compaction.Threshold, n.c.Compaction.Trailing
 	c.NotifyCh = n.notify
 	c.Logger = newRaftLog(n.log)
 	c.NoLegacyTelemetry = true
