@@ -1,14 +1,19 @@
 // Package gossiptest is a lossy network in memory, for tests of whole clusters
-// in one process. It works in testing/synctest bubbles: all its waiting is by
-// the clock or on channels.
+// in one process: gossip's packets, and streams and calls for whatever else the
+// nodes say to each other. It works in testing/synctest bubbles: all its waiting
+// is by the clock or on channels.
 //
 // Memberlist's own MockTransport cannot model a dead peer: dialling one fails
 // at once, and sending to one fails. Here a killed host is silent, as one that
 // lost power: packets vanish, dialling waits for its timeout, and streams that
-// were open stall.
+// were open stall. What a stream or a call carries is not lost with a packet:
+// it arrives when the way is free again, some time later, as with TCP.
+//
+// The switch has no goroutines. A packet that is held up is a timer.
 package gossiptest
 
 import (
+	"context"
 	"errors"
 	"math/rand/v2"
 	"net"
@@ -29,17 +34,43 @@ type Switch struct {
 	group  map[netip.Addr]int // nil: no partition
 	cut    map[[2]netip.Addr]bool
 	killed map[netip.Addr]bool
+	paused map[netip.Addr]bool
 	loss   float64
+	twice  float64
 	base   time.Duration
 	jitter time.Duration
+	// changed is closed and replaced whenever the way between two hosts may
+	// have become another.
+	changed chan struct{}
+	sent    Traffic
 }
+
+// Traffic counts what hosts gave the switch to carry.
+type Traffic struct{ Packets, PacketBytes, Chunks, StreamBytes uint64 }
 
 // New makes a Switch without faults. Its dice are the seed's.
 func New(seed int64) *Switch {
 	return &Switch{
 		rand:  rand.New(rand.NewPCG(uint64(seed), 0)),
 		hosts: map[netip.AddrPort]*Host{}, cut: map[[2]netip.Addr]bool{}, killed: map[netip.Addr]bool{},
+		paused: map[netip.Addr]bool{}, changed: make(chan struct{}),
 	}
+}
+
+// change makes a change and wakes all that wait for one.
+func (s *Switch) change(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// Traffic is what was sent so far.
+func (s *Switch) Traffic() Traffic {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sent
 }
 
 // Host is one port of a machine on the Switch, a memberlist.Transport.
@@ -49,6 +80,7 @@ type Host struct {
 	packets chan *memberlist.Packet
 	streams chan net.Conn
 	closed  chan struct{}
+	ends    map[*stream]struct{} // this host's ends of open streams
 }
 
 // Host plugs in a host. Shutdown unplugs it: then its address refuses
@@ -58,67 +90,99 @@ func (s *Switch) Host(addr netip.AddrPort) *Host {
 	h := &Host{
 		s: s, addr: addr,
 		packets: make(chan *memberlist.Packet, 1024), streams: make(chan net.Conn, 16), closed: make(chan struct{}),
+		ends: map[*stream]struct{}{},
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.hosts[addr] = h
+	s.change(func() { s.hosts[addr] = h })
 	return h
 }
 
-// Move gives a host another address, at once and without telling anybody.
+// Move gives a host another address, at once and without telling anybody. The
+// far ends of its streams hear no more of it.
 func (h *Host) Move(to netip.AddrPort) {
-	h.s.mu.Lock()
-	defer h.s.mu.Unlock()
-	if h.s.hosts[h.addr] == h {
-		delete(h.s.hosts, h.addr)
+	var ends []*stream
+	h.s.change(func() {
+		if h.s.hosts[h.addr] == h {
+			delete(h.s.hosts, h.addr)
+		}
+		h.addr = to
+		h.s.hosts[to] = h
+		for e := range h.ends {
+			ends = append(ends, e)
+		}
+		clear(h.ends)
+	})
+	for _, e := range ends {
+		e.in.strand()
+		e.out.strand()
+		e.in.fail(os.NewSyscallError("read", syscall.ETIMEDOUT))
 	}
-	h.addr = to
-	h.s.hosts[to] = h
 }
 
 // Partition cuts the hosts of each group from all that are not in the same
 // group. Hosts in no group are a group of their own. It replaces the partition
 // before.
 func (s *Switch) Partition(groups ...[]netip.Addr) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.group = map[netip.Addr]int{}
-	for i, members := range groups {
-		for _, a := range members {
-			s.group[a] = i + 1
+	s.change(func() {
+		s.group = map[netip.Addr]int{}
+		for i, members := range groups {
+			for _, a := range members {
+				s.group[a] = i + 1
+			}
 		}
-	}
+	})
 }
 
-// Heal undoes every Partition, Cut and Kill.
+// Heal undoes every Partition, Cut, Kill and Pause.
 func (s *Switch) Heal() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.group = nil
-	clear(s.cut)
-	clear(s.killed)
+	s.change(func() {
+		s.group = nil
+		clear(s.cut)
+		clear(s.killed)
+		clear(s.paused)
+	})
 }
 
 // Cut drops everything from one host to another, one way.
 func (s *Switch) Cut(from, to netip.Addr) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.cut[[2]netip.Addr{from, to}] = true
+	s.change(func() { s.cut[[2]netip.Addr{from, to}] = true })
+}
+
+// Mend undoes Cut.
+func (s *Switch) Mend(from, to netip.Addr) {
+	s.change(func() { delete(s.cut, [2]netip.Addr{from, to}) })
 }
 
 // Kill silences a host. Its program goes on, and notices only that nobody
 // answers.
-func (s *Switch) Kill(a netip.Addr) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.killed[a] = true
-}
+func (s *Switch) Kill(a netip.Addr) { s.change(func() { s.killed[a] = true }) }
 
 // Revive undoes Kill.
-func (s *Switch) Revive(a netip.Addr) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.killed, a)
+func (s *Switch) Revive(a netip.Addr) { s.change(func() { delete(s.killed, a) }) }
+
+// Pause is what the others see of a host whose program is stopped: connections
+// to it open, because its kernel lives, and nothing is answered. What it would
+// have sent in packets is lost, what it reads and writes in streams waits. Its
+// timers run on: a program that is truly stopped finds them all due at once.
+func (s *Switch) Pause(a netip.Addr) { s.change(func() { s.paused[a] = true }) }
+
+// Resume undoes Pause.
+func (s *Switch) Resume(a netip.Addr) { s.change(func() { delete(s.paused, a) }) }
+
+// Awake returns once a host is not paused, or done is closed.
+func (s *Switch) Awake(a netip.Addr, done <-chan struct{}) {
+	for {
+		s.mu.Lock()
+		paused, changed := s.paused[a], s.changed
+		s.mu.Unlock()
+		if !paused {
+			return
+		}
+		select {
+		case <-changed:
+		case <-done:
+			return
+		}
+	}
 }
 
 // Loss drops this fraction of all packets; streams are reliable.
@@ -128,8 +192,15 @@ func (s *Switch) Loss(fraction float64) {
 	s.loss = fraction
 }
 
-// Delay holds up each packet, and the opening of each stream, by base and up to
-// jitter more.
+// Twice delivers this fraction of all packets twice.
+func (s *Switch) Twice(fraction float64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.twice = fraction
+}
+
+// Delay holds up each packet, each piece of a stream and the opening of each, by
+// base and up to jitter more.
 func (s *Switch) Delay(base, jitter time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -140,12 +211,6 @@ func (s *Switch) Delay(base, jitter time.Duration) {
 // holds the lock.
 func (s *Switch) passes(from, to netip.Addr) bool {
 	return !s.killed[from] && !s.killed[to] && !s.cut[[2]netip.Addr{from, to}] && (s.group == nil || s.group[from] == s.group[to])
-}
-
-func (s *Switch) connected(from, to netip.Addr) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.passes(from, to)
 }
 
 func (s *Switch) delay() time.Duration {
@@ -175,26 +240,39 @@ func (h *Host) WriteTo(b []byte, addr string) (time.Time, error) {
 	defer h.s.mu.Unlock()
 	now := time.Now()
 	from := h.addr
-	if !h.s.passes(from.Addr(), to.Addr()) || h.s.rand.Float64() < h.s.loss {
+	h.s.sent.Packets++
+	h.s.sent.PacketBytes += uint64(len(b))
+	if !h.s.passes(from.Addr(), to.Addr()) || h.s.paused[from.Addr()] || h.s.rand.Float64() < h.s.loss {
 		return now, nil
 	}
 	packet := &memberlist.Packet{Buf: append([]byte(nil), b...), From: net.UDPAddrFromAddrPort(from)}
-	if d := h.s.delay(); d > 0 {
-		time.AfterFunc(d, func() {
-			h.s.mu.Lock()
-			defer h.s.mu.Unlock()
-			h.s.deliver(to, packet)
-		})
-	} else {
-		h.s.deliver(to, packet)
+	h.s.send(to, packet)
+	if h.s.twice > 0 && h.s.rand.Float64() < h.s.twice {
+		again := *packet
+		again.Buf = append([]byte(nil), b...)
+		h.s.send(to, &again)
 	}
 	return now, nil
+}
+
+// send delivers a packet when its delay has passed; the caller holds the lock.
+func (s *Switch) send(to netip.AddrPort, packet *memberlist.Packet) {
+	d := s.delay()
+	if d <= 0 {
+		s.deliver(to, packet)
+		return
+	}
+	time.AfterFunc(d, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.deliver(to, packet)
+	})
 }
 
 // deliver queues a packet; a full queue drops it, as a socket does.
 func (s *Switch) deliver(to netip.AddrPort, packet *memberlist.Packet) {
 	host := s.hosts[to]
-	if host == nil {
+	if host == nil || s.paused[to.Addr()] {
 		return
 	}
 	packet.Timestamp = time.Now()
@@ -240,10 +318,10 @@ func (h *Host) DialTimeout(addr string, timeout time.Duration) (net.Conn, error)
 	if host == nil {
 		return nil, opError("dial", to, os.NewSyscallError("connect", syscall.ECONNREFUSED))
 	}
-	near, far := net.Pipe()
+	near, far := h.s.connect(h, host, from, to)
 	select {
-	case host.streams <- &stream{Conn: far, s: h.s, local: to, remote: from}:
-		return &stream{Conn: near, s: h.s, local: from, remote: to}, nil
+	case host.streams <- far:
+		return near, nil
 	case <-host.closed:
 	default: // the queue is full
 	}
@@ -259,18 +337,31 @@ func opError(op string, to netip.AddrPort, err error) error {
 // StreamCh yields the streams that were opened to this host.
 func (h *Host) StreamCh() <-chan net.Conn { return h.streams }
 
-// Shutdown unplugs the host.
+// Shutdown unplugs the host and resets its streams, as the end of a process
+// does.
 func (h *Host) Shutdown() error {
-	h.s.mu.Lock()
-	defer h.s.mu.Unlock()
-	if h.s.hosts[h.addr] == h {
-		delete(h.s.hosts, h.addr)
-	}
-	select {
-	case <-h.closed:
+	var ends []*stream
+	already := false
+	h.s.change(func() {
+		if h.s.hosts[h.addr] == h {
+			delete(h.s.hosts, h.addr)
+		}
+		select {
+		case <-h.closed:
+			already = true
+			return
+		default:
+			close(h.closed)
+		}
+		for e := range h.ends {
+			ends = append(ends, e)
+		}
+	})
+	if already {
 		return errors.New("the host was unplugged before")
-	default:
-		close(h.closed)
+	}
+	for _, e := range ends {
+		e.reset()
 	}
 	for {
 		select {
@@ -282,19 +373,63 @@ func (h *Host) Shutdown() error {
 	}
 }
 
-// stream is a pipe that swallows what is written while the hosts are cut apart.
-type stream struct {
-	net.Conn
-	s             *Switch
-	local, remote netip.AddrPort
-}
-
-func (c *stream) Write(b []byte) (int, error) {
-	if !c.s.connected(c.local.Addr(), c.remote.Addr()) {
-		return len(b), nil
+// Carry takes one message of a connection from this host to an address, and
+// returns when it is there, or could not be delivered. While the way is cut it
+// waits, as TCP does, for as long as ctx.
+func (h *Host) Carry(ctx context.Context, to netip.AddrPort) error {
+	var cut time.Time
+	for {
+		h.s.mu.Lock()
+		from, changed := h.addr, h.s.changed
+		passes := h.s.passes(from.Addr(), to.Addr()) && h.s.passes(to.Addr(), from.Addr()) && !h.s.paused[from.Addr()]
+		wait := h.s.delay()
+		if passes && !cut.IsZero() {
+			wait += h.s.again(cut)
+		}
+		host := h.s.hosts[to]
+		h.s.mu.Unlock()
+		if !passes {
+			if cut.IsZero() {
+				cut = time.Now()
+			}
+			select {
+			case <-changed:
+				continue
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		if wait > 0 {
+			timer := time.NewTimer(wait)
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				timer.Stop()
+				return ctx.Err()
+			}
+		}
+		h.s.mu.Lock()
+		still := h.s.passes(from.Addr(), to.Addr())
+		h.s.mu.Unlock()
+		switch {
+		case !still:
+			cut = time.Now()
+		case host == nil:
+			return opError("dial", to, os.NewSyscallError("connect", syscall.ECONNREFUSED))
+		default:
+			return nil
+		}
 	}
-	return c.Conn.Write(b)
 }
 
-func (c *stream) LocalAddr() net.Addr  { return net.TCPAddrFromAddrPort(c.local) }
-func (c *stream) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.remote) }
+// again is how long after a cut ended something is sent again: TCP waits longer
+// each time. The caller holds the lock.
+func (s *Switch) again(cut time.Time) time.Duration {
+	most := min(time.Since(cut), mostBackoff)
+	if most <= 0 {
+		return 0
+	}
+	return time.Duration(s.rand.Int64N(int64(most)))
+}
+
+const mostBackoff = 3 * time.Second
