@@ -449,6 +449,9 @@ func (a *Agent) Ready() error {
 	return a.node.registeredError()
 }
 
+// ImagesChanged tells that somebody else brought or removed images of this node.
+func (a *Agent) ImagesChanged() { a.node.imagesChanged() }
+
 // PodsRunning returns the pods that have containers running here, sorted by
 // namespace and name, with their newest status.
 func (a *Agent) PodsRunning() []*corev1.Pod {

@@ -99,6 +99,12 @@ func TestNodeFollowsChanges(t *testing.T) {
 		if n := w.node(); len(n.Status.Images) != 2 {
 			t.Errorf("images: %s", show(n.Status.Images))
 		}
+		w.runtime.AddImage("imported:1", agent.Image{ID: "sha256:1", Size: 100})
+		w.agent.ImagesChanged()
+		after(time.Second)
+		if n := w.node(); len(n.Status.Images) != 3 {
+			t.Errorf("images after an import: %s", show(n.Status.Images))
+		}
 		mu.Lock()
 		addresses = []netip.Addr{netip.MustParseAddr("192.0.2.99")}
 		mu.Unlock()

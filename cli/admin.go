@@ -269,8 +269,12 @@ func (s *Server) adminHandler(stop context.CancelFunc) http.Handler {
 		return string(raw), err
 	})
 	answer("GET /images", func(*http.Request) (any, error) { return s.engine.Images(), nil })
-	answer("POST /images", func(r *http.Request) (any, error) { return s.engine.Import(r.Context(), r.Body) })
+	answer("POST /images", func(r *http.Request) (any, error) {
+		defer s.agent.ImagesChanged()
+		return s.engine.Import(r.Context(), r.Body)
+	})
 	answer("DELETE /images", func(r *http.Request) (any, error) {
+		defer s.agent.ImagesChanged()
 		return nil, s.engine.RemoveImage(r.Context(), r.URL.Query().Get("ref"))
 	})
 	mux.HandleFunc("POST /leave", func(w http.ResponseWriter, r *http.Request) {

@@ -39,8 +39,13 @@ func (l *raftLog) fresh(msg string) bool {
 	return true
 }
 
+// late is raft's complaint of a follower that was silent for one leader lease,
+// a third of a second, as on any busy machine. A line for each would wear an
+// idle node's disk; one that stays away is told of by "failed to heartbeat to".
+const late = "failed to contact"
+
 func (l *raftLog) Log(level hclog.Level, msg string, args ...any) {
-	if level >= hclog.Warn && l.fresh(msg) {
+	if level >= hclog.Warn && msg != late && l.fresh(msg) {
 		l.log.Warn("raft: "+msg, args...)
 		return
 	}
