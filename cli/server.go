@@ -316,7 +316,12 @@ func (s *Server) connect(listener net.Listener) (err error) {
 	})
 	s.lease = consensus.NewLease(consensus.LeaseConfig{
 		ID: s.node.ID(), Name: s.node.Name(), Caller: s.dialer, Masters: s.masters, Duration: leaseDuration,
-		Local: func() bool { m := s.master.Load(); return m != nil && m.consensus.RenewLocal() },
+		Local: func() (r consensus.Renewal, leads bool) {
+			if m := s.master.Load(); m != nil {
+				return m.consensus.RenewLocal()
+			}
+			return r, false
+		},
 		Log:   s.log.With("room", "lease"),
 	})
 	return nil

@@ -225,7 +225,7 @@ func (h *host) config() Config {
 			return nil
 		},
 		Retired: func() { h.mu.Lock(); h.retired++; h.mu.Unlock() },
-		Log:     h.log,
+		Boot:    virtualBoot, Log: h.log,
 	}
 	if h.conf != nil {
 		h.conf(&c)

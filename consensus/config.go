@@ -87,6 +87,9 @@ type Config struct {
 	Timing        Timing
 	Compaction    Compaction
 	Log           *slog.Logger
+	// Boot is the time since the machine started, suspensions included; nil is
+	// the kernel's CLOCK_BOOTTIME.
+	Boot func() time.Duration
 	// OpenLog opens the log of Dir, for tests; nil opens raft-boltdb there.
 	OpenLog func() (LogStore, error)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 )
 
 // The paths on which nodes call each other's consensus.
@@ -33,6 +34,9 @@ type leaseQuestion struct {
 type leaseAnswer struct {
 	Renewed bool   `json:"renewed"`
 	Leader  string `json:"leader,omitempty"` // whom to ask instead
+	// Age is how long before this answer the leader surely led; nil if it does
+	// not know. See Node.authority.
+	Age *time.Duration `json:"age,omitempty"`
 }
 
 type removeQuestion struct {
@@ -98,7 +102,11 @@ func (n *Node) Handler() http.Handler {
 	})
 	handle(pathLease, answerJSON(func(_ context.Context, caller string, q leaseQuestion) leaseAnswer {
 		if n.leases.renew(caller, q.Name) {
-			return leaseAnswer{Renewed: true}
+			a := leaseAnswer{Renewed: true}
+			if age, ok := n.authority(); ok {
+				a.Age = &age
+			}
+			return a
 		}
 		return leaseAnswer{Leader: n.Leader()}
 	}))

@@ -62,20 +62,39 @@ func (n *Node) Lease(nodeName, id string) (renewed time.Time, expired bool) {
 	b := &n.leases
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	l, ok := b.byID[id]
-	if !ok && id == "" {
+	l := b.seen(b.find(nodeName, id))
+	return l.Renewed, l.Expired
+}
+
+// find is a node's lease; the zero Lease if it never renewed. Under mu.
+func (b *leases) find(nodeName, id string) Lease {
+	l := b.byID[id]
+	if id == "" {
 		for _, o := range b.byID {
 			if o.Name == nodeName && o.Renewed.After(l.Renewed) {
 				l = o
 			}
 		}
 	}
-	l = b.seen(l)
-	return l.Renewed, l.Expired
+	return l
+}
+
+// Renewal is a leader's answer to a node that renews its lease.
+type Renewal struct {
+	// Age is how long before the answer the leader surely led. Only if Sure:
+	// a leader that has just begun does not know.
+	Age  time.Duration
+	Sure bool
 }
 
 // RenewLocal renews the lease of this node itself, if it leads.
-func (n *Node) RenewLocal() bool { return n.leases.renew(n.c.ID, n.c.Name) }
+func (n *Node) RenewLocal() (r Renewal, leads bool) {
+	if !n.leases.renew(n.c.ID, n.c.Name) {
+		return Renewal{}, false
+	}
+	r.Age, r.Sure = n.authority()
+	return r, true
+}
 
 // Leases are all leases that the leader knows, by name.
 func (n *Node) Leases() []Lease {
@@ -96,10 +115,15 @@ type LeaseConfig struct {
 	Caller   Caller
 	// Local renews with the Node of this process and says whether that leads:
 	// Node.RenewLocal. It may be nil, if Caller reaches this node itself.
-	Local    func() bool
+	Local    func() (r Renewal, leads bool)
 	Masters  func() []string // ids of nodes that may know the leader
 	Duration time.Duration   // as in Config.LeaseDuration; 3 s
-	Log      *slog.Logger
+	// Fence, if not nil, is called after a renewal with the time since boot
+	// until which what must not run twice may run here. It must not block.
+	Fence func(until time.Duration)
+	// Boot is as in Config.
+	Boot func() time.Duration
+	Log  *slog.Logger
 }
 
 // LeaseClient keeps this node's lease with the leader. Every node has one.
@@ -109,6 +133,7 @@ type LeaseClient struct {
 
 	mu      sync.Mutex
 	renewed time.Time
+	fence   time.Duration
 	lost    chan struct{}
 	isLost  bool
 }
@@ -116,6 +141,12 @@ type LeaseClient struct {
 // NewLease returns a client without a lease: what Lost returns is closed.
 func NewLease(c LeaseConfig) *LeaseClient {
 	orDefault(&c.Duration, defaultNodeLease)
+	if c.Boot == nil {
+		c.Boot = SinceBoot
+	}
+	if c.Fence == nil {
+		c.Fence = func(time.Duration) {}
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -132,21 +163,21 @@ func (l *LeaseClient) Run(ctx context.Context) error {
 	defer next.Stop()
 	end := time.NewTimer(l.c.Duration)
 	defer end.Stop()
-	results := make(chan time.Time, 1)
+	results := make(chan grant, 1)
 	var tries sync.WaitGroup
 	defer tries.Wait()
 	for {
 		select {
 		case <-next.C:
 			tries.Go(func() { results <- l.renew(ctx) })
-		case at := <-results:
-			if at.IsZero() {
+		case g := <-results:
+			if g.at.IsZero() {
 				next.Reset(min(every, 100*time.Millisecond))
 				continue
 			}
-			l.renewedAt(at)
-			next.Reset(time.Until(at.Add(every)))
-			end.Reset(time.Until(at.Add(l.c.Duration * 2 / 3)))
+			l.renewedAt(g)
+			next.Reset(time.Until(g.at.Add(every)))
+			end.Reset(time.Until(g.at.Add(l.c.Duration * 2 / 3)))
 		case <-end.C:
 			l.lose()
 		case <-ctx.Done():
@@ -155,13 +186,33 @@ func (l *LeaseClient) Run(ctx context.Context) error {
 	}
 }
 
-func (l *LeaseClient) renewedAt(at time.Time) {
+// grant is a renewal, and when the call for it was begun, on both clocks; at is
+// zero if there was none.
+type grant struct {
+	Renewal
+	at   time.Time
+	boot time.Duration
+}
+
+func (l *LeaseClient) renewedAt(g grant) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.renewed = at
+	l.renewed = g.at
 	if l.isLost {
 		l.isLost, l.lost = false, make(chan struct{})
 	}
+	if until := g.boot - g.Age + fenceHolds; g.Sure && until > l.fence {
+		l.fence = until
+		l.c.Fence(until)
+	}
+}
+
+// FenceUntil is until when, as time since boot, what must not run twice may run
+// on this node: no leader replaces it earlier. Zero before the first renewal.
+func (l *LeaseClient) FenceUntil() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.fence
 }
 
 func (l *LeaseClient) lose() {
@@ -174,23 +225,26 @@ func (l *LeaseClient) lose() {
 	}
 }
 
-// renew asks the leader, or everybody where it is not known. It returns when
-// the successful call was begun, or zero.
-func (l *LeaseClient) renew(ctx context.Context) time.Time {
-	if at := time.Now(); l.c.Local != nil && l.c.Local() {
-		return at
+// renew asks the leader, or everybody where it is not known.
+func (l *LeaseClient) renew(ctx context.Context) grant {
+	if l.c.Local != nil {
+		g := l.now()
+		var leads bool
+		if g.Renewal, leads = l.c.Local(); leads {
+			return g
+		}
 	}
 	if l.leader != "" {
 		try, cancel := context.WithTimeout(ctx, l.c.Duration/6)
-		at, _, ok := l.ask(try, l.leader)
+		g, _ := l.ask(try, l.leader)
 		cancel()
-		if ok {
-			return at
+		if !g.at.IsZero() {
+			return g
 		}
 		l.leader = ""
 	}
 	type answer struct {
-		at   time.Time
+		grant
 		from string
 	}
 	masters := l.c.Masters()
@@ -201,33 +255,36 @@ func (l *LeaseClient) renew(ctx context.Context) time.Time {
 	defer cancel()
 	for _, id := range masters {
 		asked.Go(func() {
-			at, hint, ok := l.ask(try, id)
-			if !ok && hint != "" && hint != id {
+			g, hint := l.ask(try, id)
+			if g.at.IsZero() && hint != "" && hint != id {
 				id = hint
-				at, _, ok = l.ask(try, id)
+				g, _ = l.ask(try, id)
 			}
-			if !ok {
-				at = time.Time{}
-			}
-			answers <- answer{at, id}
+			answers <- answer{g, id}
 		})
 	}
 	for range masters {
 		if a := <-answers; !a.at.IsZero() {
 			l.leader = a.from
-			return a.at
+			return a.grant
 		}
 	}
-	return time.Time{}
+	return grant{}
 }
 
-func (l *LeaseClient) ask(ctx context.Context, id string) (at time.Time, hint string, ok bool) {
-	at = time.Now()
+// now is a grant that begins now.
+func (l *LeaseClient) now() grant { return grant{at: time.Now(), boot: l.c.Boot()} }
+
+func (l *LeaseClient) ask(ctx context.Context, id string) (g grant, hint string) {
+	g = l.now()
 	var a leaseAnswer
-	if err := call(ctx, l.c.Caller, id, pathLease, leaseQuestion{Name: l.c.Name}, &a); err != nil {
-		return at, "", false
+	if err := call(ctx, l.c.Caller, id, pathLease, leaseQuestion{Name: l.c.Name}, &a); err != nil || !a.Renewed {
+		return grant{}, a.Leader
 	}
-	return at, a.Leader, a.Renewed
+	if a.Age != nil {
+		g.Age, g.Sure = *a.Age, true
+	}
+	return g, ""
 }
 
 // Renewed is when the last successful renewal was begun: the lease cannot end

@@ -143,6 +143,9 @@ func New(c Config) (*Node, error) {
 	if c.Retired == nil {
 		c.Retired = func() {}
 	}
+	if c.Boot == nil {
+		c.Boot = SinceBoot
+	}
 	t := &c.Timing
 	orDefault(&c.LeaseDuration, defaultNodeLease)
 	orDefault(&c.Window, defaultWindow)

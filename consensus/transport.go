@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"errors"
+	"maps"
 	"net"
 	"sync"
 	"time"
@@ -18,7 +19,7 @@ const (
 	connPool    = 2
 )
 
-// transport is raft's own network transport with four additions:
+// transport is raft's own network transport with five additions:
 //
 //   - A follower hears of a commit at once. raft tells it with the next
 //     entries or after CommitTimeout, whichever comes first; a watch on a
@@ -28,17 +29,21 @@ const (
 //     each costs both ends; somebody who waits for a verification of the
 //     leader cuts the pause short.
 //   - What peers answer tells how far they are, which raft does not export.
+//   - It notes when the heartbeats were sent that the others answered: that is
+//     until when this node surely led (authority).
 //   - A server's address is its id: where it lives may change at any time.
 type transport struct {
 	*raft.NetworkTransport
 	id      string
 	streams *streams
 	pause   time.Duration
+	boot    func() time.Duration
 	// mute says that this node must not be elected: its disk is full.
 	mute func() bool
 
 	mu        sync.Mutex
 	peers     map[raft.ServerID]peer
+	confirmed map[raft.ServerID]time.Duration // see authority
 	pipes     map[*pipeline]struct{}
 	urgent    chan struct{} // closed and replaced to end all pauses
 	verifying int
@@ -58,10 +63,12 @@ func newTransport(c *Config, pause time.Duration, log *raftLog, mute func() bool
 			Stream: s, ServerAddressProvider: c.Addresses, Logger: log, MaxPool: connPool, Timeout: rpcTimeout,
 		}),
 		id: c.ID, streams: s, pause: pause, mute: mute,
-		peers:  make(map[raft.ServerID]peer),
-		pipes:  make(map[*pipeline]struct{}),
-		urgent: make(chan struct{}),
-		done:   make(chan struct{}),
+		boot:      c.Boot,
+		peers:     make(map[raft.ServerID]peer),
+		confirmed: make(map[raft.ServerID]time.Duration),
+		pipes:     make(map[*pipeline]struct{}),
+		urgent:    make(chan struct{}),
+		done:      make(chan struct{}),
 	}
 }
 
@@ -107,9 +114,13 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *ra
 	if q.PrevLogEntry == 0 && q.LeaderCommitIndex == 0 && len(q.Entries) == 0 { // a heartbeat
 		t.rest()
 	}
+	sent := t.boot()
 	err := t.NetworkTransport.AppendEntries(id, to, q, a)
 	if err == nil {
 		t.heard(id, q, a)
+		if a.Term == q.Term {
+			t.confirm(id, sent)
+		}
 	}
 	return err
 }
@@ -162,10 +173,26 @@ func (t *transport) peer(id string) peer {
 	return t.peers[raft.ServerID(id)]
 }
 
+// confirm notes that a server took this node for its leader after sent.
+func (t *transport) confirm(id raft.ServerID, sent time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.confirmed[id] = max(t.confirmed[id], sent)
+}
+
+// confirmations are when the newest answered heartbeats were sent, as time
+// since boot, by server.
+func (t *transport) confirmations() map[raft.ServerID]time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return maps.Clone(t.confirmed)
+}
+
 // forget drops what peers said before this node led.
 func (t *transport) forget() {
 	t.mu.Lock()
 	t.peers = make(map[raft.ServerID]peer)
+	t.confirmed = make(map[raft.ServerID]time.Duration)
 	t.mu.Unlock()
 }
 
