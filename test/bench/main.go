@@ -29,6 +29,7 @@ func main() {
 	}
 	var b bench
 	flag.IntVar(&b.trials, "trials", 5, "trials of each row that is a distribution")
+	flag.IntVar(&b.deaths, "deaths", 20, "how often a leader dies, each way")
 	flag.DurationVar(&b.idle, "idle", time.Minute, "how long the idle rows watch")
 	flag.StringVar(&b.only, "only", "", "regular expression: measure only these rows")
 	flag.Parse()
@@ -42,6 +43,7 @@ func main() {
 
 type bench struct {
 	trials int
+	deaths int
 	idle   time.Duration
 	only   string
 	rows   [][3]string
@@ -112,7 +114,7 @@ func (b *bench) scheduler(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", ".", "-benchtime", "1x", "./scheduler")
+	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", ".", "-benchtime", "5x", "./scheduler")
 	cmd.Dir = root
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -189,16 +191,21 @@ func waitVoters(ctx context.Context, c *cluster.Cluster, n int) error {
 		if err != nil {
 			return err
 		}
-		voters := 0
-		for line := range strings.Lines(out) {
-			fields := strings.Fields(strings.Replace(line, " (this)", "", 1))
-			if len(fields) == 5 && (fields[3] == "master" || fields[3] == "leader") {
-				voters++
-			}
-		}
-		if voters < n {
-			return fmt.Errorf("%d voters", voters)
+		if got := voters(out); got < n {
+			return fmt.Errorf("%d voters", got)
 		}
 		return nil
 	})
+}
+
+// voters are as many as `conclave status` printed.
+func voters(status string) int {
+	n := 0
+	for line := range strings.Lines(status) {
+		fields := strings.Fields(strings.Replace(line, " (this)", "", 1))
+		if len(fields) == 5 && (fields[3] == "master" || fields[3] == "leader") {
+			n++
+		}
+	}
+	return n
 }

@@ -19,6 +19,7 @@ import (
 var commands = map[string]func(ctx context.Context, args []string) error{
 	"serve": serve,
 	"get":   get,
+	"watch": watchPage,
 	"udp":   udp,
 	"dig":   dig,
 
