@@ -43,7 +43,7 @@ func labCommand() *cli.Command {
 	}
 	return &cli.Command{
 		Name: "lab", Usage: "a cluster of hosts made of namespaces on this machine, for drills",
-		Subcommands: []*cli.Command{
+		Subcommands: append([]*cli.Command{
 			{Name: "up", Usage: "make hosts and form a cluster of them", Flags: flags(
 				&cli.IntFlag{Name: "nodes", Value: 3, Usage: "how many hosts"},
 				&cli.StringFlag{Name: "subnet", Usage: "a /24 for the hosts (default: one of 10.88.0.0/16 that is free)"},
@@ -113,7 +113,7 @@ func labCommand() *cli.Command {
 			})},
 			{Name: "heal", Usage: "remove every cut", Flags: flags(), Action: on(func(_ *cli.Context, l *lab.Lab, _ []string) error { return l.Heal() })},
 			{Name: "down", Usage: "remove the lab and all that it made", Flags: flags(), Action: on(func(_ *cli.Context, l *lab.Lab, _ []string) error { return l.Down() })},
-		},
+		}, chaosCommands(flags, each)...),
 	}
 }
 

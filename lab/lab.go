@@ -241,7 +241,10 @@ func (l *Lab) boot(h *Host) error {
 		h.Init = process{}
 		return fmt.Errorf("host %s: %w", h.Name, err)
 	}
-	return l.applyCuts(h)
+	if len(l.Cuts) == 0 {
+		return nil
+	}
+	return l.applyAllCuts() // the others know its address from before
 }
 
 // port is the name of the host's end on the bridge.
