@@ -114,7 +114,7 @@ func (b *bench) scheduler(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", ".", "-benchtime", "5x", "./scheduler")
+	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", ".", "-benchtime", "10000x", "./scheduler")
 	cmd.Dir = root
 	out, err := cmd.CombinedOutput()
 	if err != nil {
