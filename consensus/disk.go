@@ -102,6 +102,12 @@ func (d *disk) close() error {
 	return errors.Join(errs...)
 }
 
+// hasState says whether there is anything that raft has decided by.
+func (d *disk) hasState() bool {
+	has, err := raft.HasExistingState(d.log, d.vote, d.snaps)
+	return has || err != nil
+}
+
 // openBolt opens the log. bbolt panics on some damage, which must reach the
 // user as a sentence.
 func openBolt(path string, readOnly bool) (store *raftboltdb.BoltStore, err error) {

@@ -19,12 +19,14 @@ const (
 )
 
 // leaderAnswer is what a node knows of the leader. Only the leader itself, and
-// only if a majority has just confirmed it, sets Verified and Servers.
+// only if a majority has just confirmed it, sets Verified and Servers; a caller
+// that is not among them is surely out.
 type leaderAnswer struct {
 	Leader   string   `json:"leader,omitempty"`
 	Term     uint64   `json:"term"`
 	Verified bool     `json:"verified,omitempty"`
 	Servers  []string `json:"servers,omitempty"`
+	State    bool     `json:"state,omitempty"` // it has a log, or has voted
 }
 
 type leaseQuestion struct {
@@ -110,9 +112,10 @@ func (n *Node) Handler() http.Handler {
 		}
 		return leaseAnswer{Leader: n.Leader()}
 	}))
-	handle(pathLeader, answerJSON(func(ctx context.Context, _ string, _ struct{}) (a leaderAnswer) {
+	handle(pathLeader, answerJSON(func(ctx context.Context, caller string, _ struct{}) (a leaderAnswer) {
 		a.Leader, a.Term = n.leaderAndTerm()
-		if at, err := n.verify.do(ctx, n.verifyLeader); err == nil {
+		a.State = n.disk.hasState()
+		if at, err := n.verify.do(ctx, n.verifyLeader); err == nil && (n.serves(caller) || n.settled() == nil) {
 			a.Verified, a.Term = true, at.term
 			for _, s := range n.configuration().Servers {
 				a.Servers = append(a.Servers, string(s.ID))

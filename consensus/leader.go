@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -24,6 +26,34 @@ type leadership struct {
 	done  chan struct{}
 	term  uint64
 	since time.Time // when the barrier had passed
+
+	mu  sync.Mutex
+	set masterSet // as keepMasters saw it last
+}
+
+// describe notes how the masters are; it says whether that is news.
+func (l *leadership) describe(s masterSet) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	same := l.set.Voters == s.Voters && l.set.Target == s.Target && l.set.Standby == s.Standby && slices.Equal(l.set.Problems, s.Problems)
+	l.set = s
+	return !same
+}
+
+func (l *leadership) masters() masterSet {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.set
+}
+
+// settled returns once all that the configuration says is committed: a change
+// under way may yet be undone.
+func (n *Node) settled() error {
+	r := n.raft.Load()
+	if r == nil || n.established() == nil {
+		return ErrNoLeader
+	}
+	return n.future(func() raft.Future { return r.Barrier(enqueueWait) })
 }
 
 // lead begins a leadership.
@@ -50,6 +80,7 @@ func (l *leadership) end() {
 // its term.
 func (n *Node) establish(l *leadership) bool {
 	r := n.raft.Load()
+	lost := r.LastContact() // with the leader before
 	n.trans.forget()
 	for l.ctx.Err() == nil {
 		l.term = r.CurrentTerm()
@@ -58,7 +89,9 @@ func (n *Node) establish(l *leadership) bool {
 			l.since = time.Now()
 			n.leases.reset(l.since)
 			n.mu.Lock()
-			n.stats.Elections++
+			if !lost.IsZero() {
+				n.stats.Elections.add(l.since.Sub(lost))
+			}
 			n.mu.Unlock()
 			n.log.Info("this node leads", "term", l.term)
 			n.setLeading(l)

@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -11,25 +12,35 @@ import (
 )
 
 const (
-	// readyLag is how many entries a non-voter may miss and still be called
-	// caught up, stableFor how long it must have been.
+	// A server is caught up if it misses at most readyLag entries, or only such
+	// as are younger than readyAge; a non-voter is ready when it has been so for
+	// stableFor.
 	readyLag  = 64
+	readyAge  = 500 * time.Millisecond
 	stableFor = 200 * time.Millisecond
 	// reachableFor is how old a server's newest answer may be.
 	reachableFor = time.Second
-	// patience is how long a change that only saves must have been wanted: a
-	// node that reboots is back by then.
-	patience = 30 * time.Second
+	// failingAfter is how long a server may be behind without coming closer;
+	// a non-voter that answers may take longer, for a snapshot.
+	failingAfter  = 30 * time.Second
+	snapshotAfter = 2 * time.Minute
 	// pendingWait is the pace while something is awaited that only health
-	// shows.
+	// shows, wishWait while a change must be wanted for longer, calmWait
+	// otherwise: a voter that fails for long makes no event.
 	pendingWait = 50 * time.Millisecond
+	wishWait    = time.Second
+	calmWait    = 10 * time.Second
 	// prepareWait bounds one Prepare, prepareAgain is the pause after a failed
-	// one, and how long an added node may be silent before it is prepared
-	// again.
+	// one, which doubles up to prepareMost, and how long an added node may be
+	// silent before it is prepared again.
 	prepareWait  = 15 * time.Second
 	prepareAgain = 3 * time.Second
+	prepareMost  = time.Minute
 	changeWait   = time.Second
 )
+
+// wantedFor is how long a change must have been wanted.
+var wantedFor = map[patience]time.Duration{saving: 30 * time.Second, better: 5 * time.Minute}
 
 // masters is the state of the loop that keeps the master set: what it
 // remembers between two looks. It belongs to one leadership.
@@ -37,13 +48,42 @@ type masters struct {
 	n *Node
 	l *leadership
 
-	caughtUp  map[string]time.Time // since when a non-voter has had the log
-	failed    map[string]time.Time // when preparing a node last failed
-	silent    map[string]time.Time // since when a non-voter gives no answer
-	wanted    change               // the patient change wanted last
-	since     time.Time            // since when
-	preparing string               // the node that Prepare works on, "" if none
+	seen      map[string]*seen
+	marks     []mark    // ends of the log at earlier looks, oldest first
+	held      hold      // the target
+	wanted    change    // the wish that is not fulfilled yet, if any
+	since     time.Time // since when
+	short     time.Time // since when voters are missing, zero if none are
+	preparing string    // the node that Prepare works on, "" if none
 	prepared  chan prepared
+}
+
+// seen is what is remembered of one node.
+type seen struct {
+	caughtUp time.Time // since when it has the log, zero if it has not
+	last     uint64    // how far it was
+	stuck    time.Time // since when it is behind and has not come closer
+	revived  time.Time // when it was last prepared anew
+	failed   time.Time // when preparing it last failed
+	failures int       // how often in a row
+}
+
+// mark says that the log ended at last.
+type mark struct {
+	at   time.Time
+	last uint64
+}
+
+// hold is a target that falls late.
+type hold struct {
+	voters int
+	since  time.Time // when the target was last as high
+}
+
+func (h *hold) note(now time.Time, target int) {
+	if target >= h.voters || now.Sub(h.since) >= wantedFor[saving] {
+		h.voters, h.since = target, now
+	}
 }
 
 type prepared struct {
@@ -83,26 +123,23 @@ func (l *leaving) has(id string, alive bool) bool {
 // keepMasters makes the changes that plan asks for, one at a time, until the
 // leadership ends. It sleeps while there is nothing to do.
 func (n *Node) keepMasters(l *leadership) {
-	m := &masters{
-		n: n, l: l,
-		caughtUp: make(map[string]time.Time), failed: make(map[string]time.Time), silent: make(map[string]time.Time),
-		prepared: make(chan prepared, 1),
-	}
+	m := &masters{n: n, l: l, seen: make(map[string]*seen), prepared: make(chan prepared, 1)}
+	votes := voters(n.configuration())
+	m.held = hold{votes + 1 - votes%2, time.Now()}
 	defer func() {
 		if m.preparing != "" {
 			<-m.prepared
 		}
 	}()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
 		changed, members := n.changed.wait(), n.c.MembersChanged()
-		var tick <-chan time.Time
-		if m.step() {
-			tick = time.After(pendingWait)
-		}
+		timer.Reset(m.step())
 		select {
 		case <-changed:
 		case <-members:
-		case <-tick:
+		case <-timer.C:
 		case p := <-m.prepared:
 			m.add(p)
 		case <-l.ctx.Done():
@@ -111,36 +148,44 @@ func (n *Node) keepMasters(l *leadership) {
 	}
 }
 
-// step looks once and makes at most one change. It returns whether it has to
-// look again soon.
-func (m *masters) step() (pending bool) {
+// step looks once and makes at most one change. It returns when to look again
+// at the latest.
+func (m *masters) step() time.Duration {
 	n := m.n
 	r := n.raft.Load()
 	if r == nil {
-		return false
+		return calmWait
 	}
 	servers := r.GetConfiguration().Configuration().Servers
-	now := time.Now()
-	nodes := m.candidates(now, servers)
-	c := plan(n.c.ID, nodes, servers)
-	if c.patient {
-		if m.wanted != c {
-			m.wanted, m.since = c, now
+	t := time.Now()
+	nodes := m.candidates(t, servers)
+	p := newPlanner(n.c.ID, nodes, servers, 0)
+	m.held.note(t, p.target)
+	c := plan(n.c.ID, nodes, servers, m.held.voters)
+	m.measure(t, p)
+	if m.l.describe(newPlanner(n.c.ID, nodes, servers, m.held.voters).describe()) {
+		n.changed.fire()
+	}
+	if c.after == now {
+		m.wanted = change{}
+	} else {
+		if m.wanted != c.wish() {
+			m.wanted, m.since = c.wish(), t
 		}
-		if now.Sub(m.since) < patience {
-			return true
+		if left := wantedFor[c.after] - t.Sub(m.since); left > 0 {
+			return min(left, wishWait)
 		}
 	}
-	m.wanted = change{}
-	m.revive(now, nodes, servers)
-	if c.step == keep || c.id == "" {
-		return c.pending || m.preparing != ""
-	}
-	if c.step == add {
+	m.revive(t, nodes, servers)
+	switch {
+	case c.step == add:
 		m.prepare(c.id)
-		return true
+		return wishWait
+	case c.step == keep && (c.waits || m.preparing != ""):
+		return pendingWait
+	case c.step == keep:
+		return calmWait
 	}
-	began := time.Now()
 	err := n.future(func() raft.Future {
 		id := raft.ServerID(c.id)
 		switch c.step {
@@ -155,30 +200,75 @@ func (m *masters) step() (pending bool) {
 	})
 	if err != nil {
 		n.log.Warn("changing the masters", "step", c.step.String(), "node", c.id, "error", err)
-		return true
+		return pendingWait
 	}
-	n.count(func(s *Metrics) { s.Changes++; s.LastChange = time.Since(began) })
-	n.log.Info("changed the masters", "step", c.step.String(), "node", c.id)
-	delete(m.caughtUp, c.id)
+	m.changed(c, time.Since(t))
+	return pendingWait
+}
+
+// changed notes that a change was made.
+func (m *masters) changed(c change, took time.Duration) {
+	n := m.n
+	n.count(func(s *Metrics) { s.Changes++; s.LastChange = took })
+	args := []any{"step", c.step.String(), "node", c.id}
+	if c.instead != "" {
+		args = append(args, "instead", c.instead)
+	}
+	n.log.Info("changed the masters", args...)
+	if s := m.seen[c.id]; s != nil {
+		s.caughtUp = time.Time{}
+		if c.step == remove && !s.stuck.IsZero() {
+			s.fail() // not the next one to be added
+		}
+	}
 	n.changed.fire()
-	return true
+}
+
+// fail notes that the node could not be made to follow.
+func (s *seen) fail() { s.failed, s.failures = time.Now(), s.failures+1 }
+
+// unprepared says whether it is too early to try again.
+func (s *seen) unprepared(now time.Time) bool {
+	return s.failures > 0 && now.Sub(s.failed) < min(prepareAgain<<min(s.failures-1, 8), prepareMost)
+}
+
+// measure takes the time for which voters are missing.
+func (m *masters) measure(now time.Time, p *planner) {
+	whole := 0
+	for _, id := range p.good {
+		if p.nodes[id].Alive {
+			whole++
+		}
+	}
+	switch missing := whole < min(p.want, len(p.voters)) || whole < p.want && !m.short.IsZero(); {
+	case missing && m.short.IsZero():
+		m.short = now
+	case !missing && !m.short.IsZero():
+		took := now.Sub(m.short)
+		m.short = time.Time{}
+		m.n.count(func(s *Metrics) { s.Replacements.add(took) })
+	}
 }
 
 // candidates joins what gossip, raft and the leases say.
 func (m *masters) candidates(now time.Time, servers []raft.Server) []candidate {
 	n := m.n
 	members := n.c.Members()
+	suffrage := make(map[string]raft.ServerSuffrage)
 	for _, s := range servers {
+		suffrage[string(s.ID)] = s.Suffrage
 		if !slices.ContainsFunc(members, func(m Member) bool { return m.ID == string(s.ID) }) {
 			members = append(slices.Clip(members), Member{ID: string(s.ID)})
 		}
 	}
-	last := uint64(0)
-	if r := n.raft.Load(); r != nil {
-		last = r.LastIndex()
-	}
+	ago := m.mark(now)
 	out := make([]candidate, len(members))
 	for i, member := range members {
+		s := m.seen[member.ID]
+		if s == nil {
+			s = &seen{}
+			m.seen[member.ID] = s
+		}
 		peer := n.trans.peer(member.ID)
 		_, expired := n.Lease(member.Name, member.ID)
 		c := candidate{
@@ -186,22 +276,60 @@ func (m *masters) candidates(now time.Time, servers []raft.Server) []candidate {
 			Dead:       !member.Alive && expired,
 			Reachable:  now.Sub(peer.contact) < reachableFor,
 			Leaving:    n.leaving.has(member.ID, member.Alive),
-			Unprepared: now.Sub(m.failed[member.ID]) < prepareAgain,
+			Unprepared: s.unprepared(now),
 		}
-		if c.Reachable && peer.last+readyLag >= last {
-			if m.caughtUp[member.ID].IsZero() {
-				m.caughtUp[member.ID] = now
+		if !member.Started.IsZero() {
+			c.Up = now.Sub(member.Started)
+		}
+		votes, server := suffrage[member.ID]
+		switch {
+		case !server || member.ID == n.c.ID:
+			s.caughtUp, s.stuck = time.Time{}, time.Time{}
+		case c.Reachable && peer.last >= ago:
+			if s.caughtUp.IsZero() {
+				s.caughtUp = now
 			}
-			c.Ready = now.Sub(m.caughtUp[member.ID]) >= stableFor
-		} else {
-			delete(m.caughtUp, member.ID)
+			s.stuck = time.Time{}
+			c.Ready = now.Sub(s.caughtUp) >= stableFor
+		default:
+			s.caughtUp = time.Time{}
+			if s.stuck.IsZero() || peer.last > s.last {
+				s.stuck = now
+			}
+			limit := failingAfter
+			if votes != raft.Voter && c.Reachable {
+				limit = snapshotAfter
+			}
+			c.Failing = member.Alive && now.Sub(s.stuck) >= limit
 		}
+		s.last = peer.last
 		out[i] = c
 	}
 	return out
 }
 
-// prepare starts Prepare for a node that shall be added.
+// mark notes where the log ends, and returns how far a server must be to be
+// called caught up.
+func (m *masters) mark(now time.Time) (ready uint64) {
+	last := uint64(0)
+	if r := m.n.raft.Load(); r != nil {
+		last = r.LastIndex()
+	}
+	if len(m.marks) == 0 || now.Sub(m.marks[len(m.marks)-1].at) >= readyAge/8 {
+		m.marks = append(m.marks, mark{now, last})
+	}
+	for len(m.marks) > 1 && now.Sub(m.marks[1].at) >= readyAge {
+		m.marks = m.marks[1:]
+	}
+	ready = last - min(readyLag, last)
+	if old := m.marks[0]; now.Sub(old.at) >= readyAge {
+		ready = min(ready, old.last)
+	}
+	return ready
+}
+
+// prepare starts Prepare for a node that shall be added, or that was added and
+// does not follow.
 func (m *masters) prepare(id string) {
 	if m.preparing != "" {
 		return
@@ -211,6 +339,9 @@ func (m *masters) prepare(id string) {
 		ctx, cancel := context.WithTimeout(m.l.ctx, prepareWait)
 		defer cancel()
 		err := m.n.c.Prepare(ctx, id)
+		if err == nil && !m.n.serves(id) {
+			err = m.n.isNew(ctx, id)
+		}
 		if err != nil {
 			err = fmt.Errorf("preparing node %s to be a master: %w", id, err)
 		}
@@ -218,23 +349,59 @@ func (m *masters) prepare(id string) {
 	}()
 }
 
+// serves says whether a node is in the configuration.
+func (n *Node) serves(id string) bool {
+	return slices.ContainsFunc(n.configuration().Servers, func(s raft.Server) bool { return string(s.ID) == id })
+}
+
+var errOldLog = errors.New("it still has the log of a time before it was removed")
+
+// isNew makes sure that a node which is to be added begins with nothing. One
+// that was removed while it was away, and is back with its old log, might know
+// a later term, in which it would depose leader after leader, and finds out by
+// itself that it has to forget.
+func (n *Node) isNew(ctx context.Context, id string) error {
+	for {
+		var a leaderAnswer
+		err := call(ctx, n.c.Caller, id, pathLeader, struct{}{}, &a)
+		if err == nil && a.State {
+			return errOldLog
+		}
+		if err == nil {
+			return nil
+		}
+		select { // its Node is only about to run
+		case <-time.After(retryWait):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
 // add ends what prepare began. A node that is in the configuration already was
 // only revived.
 func (m *masters) add(p prepared) {
 	m.preparing = ""
 	n := m.n
-	r := n.raft.Load()
-	if p.err == nil && r != nil && !slices.ContainsFunc(r.GetConfiguration().Configuration().Servers, func(s raft.Server) bool { return string(s.ID) == p.id }) {
+	if n.serves(p.id) && p.err == nil {
+		return
+	}
+	if r := n.raft.Load(); p.err == nil && r != nil {
+		began := time.Now()
 		p.err = n.future(func() raft.Future {
 			return r.AddNonvoter(raft.ServerID(p.id), raft.ServerAddress(p.id), 0, changeWait)
 		})
 		if p.err == nil {
-			n.log.Info("changed the masters", "step", add.String(), "node", p.id)
-			n.count(func(s *Metrics) { s.Changes++ })
+			if s := m.seen[p.id]; s != nil {
+				s.failures = 0
+			}
+			m.changed(change{step: add, id: p.id}, time.Since(began))
 		}
 	}
 	if p.err != nil && m.l.ctx.Err() == nil {
-		m.failed[p.id] = time.Now()
+		if s := m.seen[p.id]; s != nil {
+			s.fail()
+		}
 		n.log.Warn("adding a master", "node", p.id, "error", p.err)
 	}
 }
@@ -244,17 +411,12 @@ func (m *masters) add(p prepared) {
 func (m *masters) revive(now time.Time, nodes []candidate, servers []raft.Server) {
 	for _, c := range nodes {
 		in := slices.ContainsFunc(servers, func(s raft.Server) bool { return string(s.ID) == c.ID && s.Suffrage != raft.Voter })
-		if !in || c.Reachable || !c.eligible() || c.Suspect {
-			delete(m.silent, c.ID)
+		s := m.seen[c.ID]
+		if !in || c.Reachable || !c.eligible() || c.Suspect || c.Unprepared || now.Sub(s.stuck) < prepareAgain || now.Sub(s.revived) < prepareAgain {
 			continue
 		}
-		if m.silent[c.ID].IsZero() {
-			m.silent[c.ID] = now
-		}
-		if now.Sub(m.silent[c.ID]) >= prepareAgain && !c.Unprepared {
-			m.silent[c.ID] = now
-			m.prepare(c.ID)
-		}
+		s.revived = now
+		m.prepare(c.ID)
 	}
 }
 
@@ -291,7 +453,7 @@ func (n *Node) watchRetirement(ctx context.Context, r *raft.Raft) {
 		if _, leader := r.LeaderWithID(); leader != "" {
 			continue
 		}
-		if n.removedElsewhere(ctx, r) {
+		if n.removedElsewhere(ctx) {
 			n.retired.Do(func() {
 				n.log.Info("this node is no longer a master")
 				go n.c.Retired()
@@ -310,7 +472,7 @@ func (n *Node) watchRetirement(ctx context.Context, r *raft.Raft) {
 
 // removedElsewhere asks every live node for the leader, and the leader whether
 // this node is in its configuration.
-func (n *Node) removedElsewhere(ctx context.Context, r *raft.Raft) bool {
+func (n *Node) removedElsewhere(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	answers := make(chan leaderAnswer)
@@ -332,7 +494,9 @@ func (n *Node) removedElsewhere(ctx context.Context, r *raft.Raft) bool {
 	go func() { asked.Wait(); close(answers) }()
 	out := false
 	for a := range answers {
-		if a.Verified && a.Term >= r.CurrentTerm() && !slices.Contains(a.Servers, n.c.ID) {
+		// Its configuration is committed, and it leads now: whatever this node
+		// voted for in later terms, its vote no longer counts.
+		if a.Verified && !slices.Contains(a.Servers, n.c.ID) {
 			out = true
 			cancel()
 		}

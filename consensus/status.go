@@ -17,6 +17,16 @@ type Status struct {
 	Last     uint64 // newest index in the log
 	DiskFull bool
 	Servers  []Server
+	// Masters is known to the leader alone.
+	Masters *Masters
+}
+
+// Masters is how the set of masters is: so many of Target voters do their work,
+// so many non-voters could take a place at once, and why there are too few and
+// nothing can be done about it.
+type Masters struct {
+	Voters, Target, Standby int
+	Problems                []string
 }
 
 // Server is one member of the raft configuration.
@@ -35,11 +45,28 @@ type Metrics struct {
 	Forwarded  uint64 // of them, those that went to another node
 	Commits    uint64 // entries that this node proposed as leader
 	CommitTime time.Duration
-	Elections  uint64 // times that this node became leader
-	Changes    uint64 // changes of the master set that this node made
-	LastChange time.Duration
+	// Elections are those that this node won, from the last word of the leader
+	// before until it led itself and knew all that was written.
+	Elections Times
+	// Replacements: from the first doubt about a voter until there were as many
+	// as there should be, while this node led.
+	Replacements Times
+	Changes      uint64 // changes of the master set that this node made
+	LastChange   time.Duration
 	// Window is how many events are kept, WindowBytes their size in the log.
 	Window, WindowBytes int
+}
+
+// Times sums up how long something took that happens now and then.
+type Times struct {
+	Count     uint64
+	Sum, Last time.Duration
+}
+
+func (t *Times) add(took time.Duration) {
+	t.Count++
+	t.Sum += took
+	t.Last = took
 }
 
 // Status describes the replica and, on the leader, its peers.
@@ -59,6 +86,10 @@ func (n *Node) Status() Status {
 			o.Lag = s.Last - min(p.last, s.Last)
 		}
 		s.Servers = append(s.Servers, o)
+	}
+	if l := n.established(); l != nil {
+		set := Masters(l.masters())
+		s.Masters = &set
 	}
 	return s
 }
