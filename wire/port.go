@@ -85,8 +85,10 @@ func New(c Config) *Port {
 	return p
 }
 
-// Raft yields raft connections of nodes.
-func (p *Port) Raft() net.Listener { return p.raft }
+// Raft yields raft connections of nodes until it is closed, which ends this
+// listener alone: a node that was a master once may become one again, and asks
+// for another.
+func (p *Port) Raft() net.Listener { return &turn{listener: p.raft, closed: make(chan struct{})} }
 
 // Node yields connections of HTTP between nodes, for ServeNode.
 func (p *Port) Node() net.Listener { return p.node }
@@ -370,6 +372,33 @@ func pass(to, from net.Conn) {
 	}
 	to.Close()
 	from.Close()
+}
+
+// turn accepts from a listener for as long as one user wants to.
+type turn struct {
+	*listener
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (t *turn) Accept() (net.Conn, error) {
+	select {
+	case <-t.closed: // first: the next connection is for whoever comes next
+		return nil, net.ErrClosed
+	default:
+	}
+	select {
+	case conn := <-t.conns:
+		return conn, nil
+	case <-t.closed:
+	case <-t.listener.closed:
+	}
+	return nil, net.ErrClosed
+}
+
+func (t *turn) Close() error {
+	t.once.Do(func() { close(t.closed) })
+	return nil
 }
 
 // listener hands out connections that somebody else accepted.

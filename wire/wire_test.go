@@ -225,25 +225,34 @@ func TestProtocolsAreToldApart(t *testing.T) {
 		}
 	}
 
-	// raft, by way of its stream layer.
-	layer := d.StreamLayer(p.Raft(), "b")
-	if layer.Addr().String() != "b" {
-		t.Errorf("raft's address is %s", layer.Addr())
-	}
-	conn, err := layer.Dial(raft.ServerAddress("a"), 5*time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	got, err := layer.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer got.Close()
-	fmt.Fprint(conn, "vote")
-	buf := make([]byte, 4)
-	if _, err := io.ReadFull(got, buf); err != nil || string(buf) != "vote" {
-		t.Errorf("raft: %q, %v", buf, err)
+	// raft, by way of its stream layer, and again by that of a later master on
+	// the same node, once the first is no longer one.
+	for range 2 {
+		layer := d.StreamLayer(p.Raft(), "b")
+		if layer.Addr().String() != "b" {
+			t.Errorf("raft's address is %s", layer.Addr())
+		}
+		conn, err := layer.Dial(raft.ServerAddress("a"), 5*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		got, err := layer.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer got.Close()
+		fmt.Fprint(conn, "vote")
+		buf := make([]byte, 4)
+		if _, err := io.ReadFull(got, buf); err != nil || string(buf) != "vote" {
+			t.Errorf("raft: %q, %v", buf, err)
+		}
+		if err := layer.Close(); err != nil {
+			t.Error(err)
+		}
+		if conn, err := layer.Accept(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("a closed layer accepts %v (%v)", conn, err)
+		}
 	}
 
 	// The joining protocol is served without a certificate, the others not.
