@@ -40,6 +40,8 @@ type Host struct {
 	Init process `json:"init"`
 	// Daemon is the conclave process as started last.
 	Daemon process `json:"daemon"`
+	// Skew is by how many seconds its wall clock is wrong.
+	Skew int64 `json:"skew,omitempty"`
 }
 
 // Lab is one made lab. Its methods may be called from one goroutine at a time;
@@ -279,6 +281,9 @@ func (l *Lab) Start(name string, args ...string) error {
 		argv := append([]string{l.Binary}, args...)
 		argv = append(argv, l.Args...)
 		h.Daemon, err = h.spawn(argv, l.environment(h), log)
+		if err == nil && h.Skew != 0 {
+			err = h.applySkew() // before it has read the clock
+		}
 		return err
 	})
 }

@@ -23,6 +23,8 @@ func TestMain(m *testing.M) {
 	switch {
 	case IsInit():
 		os.Exit(Init())
+	case len(os.Args) > 1 && os.Args[1] == "tell-time":
+		tellTime()
 	case len(os.Args) > 1 && os.Args[1] == "daemon":
 		listener, err := net.Listen("tcp", ":99")
 		if err != nil {

@@ -34,14 +34,19 @@ func identify(pid int) (process, error) {
 
 // stat reads the start time and the state letter of a process.
 func stat(pid int) (start uint64, state byte, err error) {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return statOf(fmt.Sprintf("/proc/%d", pid))
+}
+
+// statOf is stat of the process or thread with this folder.
+func statOf(dir string) (start uint64, state byte, err error) {
+	raw, err := os.ReadFile(dir + "/stat")
 	if err != nil {
 		return 0, 0, err
 	}
 	// The command in parentheses may hold anything, so count from its end.
 	fields := bytes.Fields(raw[bytes.LastIndexByte(raw, ')')+1:])
 	if len(fields) < 20 {
-		return 0, 0, fmt.Errorf("/proc/%d/stat: %d fields after the name", pid, len(fields))
+		return 0, 0, fmt.Errorf("%s/stat: %d fields after the name", dir, len(fields))
 	}
 	start, err = strconv.ParseUint(string(fields[19]), 10, 64)
 	return start, fields[0][0], err
