@@ -770,6 +770,27 @@ func TestCatchUpBySnapshot(t *testing.T) {
 		if _, _, err := watcher.Next(within(t, time.Second)); !errors.Is(err, ErrExpired) {
 			t.Errorf("the watcher across the snapshot is told %v", err)
 		}
+		// What it had before is gone, lest there be a gap between that and the rest.
+		if _, err := l.Write(within(t, time.Second), create("n", "last", "1")); err != nil {
+			t.Fatal(err)
+		}
+		if err := away.get().Sync(within(t, time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		stored := away.get().disk.store
+		first, err := stored.FirstIndex()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last, err := stored.LastIndex(); err != nil || first > last {
+			t.Fatalf("the log is from %d to %d: %v", first, last, err)
+		} else {
+			for i := first; i <= last; i++ {
+				if err := stored.GetLog(i, new(raft.Log)); err != nil {
+					t.Fatalf("the log is from %d to %d, without %d: %v", first, last, i, err)
+				}
+			}
+		}
 		endAll(hosts)
 	})
 }

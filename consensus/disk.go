@@ -87,8 +87,24 @@ func openDisk(dir string, open func() (LogStore, error), log *raftLog) (d *disk,
 		// vote twice.
 		return d, fmt.Errorf("%s is damaged: there are log entries, and no term", filepath.Join(dir, voteFile))
 	}
-	d.snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, keepSnaps, log)
-	return d, err
+	if d.snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, keepSnaps, log); err != nil {
+		return d, err
+	}
+	return d, d.closeGap(last)
+}
+
+// closeGap drops a log that ends before the newest snapshot: a leader sent that
+// snapshot, and the process ended before raft had dropped the log itself.
+func (d *disk) closeGap(last uint64) error {
+	snaps, err := d.snaps.List()
+	if err != nil || len(snaps) == 0 || last == 0 || last >= snaps[0].Index {
+		return err
+	}
+	first, err := d.store.FirstIndex()
+	if err != nil {
+		return err
+	}
+	return d.log.DeleteRange(first, last)
 }
 
 func (d *disk) close() error {
@@ -200,6 +216,12 @@ func (g *guardedLog) StoreLogs(logs []*raft.Log) error {
 	g.full.Store(noSpace(g.disk.err))
 	return g.disk.err
 }
+
+// IsMonotonic has raft drop the log when it takes a snapshot from a leader. Else
+// the old entries stay in front of a gap, and some of them may never have been
+// committed: a node that leads later would send them to whoever asks for that
+// part of the log, as if they had been.
+func (g *guardedLog) IsMonotonic() bool { return true }
 
 func (g *guardedLog) StoreLog(l *raft.Log) error { return g.StoreLogs([]*raft.Log{l}) }
 

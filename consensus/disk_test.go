@@ -380,3 +380,48 @@ func TestVotesSurviveTornWrites(t *testing.T) {
 }
 
 var _ raft.StableStore = (*voteStore)(nil)
+
+// TestGapBehindASnapshot: the process ended between taking a leader's snapshot
+// and dropping the log that it made useless.
+func TestGapBehindASnapshot(t *testing.T) {
+	dir := t.TempDir()
+	d, err := openDisk(dir, nil, newRaftLog(testLog(t, "n")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range uint64(5) {
+		if err := d.log.StoreLog(&raft.Log{Index: i + 1, Term: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.vote.SetUint64([]byte("CurrentTerm"), 2); err != nil {
+		t.Fatal(err)
+	}
+	_, trans := raft.NewInmemTransport("n")
+	defer trans.Close()
+	for _, index := range []uint64{3, 9} { // the first leaves the log alone
+		sink, err := d.snaps.Create(raft.SnapshotVersionMax, index, 2, raft.Configuration{}, 1, trans)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := sink.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.close(); err != nil {
+			t.Fatal(err)
+		}
+		if d, err = openDisk(dir, nil, newRaftLog(testLog(t, "n"))); err != nil {
+			t.Fatal(err)
+		}
+		want := uint64(5)
+		if index > want {
+			want = 0
+		}
+		if last, err := d.log.LastIndex(); err != nil || last != want {
+			t.Errorf("with a snapshot at %d the log ends at %d, not %d: %v", index, last, want, err)
+		}
+	}
+	if err := d.close(); err != nil {
+		t.Fatal(err)
+	}
+}
