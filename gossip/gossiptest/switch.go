@@ -242,7 +242,7 @@ func (h *Host) WriteTo(b []byte, addr string) (time.Time, error) {
 	from := h.addr
 	h.s.sent.Packets++
 	h.s.sent.PacketBytes += uint64(len(b))
-	if !h.s.passes(from.Addr(), to.Addr()) || h.s.paused[from.Addr()] || h.s.rand.Float64() < h.s.loss {
+	if h.ended() || !h.s.passes(from.Addr(), to.Addr()) || h.s.paused[from.Addr()] || h.s.rand.Float64() < h.s.loss {
 		return now, nil
 	}
 	packet := &memberlist.Packet{Buf: append([]byte(nil), b...), From: net.UDPAddrFromAddrPort(from)}
@@ -291,6 +291,9 @@ func (h *Host) DialTimeout(addr string, timeout time.Duration) (net.Conn, error)
 	to, err := netip.ParseAddrPort(addr)
 	if err != nil {
 		return nil, err
+	}
+	if h.ended() {
+		return nil, opError("dial", to, net.ErrClosed)
 	}
 	h.s.mu.Lock()
 	from := h.addr
@@ -373,15 +376,29 @@ func (h *Host) Shutdown() error {
 	}
 }
 
+// ended says whether Shutdown was called: what a process that is gone would
+// still send, is not sent.
+func (h *Host) ended() bool {
+	select {
+	case <-h.closed:
+		return true
+	default:
+		return false
+	}
+}
+
 // Carry takes one message of a connection from this host to an address, and
 // returns when it is there, or could not be delivered. While the way is cut it
 // waits, as TCP does, for as long as ctx.
 func (h *Host) Carry(ctx context.Context, to netip.AddrPort) error {
+	if h.ended() {
+		return opError("write", to, net.ErrClosed)
+	}
 	var cut time.Time
 	for {
 		h.s.mu.Lock()
 		from, changed := h.addr, h.s.changed
-		passes := h.s.passes(from.Addr(), to.Addr()) && h.s.passes(to.Addr(), from.Addr()) && !h.s.paused[from.Addr()]
+		passes := h.s.passes(from.Addr(), to.Addr()) && !h.s.paused[from.Addr()]
 		wait := h.s.delay()
 		if passes && !cut.IsZero() {
 			wait += h.s.again(cut)
