@@ -30,6 +30,8 @@ type wires struct {
 	changed  signal
 	noMaster map[string]bool
 	gone     map[string]bool // what gossip knows of the dead
+	conf     func(h *host, c *Config)
+	about    func(m *Member) // completes what gossip says
 }
 
 // host is one node's place on the network, which outlives the node's process.
@@ -166,7 +168,11 @@ func (w *wires) members() (out []Member) {
 	defer w.mu.Unlock()
 	for id := range w.hosts {
 		if !w.gone[id] {
-			out = append(out, Member{ID: id, Name: "name-" + id, Alive: true, NoMaster: w.noMaster[id]})
+			m := Member{ID: id, Name: "name-" + id, Alive: true, NoMaster: w.noMaster[id]}
+			if w.about != nil {
+				w.about(&m)
+			}
+			out = append(out, m)
 		}
 	}
 	return out
@@ -226,6 +232,9 @@ func (h *host) config() Config {
 		},
 		Retired: func() { h.mu.Lock(); h.retired++; h.mu.Unlock() },
 		Boot:    virtualBoot, Log: h.log,
+	}
+	if h.w.conf != nil {
+		h.w.conf(h, &c)
 	}
 	if h.conf != nil {
 		h.conf(&c)

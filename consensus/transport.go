@@ -40,6 +40,8 @@ type transport struct {
 	boot    func() time.Duration
 	// mute says that this node must not be elected: its disk is full.
 	mute func() bool
+	// member says whether a server is in the configuration.
+	member func(id string) bool
 
 	mu        sync.Mutex
 	peers     map[raft.ServerID]peer
@@ -96,6 +98,9 @@ func (t *transport) wait() { t.streams.open.Wait() }
 // errMute keeps a node whose disk is full from being elected.
 var errMute = errors.New("this node cannot write its log and asks for no votes")
 
+// errRemoved: what a removed server answers counts no more.
+var errRemoved = errors.New("this server is no longer in the configuration")
+
 func (t *transport) RequestVote(id raft.ServerID, to raft.ServerAddress, q *raft.RequestVoteRequest, a *raft.RequestVoteResponse) error {
 	if t.mute() {
 		return errMute
@@ -116,6 +121,11 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *ra
 	}
 	sent := t.boot()
 	err := t.NetworkTransport.AppendEntries(id, to, q, a)
+	if err == nil && a.Term > q.Term && !t.member(string(id)) {
+		// A last call to a server that was just removed, and that is back with
+		// a later term: raft would give up leadership for it.
+		return errRemoved
+	}
 	if err == nil {
 		t.heard(id, q, a)
 		if a.Term == q.Term {
