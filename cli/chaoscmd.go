@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -16,10 +17,28 @@ import (
 )
 
 // chaosCommands are the verbs of a lab that break things.
-func chaosCommands(flags func(...cli.Flag) []cli.Flag, each func(func(*lab.Lab, string) error) cli.ActionFunc) []*cli.Command {
+func chaosCommands(flags func(...cli.Flag) []cli.Flag, on func(func(*cli.Context, *lab.Lab, []string) error) cli.ActionFunc, each func(func(*lab.Lab, string) error) cli.ActionFunc) []*cli.Command {
 	return []*cli.Command{
 		{Name: "pause", Usage: "stop conclave on hosts where it stands (SIGSTOP)", ArgsUsage: "HOST…", Flags: flags(), Action: each((*lab.Lab).Pause)},
 		{Name: "resume", Usage: "let paused ones go on (SIGCONT)", ArgsUsage: "HOST…", Flags: flags(), Action: each((*lab.Lab).Resume)},
+		{Name: "skew", Usage: "make the wall clock of conclave wrong on hosts; 0 makes it right", ArgsUsage: "DURATION HOST…", Flags: flags(), Action: on(func(_ *cli.Context, l *lab.Lab, args []string) error {
+			if len(args) < 2 {
+				return errors.New("name a time and hosts: conclave lab skew 1h 2, conclave lab skew -- -90s 2")
+			}
+			by, err := time.ParseDuration(args[0])
+			if err != nil {
+				return err
+			}
+			for _, host := range args[1:] {
+				if err := l.Skew(host, by); err != nil {
+					return err
+				}
+			}
+			return nil
+		})},
+		{Name: "fill-disk", Usage: "leave no room on the disks of hosts (of a lab made with --disk-size)", ArgsUsage: "HOST…", Flags: flags(), Action: each((*lab.Lab).FillDisk)},
+		{Name: "free-disk", Usage: "make room again", ArgsUsage: "HOST…", Flags: flags(), Action: each((*lab.Lab).FreeDisk)},
+		{Name: "corrupt-log", Usage: "overwrite the newest entry of the log of masters that are stopped", ArgsUsage: "HOST…", Flags: flags(), Action: each((*lab.Lab).CorruptLog)},
 		{Name: "chaos", Usage: "break a cluster in every way that it promises to bear, and check that it keeps its promises", Flags: flags(
 			&cli.IntFlag{Name: "nodes", Value: 7, Usage: "how many hosts, if the lab is not there yet"},
 			&cli.DurationFlag{Name: "duration", Value: 10 * time.Minute, Usage: "how long faults are made"},
@@ -90,13 +109,22 @@ func runChaos(c *cli.Context) (err error) {
 	return err
 }
 
+// drillDisk is the size of each host's disk. It is a hole in a file until
+// something is written to it.
+const drillDisk = 1 << 30
+
 // drillLab makes a lab for one drill, and what removes it.
 func drillLab(c *cli.Context, say func(format string, args ...any)) (_ *lab.Lab, down func() error, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, nil, err
 	}
-	l, err := lab.Create(lab.Config{Name: c.String("lab"), Dir: c.String("lab-dir"), Binary: self})
+	config := lab.Config{Name: c.String("lab"), Dir: c.String("lab-dir"), Binary: self, DiskSize: drillDisk}
+	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
+		say("no disk will be filled: that needs mkfs.ext4, of the package e2fsprogs")
+		config.DiskSize = 0
+	}
+	l, err := lab.Create(config)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
+	"k8s.io/apimachinery/pkg/api/resource"
 
 	"conclave/lab"
 )
@@ -47,6 +48,7 @@ func labCommand() *cli.Command {
 			{Name: "up", Usage: "make hosts and form a cluster of them", Flags: flags(
 				&cli.IntFlag{Name: "nodes", Value: 3, Usage: "how many hosts"},
 				&cli.StringFlag{Name: "subnet", Usage: "a /24 for the hosts (default: one of 10.88.0.0/16 that is free)"},
+				&cli.StringFlag{Name: "disk-size", Usage: "give every host a disk of its own of this `SIZE`, such as 1Gi (default: this machine's)"},
 				&cli.BoolFlag{Name: "bare", Usage: "make the hosts, start nothing on them"},
 				&cli.StringSliceFlag{Name: "arg", Usage: "further argument of `conclave up` and `join` on every host; may be repeated"},
 			), Action: labUp},
@@ -113,7 +115,7 @@ func labCommand() *cli.Command {
 			})},
 			{Name: "heal", Usage: "remove every cut", Flags: flags(), Action: on(func(_ *cli.Context, l *lab.Lab, _ []string) error { return l.Heal() })},
 			{Name: "down", Usage: "remove the lab and all that it made", Flags: flags(), Action: on(func(_ *cli.Context, l *lab.Lab, _ []string) error { return l.Down() })},
-		}, chaosCommands(flags, each)...),
+		}, chaosCommands(flags, on, each)...),
 	}
 }
 
@@ -148,6 +150,13 @@ func labUp(c *cli.Context) (err error) {
 		if config.Subnet, err = netip.ParsePrefix(text); err != nil || !config.Subnet.Addr().Is4() || config.Subnet.Bits() != 24 {
 			return fmt.Errorf("--subnet %q: give an IPv4 network of 24 bits, such as 10.88.0.0/24", text)
 		}
+	}
+	if text := c.String("disk-size"); text != "" {
+		size, err := resource.ParseQuantity(text)
+		if err != nil || size.Value() < 64<<20 {
+			return fmt.Errorf("--disk-size %q: give a size of at least 64Mi, such as 1Gi", text)
+		}
+		config.DiskSize = size.Value()
 	}
 	if n := c.Int("nodes"); n < 1 || n > 200 {
 		return fmt.Errorf("--nodes %d: a lab has 1 to 200 hosts", n)

@@ -36,26 +36,23 @@ func (l *Lab) freeze(name string, sig unix.Signal) error {
 	})
 }
 
-// SetCuts makes these the only cuts: unlike Partition, which cuts whole groups
-// apart, it also cuts one direction, or one link of many.
-func (l *Lab) SetCuts(cuts []Cut) error {
+// SetNetwork makes these the only cuts, and has each host lose so many of a
+// hundred packets that come to it from other hosts. Unlike Partition, which cuts
+// whole groups apart, it also cuts one direction, or one link of many. Heal ends
+// all of it.
+func (l *Lab) SetNetwork(cuts []Cut, loss map[string]int) error {
 	return l.update(func() error {
-		var all []Cut
 		for _, c := range cuts {
-			from, err := l.Host(c.From)
-			if err != nil {
-				return err
+			for _, name := range []string{c.From, c.To} {
+				if _, err := l.Host(name); err != nil {
+					return err
+				}
 			}
-			to, err := l.Host(c.To)
-			if err != nil {
-				return err
-			}
-			if from == to {
-				return fmt.Errorf("host %s cannot be cut off from itself", from.Name)
-			}
-			all = append(all, Cut{From: from.Name, To: to.Name})
 		}
-		l.Cuts = all
+		l.Cuts = cuts
+		for _, h := range l.Hosts {
+			h.Loss = loss[h.Name]
+		}
 		return l.applyAllCuts()
 	})
 }

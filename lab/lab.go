@@ -30,6 +30,9 @@ type Config struct {
 	Subnet netip.Prefix
 	Binary string   // the conclave binary that the hosts run
 	Args   []string // further arguments of `conclave up` and `join` on every host
+	// DiskSize gives every host a disk of its own of so many bytes; zero: their
+	// data is on this machine's.
+	DiskSize int64
 }
 
 // Host is one machine of a lab.
@@ -42,6 +45,8 @@ type Host struct {
 	Daemon process `json:"daemon"`
 	// Skew is by how many seconds its wall clock is wrong.
 	Skew int64 `json:"skew,omitempty"`
+	// Loss is how many of a hundred packets from other hosts it loses.
+	Loss int `json:"loss,omitempty"`
 }
 
 // Lab is one made lab. Its methods may be called from one goroutine at a time;
@@ -53,6 +58,8 @@ type Lab struct {
 	Args   []string     `json:"args,omitempty"`
 	Hosts  []*Host      `json:"hosts"`
 	Cuts   []Cut        `json:"cuts,omitempty"`
+	// DiskSize is that of each host's own disk, zero if they have none.
+	DiskSize int64 `json:"diskSize,omitempty"`
 
 	dir string // the lab's own folder
 }
@@ -80,7 +87,7 @@ func Create(c Config) (*Lab, error) {
 	if c.Dir == "" {
 		c.Dir = DefaultDir
 	}
-	l := &Lab{Name: c.Name, Subnet: c.Subnet, Binary: c.Binary, Args: c.Args, dir: filepath.Join(c.Dir, c.Name)}
+	l := &Lab{Name: c.Name, Subnet: c.Subnet, Binary: c.Binary, Args: c.Args, DiskSize: c.DiskSize, dir: filepath.Join(c.Dir, c.Name)}
 	if _, err := os.Stat(l.statePath()); err == nil {
 		return nil, fmt.Errorf("lab %q exists already: `conclave lab down --lab %s` removes it", c.Name, c.Name)
 	}
@@ -233,6 +240,11 @@ func (l *Lab) boot(h *Host) error {
 	if err := os.MkdirAll(l.DataDir(h), 0o755); err != nil {
 		return fmt.Errorf("host %s: %w", h.Name, err)
 	}
+	if l.DiskSize > 0 {
+		if err := l.mountDisk(h); err != nil {
+			return fmt.Errorf("host %s: its disk: %w", h.Name, err)
+		}
+	}
 	init, err := startInit(h.Name, filepath.Join(l.dir, h.Name, "init.log"))
 	if err != nil {
 		return fmt.Errorf("host %s: %w", h.Name, err)
@@ -242,9 +254,6 @@ func (l *Lab) boot(h *Host) error {
 		init.kill()
 		h.Init = process{}
 		return fmt.Errorf("host %s: %w", h.Name, err)
-	}
-	if len(l.Cuts) == 0 {
-		return nil
 	}
 	return l.applyAllCuts() // the others know its address from before
 }
@@ -399,13 +408,8 @@ func (l *Lab) Partition(groups ...[]string) error {
 	})
 }
 
-// Heal removes every cut.
-func (l *Lab) Heal() error {
-	return l.update(func() error {
-		l.Cuts = nil
-		return l.applyAllCuts()
-	})
-}
+// Heal removes every cut and every loss.
+func (l *Lab) Heal() error { return l.SetNetwork(nil, nil) }
 
 func (l *Lab) applyAllCuts() error {
 	var failed error
@@ -430,7 +434,13 @@ func (l *Lab) applyCuts(h *Host) error {
 		}
 		deaf = append(deaf, from.Address)
 	}
-	if err := dropFrom(h.Init.PID, deaf); err != nil {
+	var others []netip.Addr
+	for _, o := range l.Hosts {
+		if o != h {
+			others = append(others, o.Address)
+		}
+	}
+	if err := dropFrom(h.Init.PID, deaf, others, h.Loss); err != nil {
 		return fmt.Errorf("host %s: cut: %w", h.Name, err)
 	}
 	return nil
@@ -470,6 +480,7 @@ func (l *Lab) Down() error {
 			} else {
 				failed = errors.Join(failed, removeCgroups(l.CgroupParent(h)))
 			}
+			failed = errors.Join(failed, l.removeDisk(h))
 		}
 		failed = errors.Join(failed, removeCgroups(cgroupRoot+"/"+l.Name), removeEmptyCgroups(cgroupRoot), removeLink(l.bridge()))
 		return failed

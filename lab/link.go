@@ -162,8 +162,9 @@ func removeLink(name string) error {
 const cutTable = "conclave-lab"
 
 // dropFrom makes the network namespace of a process drop everything that comes
-// from these addresses, before any other rule sees it, and nothing else.
-func dropFrom(pid int, addresses []netip.Addr) error {
+// from the addresses in deaf, and so many of a hundred packets that come from
+// those in lossy, before any other rule sees it, and nothing else.
+func dropFrom(pid int, deaf, lossy []netip.Addr, loss int) error {
 	ns, err := netns.GetFromPid(pid)
 	if err != nil {
 		return fmt.Errorf("network namespace of process %d: %w", pid, err)
@@ -176,19 +177,30 @@ func dropFrom(pid int, addresses []netip.Addr) error {
 	table := &nftables.Table{Name: cutTable, Family: nftables.TableFamilyIPv4}
 	conn.AddTable(table) // deleting one that is not there would fail the batch
 	conn.DelTable(table)
-	if len(addresses) > 0 {
+	if loss == 0 {
+		lossy = nil
+	}
+	if len(deaf)+len(lossy) > 0 {
 		conn.AddTable(table)
 		chain := conn.AddChain(&nftables.Chain{
 			Name: "cut", Table: table, Type: nftables.ChainTypeFilter,
 			Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(-400),
 		})
-		for _, a := range addresses {
-			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+		drop := func(from netip.Addr, when ...expr.Any) {
+			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: append(append([]expr.Any{
 				// ip saddr
 				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
-				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint32(ipv4(a))},
-				&expr.Verdict{Kind: expr.VerdictDrop},
-			}})
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint32(ipv4(from))},
+			}, when...), &expr.Verdict{Kind: expr.VerdictDrop})})
+		}
+		for _, a := range deaf {
+			drop(a)
+		}
+		for _, a := range lossy {
+			drop(a, // numgen random mod 100 < loss
+				&expr.Numgen{Register: 1, Modulus: 100, Type: unix.NFT_NG_RANDOM},
+				&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 4, Size: 4},
+				&expr.Cmp{Op: expr.CmpOpLt, Register: 1, Data: binaryutil.BigEndian.PutUint32(uint32(loss))})
 		}
 	}
 	return conn.Flush()

@@ -16,57 +16,51 @@ type force struct {
 	began, until time.Duration // since the start of the run
 }
 
-// act is how a kind of fault is done and undone.
+// act is how a kind of fault is done to a host, and undone. What is done to the
+// network follows from all faults in force together: see wires.
 type act struct {
-	do, undo func(d *drill, host string) error
-	// away: the hosts cannot do their duties meanwhile.
-	away bool
+	do, undo func(d *drill, f Fault, host string) error
 }
 
-// cut is the act of all faults of the network: which links are cut follows from
-// all that are in force.
-var cut = act{
-	away: true,
-	do:   func(*drill, string) error { return nil },
-	undo: func(*drill, string) error { return nil },
+// byName is an act by the lab's own verb.
+func byName(do func(l *lab.Lab, host string) error) func(*drill, Fault, string) error {
+	return func(d *drill, _ Fault, host string) error { return do(d.lab, host) }
 }
 
 var acts = map[Kind]act{
-	Kill: {
-		away: true,
-		do:   func(d *drill, host string) error { return d.lab.Kill(host) },
-		undo: start,
+	Kill:     {byName((*lab.Lab).Kill), start},
+	Stop:     {byName((*lab.Lab).Stop), start},
+	PowerOff: {powerOff, func(d *drill, _ Fault, host string) error { return boot(d, host, netip.Addr{}) }},
+	Readdress: {powerOff, func(d *drill, _ Fault, host string) error {
+		return boot(d, host, d.freeAddress())
+	}},
+	Pause: {byName((*lab.Lab).Pause), byName((*lab.Lab).Resume)},
+	Skew: {
+		func(d *drill, f Fault, host string) error { return d.lab.Skew(host, f.By) },
+		func(d *drill, _ Fault, host string) error { return d.lab.Skew(host, 0) },
 	},
-	Stop: {
-		away: true,
-		do:   func(d *drill, host string) error { return d.lab.Stop(host) },
-		undo: start,
-	},
-	PowerOff: {
-		away: true,
-		do:   func(d *drill, host string) error { return d.lab.PowerOff(host) },
-		undo: func(d *drill, host string) error { return boot(d, host, netip.Addr{}) },
-	},
-	Readdress: {
-		away: true,
-		do:   func(d *drill, host string) error { return d.lab.PowerOff(host) },
-		undo: func(d *drill, host string) error { return boot(d, host, d.freeAddress()) },
-	},
-	Pause: {
-		away: true,
-		do:   func(d *drill, host string) error { return d.lab.Pause(host) },
-		undo: func(d *drill, host string) error { return d.lab.Resume(host) },
-	},
-	Isolate: cut, Deaf: cut, Mute: cut, Partial: cut,
+	Fill: {byName((*lab.Lab).FillDisk), byName((*lab.Lab).FreeDisk)},
+	Corrupt: {func(d *drill, _ Fault, host string) error {
+		if err := d.lab.Kill(host); err != nil {
+			return err
+		}
+		// It may have ceased to be a master a moment ago.
+		if err := d.lab.CorruptLog(host); err != nil && !errors.Is(err, lab.ErrNoLog) {
+			return err
+		}
+		return nil
+	}, start},
 }
 
-func start(d *drill, host string) error { return d.lab.Start(host, "up") }
+func powerOff(d *drill, _ Fault, host string) error { return d.lab.PowerOff(host) }
+
+func start(d *drill, _ Fault, host string) error { return d.lab.Start(host, "up") }
 
 func boot(d *drill, host string, address netip.Addr) error {
 	if err := d.lab.Boot(host, address); err != nil {
 		return err
 	}
-	return start(d, host)
+	return d.lab.Start(host, "up")
 }
 
 // freeAddress is an address of the lab that no host has had.
@@ -86,8 +80,7 @@ func (d *drill) impose(f Fault) error {
 	d.inForce = append(d.inForce, &force{Fault: f, began: at, until: at + f.For})
 	d.mu.Unlock()
 	d.tell(at, Event{Kind: "fault", Hosts: f.Hosts, Text: f.String()})
-	failed := d.each(f.Hosts, acts[f.Kind].do)
-	d.publish()
+	failed := d.each(f, acts[f.Kind].do)
 	if failed != nil {
 		return fmt.Errorf("%s: %w", f, failed)
 	}
@@ -96,16 +89,13 @@ func (d *drill) impose(f Fault) error {
 
 // lift undoes a fault.
 func (d *drill) lift(f *force) error {
-	failed := func() error {
-		d.mu.Lock()
-		d.inForce = slices.DeleteFunc(d.inForce, func(o *force) bool { return o == f })
-		d.mu.Unlock()
-		return d.each(f.Hosts, acts[f.Kind].undo)
-	}()
-	d.publish()
+	d.mu.Lock()
+	d.inForce = slices.DeleteFunc(d.inForce, func(o *force) bool { return o == f })
+	d.mu.Unlock()
+	failed := d.each(f.Fault, acts[f.Kind].undo)
 	at := d.since()
 	d.mu.Lock()
-	d.past = append(d.past, Span{Kind: string(f.Kind), Hosts: f.Hosts, Text: f.String(), From: f.began, To: at})
+	d.past = append(d.past, Span{Kind: f.Kind, Hosts: f.Hosts, Text: f.String(), From: f.began, To: at})
 	d.mu.Unlock()
 	d.tell(at, Event{Kind: "lifted", Hosts: f.Hosts, Text: string(f.Kind)})
 	if failed != nil {
@@ -114,12 +104,30 @@ func (d *drill) lift(f *force) error {
 	return nil
 }
 
-func (d *drill) each(hosts []string, do func(d *drill, host string) error) error {
-	failed := d.lab.SetCuts(d.cuts())
-	for _, host := range hosts {
-		failed = errors.Join(failed, do(d, host))
+// each does something to all hosts of a fault, and lets everybody see them as
+// they are then.
+func (d *drill) each(f Fault, do func(*drill, Fault, string) error) error {
+	failed := d.wires()
+	for _, host := range f.Hosts {
+		if do != nil {
+			failed = errors.Join(failed, do(d, f, host))
+		}
 	}
+	d.publish()
 	return failed
+}
+
+// wires makes the lab's network what the faults in force say.
+func (d *drill) wires() error {
+	loss := map[string]int{}
+	d.mu.Lock()
+	for _, f := range d.inForce {
+		for _, host := range f.Hosts {
+			loss[host] += f.Loss
+		}
+	}
+	d.mu.Unlock()
+	return d.lab.SetNetwork(d.cuts(), loss)
 }
 
 // cuts are the links that the faults in force cut.
@@ -158,16 +166,23 @@ func (f Fault) cuts(names []string) (all []lab.Cut) {
 	return all
 }
 
-// away says whether a fault in force keeps a host from its duties, and touched
-// whether any fault is in force on it.
-func (d *drill) away(host string) (away, touched bool) {
+// noticeAfter is how long a host may be away unnoticed.
+const noticeAfter = 5 * time.Second
+
+// affected is what the faults in force make of a host.
+func (d *drill) affected(host string) (s HostState) {
+	now := d.since()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	s.Name = host
 	for _, f := range d.inForce {
-		if slices.Contains(f.Hosts, host) {
-			touched = true
-			away = away || acts[f.Kind].away
+		if !slices.Contains(f.Hosts, host) {
+			continue
+		}
+		s.Skewed = s.Skewed || f.Kind == Skew
+		if f.Kind.takesAway() {
+			s.Away, s.Noticed = true, now-f.began > noticeAfter
 		}
 	}
-	return away, touched
+	return s
 }

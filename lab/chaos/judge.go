@@ -68,7 +68,7 @@ func (d *drill) readAll(ctx context.Context, r *Report) (newest uint64) {
 
 // compared are the kinds whose objects must be the same at every replica.
 var compared = []string{
-	configMaps, pods, services, deployments, nodes, namespaces,
+	configMaps, pods, servicesAt, deployments, nodes, namespaces,
 	"/apis/apps/v1/replicasets", "/apis/discovery.k8s.io/v1/endpointslices", "/api/v1/serviceaccounts", "/api/v1/events",
 }
 

@@ -1,6 +1,7 @@
 package chaos
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -22,6 +23,10 @@ const (
 	Deaf      Kind = "deaf"        // the hosts hear no other one
 	Mute      Kind = "mute"        // no other host hears them
 	Partial   Kind = "partial"     // the hosts are cut off from the peers only, both ways
+	Lossy     Kind = "lossy"       // the hosts lose some of the packets that come to them
+	Skew      Kind = "skew"        // the wall clock of conclave is wrong
+	Fill      Kind = "fill-disk"   // no room is left on the host's disk
+	Corrupt   Kind = "corrupt-log" // SIGKILL to a master's conclave, whose newest log entry is then noise
 )
 
 // Fault is one thing done to hosts, and undone after a time.
@@ -30,13 +35,20 @@ type Fault struct {
 	Kind  Kind          `json:"kind"`
 	Hosts []string      `json:"hosts"`
 	Peers []string      `json:"peers,omitempty"`
+	By    time.Duration `json:"by,omitempty"`   // Skew
+	Loss  int           `json:"loss,omitempty"` // Lossy: percent
 	For   time.Duration `json:"for"`
 }
 
 func (f Fault) String() string {
 	text := fmt.Sprintf("%s %s", f.Kind, strings.Join(f.Hosts, ","))
-	if len(f.Peers) > 0 {
+	switch f.Kind {
+	case Partial:
 		text += " from " + strings.Join(f.Peers, ",")
+	case Skew:
+		text += " by " + f.By.String()
+	case Lossy:
+		text += fmt.Sprintf(" %d%%", f.Loss)
 	}
 	return fmt.Sprintf("%s for %.1f s", text, f.For.Seconds())
 }
@@ -49,18 +61,44 @@ type sort struct {
 	most int
 	// least and longest time that it lasts.
 	least, longest time.Duration
+	// hits says whether it can be done to a host.
+	hits func(HostState) bool
 }
 
+func present(h HostState) bool   { return !h.Away }
+func rightTime(h HostState) bool { return !h.Skewed }
+func keepsLog(h HostState) bool  { return !h.Away && (h.Role.votes() || h.Role == Standby) }
+
 var sorts = []sort{
-	{Kill, 5, 1, 0, 15 * time.Second},
-	{Stop, 2, 1, 0, 15 * time.Second},
-	{PowerOff, 4, 2, time.Second, 25 * time.Second},
-	{Readdress, 1, 1, time.Second, 10 * time.Second},
-	{Pause, 3, 1, 200 * time.Millisecond, 20 * time.Second},
-	{Isolate, 4, 3, 300 * time.Millisecond, 20 * time.Second},
-	{Deaf, 2, 1, 300 * time.Millisecond, 15 * time.Second},
-	{Mute, 2, 1, 300 * time.Millisecond, 15 * time.Second},
-	{Partial, 2, 1, 300 * time.Millisecond, 15 * time.Second},
+	{Kill, 5, 1, 0, 15 * time.Second, present},
+	{Stop, 2, 1, 0, 15 * time.Second, present},
+	{PowerOff, 4, 2, time.Second, 25 * time.Second, present},
+	{Readdress, 1, 1, time.Second, 10 * time.Second, present},
+	{Pause, 3, 1, 200 * time.Millisecond, 20 * time.Second, present},
+	{Isolate, 4, 3, 300 * time.Millisecond, 20 * time.Second, present},
+	{Deaf, 2, 1, 300 * time.Millisecond, 15 * time.Second, present},
+	{Mute, 2, 1, 300 * time.Millisecond, 15 * time.Second, present},
+	{Partial, 2, 1, 300 * time.Millisecond, 15 * time.Second, present},
+	{Lossy, 2, 1, time.Second, 15 * time.Second, present},
+	{Skew, 2, 1, time.Second, 60 * time.Second, rightTime},
+	{Fill, 2, 1, time.Second, 10 * time.Second, present},
+	{Corrupt, 2, 1, 0, 5 * time.Second, keepsLog},
+}
+
+// skews are by how much clocks are made wrong: a certificate of a node is good
+// for a week, so that days would be beyond what is promised.
+var skews = []time.Duration{time.Second, 90 * time.Second, time.Hour, 20 * time.Hour}
+
+// losses are how many of a hundred packets are lost.
+var losses = []int{2, 10, 30}
+
+// takesAway says whether hosts cannot do their duties under a fault.
+func (k Kind) takesAway() bool { return k != Skew }
+
+// silences says whether a fault keeps hosts from being heard by all others, so
+// that these have to do without.
+func (k Kind) silences() bool {
+	return slices.Contains([]Kind{Kill, Stop, PowerOff, Readdress, Pause, Isolate, Mute, Corrupt}, k)
 }
 
 // Role is what a host's node is in the cluster.
@@ -80,10 +118,11 @@ func (r Role) votes() bool { return r == Leader || r == Master }
 type HostState struct {
 	Name string
 	Role Role
-	// Away: a fault is in force that keeps it from its duties.
-	Away bool
-	// Touched: a fault of any kind is in force.
-	Touched bool
+	// Away: a fault is in force that keeps it from its duties. Noticed: for so
+	// long that nobody would give it a vote.
+	Away, Noticed bool
+	// Skewed: its clock is wrong.
+	Skewed bool
 }
 
 // State is what Plan decides upon.
@@ -92,6 +131,8 @@ type State struct {
 	// Whole: there are as many voters as should be, all of them healthy, and a
 	// standby where a host is spare.
 	Whole bool
+	// Cannot are the kinds that cannot be done here.
+	Cannot []Kind
 	// Beyond lifts the bounds of what the cluster promises to bear.
 	Beyond bool
 }
@@ -100,10 +141,14 @@ type State struct {
 // hosts a cluster may be left with fewer voters than it should have.
 func hostLimit(hosts int) int { return (hosts - 1) / 2 }
 
+// choices are how many kinds a step has to choose from: were there more, what is
+// always allowed would be done all the time.
+const choices = 3
+
 // Plan says what to do next, or false to look again later. The same seed, step
 // and state give the same fault.
 func Plan(seed uint64, step int, s State) (Fault, bool) {
-	rng := rand.New(rand.NewPCG(seed, uint64(step)))
+	rng := rand.New(rand.NewChaCha8(sha256.Sum256(fmt.Appendf(nil, "%d/%d", seed, step))))
 	// All that the seed decides is drawn first, in one order, whatever the state.
 	role := drawRole(rng)
 	kinds := drawKinds(rng)
@@ -111,19 +156,29 @@ func Plan(seed uint64, step int, s State) (Fault, bool) {
 	slices.SortFunc(hosts, func(a, b HostState) int { return strings.Compare(a.Name, b.Name) })
 	rng.Shuffle(len(hosts), func(i, j int) { hosts[i], hosts[j] = hosts[j], hosts[i] })
 	count, length := rng.IntN(3)+1, rng.Float64()
+	by, loss := skews[rng.IntN(len(skews))], losses[rng.IntN(len(losses))]
+	if rng.IntN(2) == 0 {
+		by = -by
+	}
 	if role.votes() && !s.Whole && !s.Beyond {
 		return Fault{}, false // the seed wants a voter: it waits until one may go
 	}
-	hosts = slices.DeleteFunc(hosts, func(h HostState) bool { return h.Touched || h.Away })
 	slices.SortStableFunc(hosts, func(a, b HostState) int { return preference(role, a) - preference(role, b) })
-	for _, k := range kinds {
-		for n := min(count, k.most, len(hosts)); n > 0; n-- {
+	kinds = slices.DeleteFunc(kinds, func(k sort) bool { return slices.Contains(s.Cannot, k.kind) })
+	for _, k := range kinds[:choices] {
+		able := slices.DeleteFunc(slices.Clone(hosts), func(h HostState) bool { return !k.hits(h) })
+		for n := min(count, k.most, len(able)); n > 0; n-- {
 			f := Fault{Step: step, Kind: k.kind, For: k.least + time.Duration(length*length*float64(k.longest-k.least))}
-			for _, h := range hosts[:n] {
+			for _, h := range able[:n] {
 				f.Hosts = append(f.Hosts, h.Name)
 			}
-			if k.kind == Partial {
-				f.Peers = peers(hosts[n:])
+			switch k.kind {
+			case Partial:
+				f.Peers = peers(able[n:])
+			case Skew:
+				f.By = by
+			case Lossy:
+				f.Loss = loss
 			}
 			if s.allows(f) {
 				return f, true
@@ -185,28 +240,34 @@ func peers(others []HostState) (names []string) {
 
 // allows says whether a fault stays within what the guarantees promise.
 func (s State) allows(f Fault) bool {
-	if len(f.Hosts) == 0 || f.Kind == Partial && len(f.Peers) == 0 {
+	switch {
+	case f.Kind == Partial && len(f.Peers) == 0:
 		return false
-	}
-	if s.Beyond {
+	case s.Beyond, !f.Kind.takesAway():
 		return true
 	}
-	away, voters, voting, touches := 0, 0, 0, false
+	away, voters, risky, touches, voting := 0, 0, 0, false, false
 	for _, h := range s.Hosts {
 		hit := slices.Contains(f.Hosts, h.Name)
 		if h.Role.votes() {
 			voters++
 			touches = touches || hit
 		}
-		if hit || h.Away {
-			away++
-			if h.Role.votes() {
-				voting++
-			}
+		if !hit && !h.Away {
+			continue
 		}
+		away++
+		// Any other host may be about to get a vote, unknown to us.
+		if h.Role.votes() || hit || !h.Noticed {
+			risky++
+		}
+		voting = voting || h.Role.votes()
 	}
-	if away > hostLimit(len(s.Hosts)) {
+	switch {
+	case away > hostLimit(len(s.Hosts)), touches && !s.Whole:
 		return false
+	case s.Whole && !voting:
+		return true
 	}
-	return !touches || s.Whole && voting <= (voters-1)/2
+	return risky <= (voters-1)/2
 }

@@ -23,7 +23,8 @@ type Event struct {
 	Text  string        `json:"text"`
 }
 
-func (e Event) line() string {
+// Line is the event in one line.
+func (e Event) Line() string {
 	if len(e.Hosts) == 0 || e.Kind == "fault" {
 		return e.Kind + ": " + e.Text
 	}
@@ -32,7 +33,7 @@ func (e Event) line() string {
 
 // Span is a time during which something was so on hosts.
 type Span struct {
-	Kind     string
+	Kind     Kind
 	Hosts    []string
 	Text     string
 	From, To time.Duration
@@ -128,7 +129,6 @@ type Report struct {
 	Started  time.Time
 	Command  string // that repeats it
 
-	Faults     int
 	Operations int
 	Outcomes   map[Outcome]int
 	Undecided  []string // registers whose histories were too intricate to judge
@@ -187,21 +187,39 @@ func (r *Report) draw(ops []Op, probes []Probe, hosts []lab.Host, looks observed
 	for _, h := range hosts {
 		r.Hosts = append(r.Hosts, h.Name)
 	}
-	for _, what := range []string{"writes", "reads", "Service"} {
+	for _, what := range gapped {
 		for _, host := range append([]string{""}, r.Hosts...) {
-			for _, g := range gaps(success[[2]string{what, host}], 0, r.Sown) {
-				r.Gaps = append(r.Gaps, Gap{host, what, g[0], g[1]})
+			served := success[[2]string{what, host}]
+			for _, f := range r.Spans { // of a host that is away nothing is expected
+				if slices.Contains(f.Hosts, host) && f.Kind.takesAway() {
+					served = append(served, [2]time.Duration{f.From, f.From}, [2]time.Duration{f.To, f.To})
+				}
+			}
+			for _, g := range gaps(served, 0, r.Sown) {
+				if !r.isAway(host, g) {
+					r.Gaps = append(r.Gaps, Gap{host, what, g[0], g[1]})
+				}
 			}
 		}
 	}
 	r.Times = timings(r.Spans, looks)
 }
 
+// gapped are what is watched for gaps.
+var gapped = []string{"writes", "reads", "Service"}
+
+// isAway says whether a host was away all of a time.
+func (r *Report) isAway(host string, time [2]time.Duration) bool {
+	return slices.ContainsFunc(r.Spans, func(f Span) bool {
+		return slices.Contains(f.Hosts, host) && f.Kind.takesAway() && f.From <= time[0] && f.To >= time[1]
+	})
+}
+
 // timings are the times that the faults asked for.
 func timings(faults []Span, looks observed) []Timing {
 	detection, election, replacement := Timing{What: "host away → leader's gossip doubts it"}, Timing{What: "leader away → another one leads"}, Timing{What: "voter away → another node votes in its place"}
 	for _, f := range faults {
-		if !acts[Kind(f.Kind)].away {
+		if !f.Kind.silences() {
 			continue
 		}
 		before := looks.at(f.From)
@@ -229,8 +247,8 @@ func timings(faults []Span, looks observed) []Timing {
 	return []Timing{detection, election, replacement}
 }
 
-// quantile of sorted values.
-func (t Timing) quantile(q float64) time.Duration {
+// Quantile of sorted values.
+func (t Timing) Quantile(q float64) time.Duration {
 	sorted := slices.Sorted(slices.Values(t.Values))
 	if len(sorted) == 0 {
 		return 0
@@ -250,43 +268,74 @@ func (r *Report) longest(what, host string) (longest Gap) {
 
 // Result is the sentence that a drill ends with.
 func (r *Report) Result() string {
-	if n := len(r.Violations); n > 0 {
+	switch n := len(r.Violations); n {
+	case 0:
+		return "no violation"
+	case 1:
+		return "1 VIOLATION"
+	default:
 		return fmt.Sprintf("%d VIOLATIONS", n)
 	}
-	return "no violation"
 }
+
+// Facts are what was done and checked, each with its name.
+func (r *Report) Facts() [][2]string {
+	facts := [][2]string{
+		{"seed", fmt.Sprint(r.Seed)},
+		{"nodes", fmt.Sprint(r.Nodes)},
+		{"duration", fmt.Sprintf("%.0f s", r.Sown.Seconds())},
+		{"faults", fmt.Sprintf("%d: %s", len(r.Spans), r.faultCounts())},
+		{"operations", fmt.Sprintf("%d: %s", r.Operations, r.outcomes())},
+		{"registers that could not be judged", fmt.Sprint(len(r.Undecided))},
+		{"changes watched", fmt.Sprintf("%d in %d watches; %d lists after a 410", r.Changes, r.Watches, r.Relists)},
+		{"visits to the Service", fmt.Sprint(r.Probes)},
+	}
+	if r.Whole > 0 {
+		facts = append(facts, [2]string{"whole by itself after", fmt.Sprintf("%.1f s; %d kinds are equal at all nodes", r.Whole.Seconds(), r.Compared)})
+	}
+	return facts
+}
+
+// GapRows are the longest gaps, a row for each host.
+func (r *Report) GapRows() (rows [][]string) {
+	for _, host := range append([]string{""}, r.Hosts...) {
+		row := []string{cmp.Or(host, "all nodes at once")}
+		for _, what := range gapped {
+			row = append(row, r.gap(what, host))
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+// GapFrom is gapFrom in seconds.
+func (r *Report) GapFrom() float64 { return gapFrom.Seconds() }
 
 // Text writes the report as tables.
 func (r *Report) Text(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	line := func(format string, args ...any) { fmt.Fprintf(t, format+"\n", args...) }
-	line("seed\t%d", r.Seed)
-	line("nodes\t%d", r.Nodes)
-	line("duration\t%.0f s", r.Sown.Seconds())
-	line("faults\t%d: %s", r.Faults, r.faultCounts())
-	line("operations\t%d: %s", r.Operations, r.outcomes())
-	line("registers that could not be judged\t%d", len(r.Undecided))
-	line("changes watched\t%d in %d watches, %d of them after a 410", r.Changes, r.Watches, r.Relists)
-	line("visits to the Service\t%d", r.Probes)
-	if r.Whole > 0 {
-		line("whole by itself after\t%.1f s; %d kinds equal at all nodes", r.Whole.Seconds(), r.Compared)
+	line := func(cells ...string) { fmt.Fprintln(t, strings.Join(cells, "\t")) }
+	for _, f := range r.Facts() {
+		line(f[:]...)
 	}
 	line("")
-	line("\ttimes\tmedian\tp90\tworst")
+	line("", "times", "median", "p90", "worst")
 	for _, x := range r.Times {
-		if len(x.Values) == 0 {
-			line("%s\t0\t", x.What)
-			continue
+		row := []string{x.What, fmt.Sprint(len(x.Values))}
+		for _, q := range []float64{.5, .9, 1} {
+			if len(x.Values) > 0 {
+				row = append(row, fmt.Sprintf("%.1f s", x.Quantile(q).Seconds()))
+			}
 		}
-		line("%s\t%d\t%.1f s\t%.1f s\t%.1f s", x.What, len(x.Values), x.quantile(.5).Seconds(), x.quantile(.9).Seconds(), x.quantile(1).Seconds())
+		line(row...)
 	}
 	line("")
-	line("longest gap\twrites\treads\tService")
-	for _, host := range append([]string{""}, r.Hosts...) {
-		line("%s\t%s\t%s\t%s", cmp.Or(host, "all nodes at once"), r.gap("writes", host), r.gap("reads", host), r.gap("Service", host))
+	line(append([]string{"longest gap, without the host's own faults"}, gapped...)...)
+	for _, row := range r.GapRows() {
+		line(row...)
 	}
 	line("")
-	line("result\t%s", r.Result())
+	line("result", r.Result())
 	if err := t.Flush(); err != nil {
 		return err
 	}
@@ -312,7 +361,7 @@ func (r *Report) gap(what, host string) string {
 func (r *Report) faultCounts() string {
 	counts := map[string]int{}
 	for _, s := range r.Spans {
-		counts[s.Kind]++
+		counts[string(s.Kind)]++
 	}
 	return joined(counts)
 }

@@ -81,7 +81,7 @@ func (d *drill) tell(at time.Duration, e Event) {
 	d.events = append(d.events, e)
 	d.mu.Unlock()
 	d.history.also("event", e)
-	d.Say(at, e.line())
+	d.Say(at, e.Line())
 }
 
 // publish lets the others see the hosts as the lab now has them, and ends what
@@ -177,7 +177,7 @@ func (d *drill) prepare(ctx context.Context) error {
 		object any
 	}{
 		{namespaces, &corev1.Namespace{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: namespace}}},
-		{services, pageService()},
+		{servicesAt, pageService()},
 		{deployments, pageDeployment(d.lab.Binary, int32(d.replicas))},
 	}
 	for _, o := range objects {
@@ -222,7 +222,7 @@ func (d *drill) until(ctx context.Context, lacks func() string) error {
 // run is the drill itself.
 func (d *drill) run(ctx context.Context) (*Report, error) {
 	var service corev1.Service
-	if err := d.clients[d.hosts[0].Name].call(ctx, http.MethodGet, services+"/"+pageName, nil, &service); err != nil {
+	if err := d.clients[d.hosts[0].Name].call(ctx, http.MethodGet, servicesAt+"/"+pageName, nil, &service); err != nil {
 		return nil, err
 	}
 	d.began = time.Now()
@@ -290,26 +290,37 @@ func (d *drill) watchers() (all []*watcher) {
 	return all
 }
 
-// lacks is what the master set lacks, as seen last.
+// lacks is what the master set lacks, as seen last, and who does not answer
+// although no fault explains it.
 func (d *drill) lacks() string {
 	d.mu.Lock()
-	answers := d.now.answers
+	answers, hosts := d.now.answers, d.hosts
 	d.mu.Unlock()
-	return whole(answers, func(host string) bool { away, _ := d.away(host); return away })
+	for _, h := range hosts {
+		if _, answers := answers[h.Name]; !answers && !d.affected(h.Name).Away {
+			return fmt.Sprintf("conclave does not answer on %s", h.Name)
+		}
+	}
+	return whole(answers, func(host string) bool { return d.affected(host).Away })
 }
 
 // state is what Plan decides upon.
 func (d *drill) state() State {
 	s := State{Whole: d.lacks() == "", Beyond: d.Beyond}
+	if !lab.CanSkew() {
+		s.Cannot = append(s.Cannot, Skew)
+	}
+	if d.lab.DiskSize == 0 {
+		s.Cannot = append(s.Cannot, Fill)
+	}
 	d.mu.Lock()
 	roles, hosts := d.now.roles(), d.hosts
 	d.mu.Unlock()
 	for _, h := range hosts {
-		state := HostState{Name: h.Name, Role: roles[h.Name]}
-		if state.Role == "" {
+		state := d.affected(h.Name)
+		if state.Role = roles[h.Name]; state.Role == "" {
 			state.Role = Plain
 		}
-		state.Away, state.Touched = d.away(h.Name)
 		s.Hosts = append(s.Hosts, state)
 	}
 	return s
@@ -335,7 +346,6 @@ func (d *drill) sow(ctx context.Context, report *Report) error {
 				if err := d.impose(f); err != nil {
 					return err
 				}
-				report.Faults++
 				step++
 				next = d.since() + time.Duration(pauses.Int64N(int64(faultPause)))
 				continue

@@ -119,7 +119,7 @@ func pageService() *corev1.Service {
 const (
 	namespaces  = "/api/v1/namespaces"
 	pods        = namespaces + "/" + namespace + "/pods"
-	services    = namespaces + "/" + namespace + "/services"
+	servicesAt  = namespaces + "/" + namespace + "/services"
 	deployments = "/apis/apps/v1/namespaces/" + namespace + "/deployments"
 	nodes       = "/api/v1/nodes"
 )
