@@ -1,12 +1,10 @@
 package wire
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -33,6 +31,7 @@ const (
 	// keep-alives.
 	userTimeout   = 10 * time.Second
 	keepAliveIdle = 30 * time.Second
+	callDial      = 10 * time.Second // bounds one attempt to make a connection for calls
 	answerLimit   = 64 << 20
 )
 
@@ -56,15 +55,24 @@ type Dialer struct {
 
 // peer keeps what is kept of one node: its connections.
 type peer struct {
-	node *http2.Transport // conclave-node/1
-	api  *http2.Transport // h2
-	old  *http.Transport  // http/1.1, for requests that change the protocol
+	api *http2.Transport // h2
+	old *http.Transport  // http/1.1, for requests that change the protocol
 	// addrs is what the kept connections were dialled by.
 	addrs []netip.AddrPort
 
-	mu    sync.Mutex
-	conns map[net.Conn]struct{} // open ones of node and api
-	cut   bool                  // no more are kept
+	mu       sync.Mutex
+	conns    map[net.Conn]struct{} // open ones of calls and api
+	cut      bool                  // no more are kept
+	dropped  bool                  // another has taken its place
+	calls    *caller               // conclave-node/1; nil before the first call
+	dialling *dialling             // how calls comes to be; nil if nobody dials
+}
+
+// dialling is an attempt that all who call meanwhile wait for.
+type dialling struct {
+	done chan struct{} // closed when conn and err are there
+	conn *caller
+	err  error
 }
 
 // pooledConn is one that its peer can cut.
@@ -226,22 +234,15 @@ func (d *Dialer) peer(id string) *peer {
 	}
 	// The host of a URL says nothing; http2 needs it only as a key.
 	p = &peer{addrs: slices.Clone(addrs), conns: map[net.Conn]struct{}{}}
-	pool := func(p *peer, proto string) *http2.Transport {
-		return &http2.Transport{
-			DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
-				conn, err := d.dial(ctx, id, proto)
-				if err != nil {
-					return nil, err
-				}
-				return p.keep(conn)
-			},
-			// A peer that stops answering while something is asked of it is
-			// found out; an idle connection costs nothing.
-			WriteByteTimeout:   userTimeout,
-			DisableCompression: true,
-		}
+	p.api = &http2.Transport{
+		DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
+			return d.keep(ctx, p, id, "h2")
+		},
+		// A peer that stops answering while something is asked of it is found
+		// out; an idle connection costs nothing.
+		WriteByteTimeout:   userTimeout,
+		DisableCompression: true,
 	}
-	p.node, p.api = pool(p, ProtoNode), pool(p, "h2")
 	p.old = &http.Transport{
 		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return d.dial(ctx, id, "http/1.1")
@@ -256,9 +257,62 @@ func (d *Dialer) peer(id string) *peer {
 	return p
 }
 
-// drop lets go of the connections: those with streams end with their streams.
+// keep dials a connection that the peer can cut.
+func (d *Dialer) keep(ctx context.Context, p *peer, id, proto string) (net.Conn, error) {
+	conn, err := d.dial(ctx, id, proto)
+	if err != nil {
+		return nil, err
+	}
+	return p.keep(conn)
+}
+
+// caller is the peer's one connection for calls, dialled if there is none.
+func (d *Dialer) caller(ctx context.Context, id string) (*caller, error) {
+	p := d.peer(id)
+	p.mu.Lock()
+	if p.calls != nil && !p.calls.ended() {
+		defer p.mu.Unlock()
+		return p.calls, nil
+	}
+	a := p.dialling
+	if a == nil {
+		a = &dialling{done: make(chan struct{})}
+		p.dialling = a
+		go func() { // whoever asked first may go, others wait too
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callDial)
+			defer cancel()
+			conn, err := d.keep(ctx, p, id, ProtoNode)
+			if err == nil {
+				a.conn = newCaller(conn)
+			}
+			p.mu.Lock()
+			a.err, p.calls, p.dialling = err, a.conn, nil
+			dropped := p.dropped && a.conn != nil
+			p.mu.Unlock()
+			close(a.done)
+			if dropped {
+				a.conn.retire()
+			}
+		}()
+	}
+	p.mu.Unlock()
+	select {
+	case <-a.done:
+		return a.conn, a.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// drop lets go of the connections: those in use end with what they are used for.
 func (p *peer) drop() {
-	p.node.CloseIdleConnections()
+	p.mu.Lock()
+	p.dropped = true
+	calls := p.calls
+	p.mu.Unlock()
+	if calls != nil {
+		calls.retire()
+	}
 	p.api.CloseIdleConnections()
 	p.old.CloseIdleConnections()
 }
@@ -299,41 +353,18 @@ func (d *Dialer) Close() {
 // Call posts body to a path of a node ("/conclave/v1/…") and returns the
 // answer. A status that is no success is a *CallError.
 func (d *Dialer) Call(ctx context.Context, id, path string, body []byte) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+id+path, bytes.NewReader(body))
-	if err != nil {
-		return nil, fmt.Errorf("call %s of node %s: %w", path, id, err)
+	status, answer := 0, []byte(nil)
+	conn, err := d.caller(ctx, id)
+	if err == nil {
+		status, answer, err = conn.call(ctx, path, body)
 	}
-	answer, err := roundTrip(d.peer(id).node, req)
+	if err == nil && status/100 != 2 {
+		err = &CallError{Code: status, Body: string(answer[:min(len(answer), 4<<10)])}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("call %s of node %s: %w", path, id, err)
 	}
 	return answer, nil
-}
-
-func roundTrip(t http.RoundTripper, req *http.Request) ([]byte, error) {
-	resp, err := t.RoundTrip(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, answerLimit+1))
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("read the answer: %w", err)
-	case len(data) > answerLimit:
-		return nil, errors.New("the answer is too long")
-	case resp.StatusCode/100 != 2:
-		return nil, &CallError{Code: resp.StatusCode, Body: string(data[:min(len(data), 4<<10)])}
-	}
-	return data, nil
-}
-
-// Node is a RoundTripper for HTTP between nodes, for streams and whatever Call
-// does not do. Scheme https; the host of the URL says nothing.
-func (d *Dialer) Node(id string) http.RoundTripper {
-	return roundTripper(func(req *http.Request) (*http.Response, error) {
-		return d.peer(id).node.RoundTrip(req)
-	})
 }
 
 // HTTP is a RoundTripper for the Kubernetes API of a master, by its id, under

@@ -25,15 +25,18 @@
 // # Dialling
 //
 // A node is a key, not an address: Dialer resolves an id to addresses anew for
-// each connection and accepts only the machine that has the key. HTTP between
-// nodes is HTTP/2 over ALPN conclave-node/1, one connection for each peer: a
-// second caller costs no second handshake, and an idle connection no timer.
+// each connection and accepts only the machine that has the key. Calls
+// between nodes are frames over ALPN conclave-node/1 (call.go), one connection
+// for each peer: a second caller costs no second handshake, and an idle
+// connection no timer. Joining and renewal are HTTP/2.
 //
 // # Goroutines
 //
 // Port.Run runs one goroutine for each connection until its handshake is done
 // and somebody accepted it, or, for a spliced one, two until it ends; all of
 // them end before Run returns. Connections that were accepted belong to their
-// acceptor. ServeNode runs one per connection and ends them all. Dialer has no
-// goroutines but those of net/http2, one per kept connection; Close ends them.
+// acceptor. ServeNode runs one per connection and one per call, and ends them
+// all. Dialer has those of net/http2 and one for each connection of calls, which
+// end with their connection, and one while such a connection is made; Close ends
+// the connections that nobody uses.
 package wire

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,10 +14,10 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// ServeNode serves HTTP/2 on connections of Node() until ctx ends or the
-// listener is closed; then it ends them all. A handler knows its peer by
-// r.TLS. Requests may stay open for as long as they like: there is no timeout
-// but for idle connections, and those are the dialler's to close.
+// ServeNode answers on connections of Node() until ctx ends or the listener is
+// closed; then it ends them all: calls of members, and HTTP/2 of those who join
+// or renew. A handler knows its peer by r.TLS. There is no timeout: a call may
+// take long, and connections are the dialler's to close.
 func ServeNode(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -36,10 +37,7 @@ func ServeNode(ctx context.Context, l net.Listener, h http.Handler, log *slog.Lo
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	server := &http2.Server{
-		// A leader's peers hold streams open; calls come on top.
-		MaxConcurrentStreams: 1000,
-	}
+	server := &http2.Server{}
 	base := &http.Server{
 		Handler: h, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
@@ -59,7 +57,11 @@ func ServeNode(ctx context.Context, l net.Listener, h http.Handler, log *slog.Lo
 			conn.Close()
 		}
 		wg.Go(func() {
-			server.ServeConn(conn, &http2.ServeConnOpts{Context: ctx, BaseConfig: base, Handler: h})
+			if c, ok := conn.(interface{ ConnectionState() tls.ConnectionState }); ok && c.ConnectionState().NegotiatedProtocol == ProtoJoin {
+				server.ServeConn(conn, &http2.ServeConnOpts{Context: ctx, BaseConfig: base, Handler: h})
+			} else {
+				serveCalls(ctx, conn, h, log)
+			}
 			conn.Close()
 			mu.Lock()
 			delete(conns, conn)

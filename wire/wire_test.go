@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/ecdsa"
@@ -110,6 +109,9 @@ func peerID(cs *tls.ConnectionState) (string, bool) {
 	return cs.PeerCertificates[0].Subject.CommonName, true
 }
 
+// waits tells when a call of /wait begins and ends.
+var waits = make(chan struct{})
+
 // startPort runs a node's port with its API until the test ends.
 func startPort(t testing.TB, c *testCerts, change func(*Config)) (*Port, netip.AddrPort) {
 	t.Helper()
@@ -135,14 +137,12 @@ func startPort(t testing.TB, c *testCerts, change func(*Config)) (*Port, netip.A
 			switch r.URL.Path {
 			case "/refuse":
 				http.Error(w, "no", http.StatusConflict)
-			case "/stream":
-				http.NewResponseController(w).EnableFullDuplex()
-				w.WriteHeader(http.StatusOK)
-				w.(http.Flusher).Flush()
-				for lines := bufio.NewScanner(r.Body); lines.Scan(); {
-					fmt.Fprintln(w, "echo", lines.Text())
-					w.(http.Flusher).Flush()
-				}
+			case "/panic":
+				panic("as asked")
+			case "/wait": // until nobody wants to know
+				waits <- struct{}{}
+				<-r.Context().Done()
+				waits <- struct{}{}
 			default:
 				body, _ := io.ReadAll(r.Body)
 				fmt.Fprintf(w, "%s %v %s", id, ok, body)
@@ -276,30 +276,6 @@ func apiDial(addr netip.AddrPort, c *testCerts, protos ...string) func(context.C
 	}
 }
 
-func TestStreamsBothWays(t *testing.T) {
-	certs := makeCerts(t, "a", "b")
-	_, addr := startPort(t, certs["a"], nil)
-	d := dialer(t, certs["b"], addr)
-	r, w := io.Pipe()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://a/stream", r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := d.Node("a").RoundTrip(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	lines := bufio.NewReader(resp.Body)
-	for _, word := range []string{"one", "two"} {
-		fmt.Fprintln(w, word)
-		if line, err := lines.ReadString('\n'); err != nil || line != "echo "+word+"\n" {
-			t.Fatalf("%q, %v", line, err)
-		}
-	}
-	w.Close()
-}
-
 func TestConcurrentCallsShareAConnection(t *testing.T) {
 	certs := makeCerts(t, "a", "b")
 	var mu sync.Mutex
@@ -398,25 +374,119 @@ func TestAMovedPeerIsDialledAnew(t *testing.T) {
 func TestResetEndsWhatIsUnderWay(t *testing.T) {
 	certs := makeCerts(t, "a", "b")
 	_, at := startPort(t, certs["a"], nil)
-	d := &Dialer{Certs: certs["b"], Resolve: func(string) []netip.AddrPort { return []netip.AddrPort{at} }}
-	defer d.Close()
-	body, more := io.Pipe()
-	defer more.Close()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://a/stream", body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := d.Node("a").RoundTrip(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
+	d := dialer(t, certs["b"], at)
+	ended := make(chan error)
+	go func() {
+		_, err := d.Call(context.Background(), "a", "/wait", nil)
+		ended <- err
+	}()
+	<-waits
 	d.Reset("a")
-	if got, err := io.ReadAll(resp.Body); err == nil {
-		t.Errorf("the stream ended as if it were whole: %q", got)
+	if err := <-ended; err == nil {
+		t.Error("the call was answered")
 	}
+	<-waits // the handler ends too
 	if _, err := d.Call(t.Context(), "a", "/", nil); err != nil {
 		t.Errorf("a call afterwards: %v", err)
+	}
+}
+
+func TestACallIsTakenBack(t *testing.T) {
+	certs := makeCerts(t, "a", "b")
+	_, at := startPort(t, certs["a"], nil)
+	d := dialer(t, certs["b"], at)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() {
+		_, err := d.Call(ctx, "a", "/wait", nil)
+		ended <- err
+	}()
+	<-waits
+	kept := d.peers["a"].calls
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("the caller gave up: %v", err)
+	}
+	<-waits // its handler was told
+	if got, err := d.Call(t.Context(), "a", "/", []byte("x")); err != nil || string(got) != "b true x" || d.peers["a"].calls != kept {
+		t.Errorf("the next call on the connection: %q, %v", got, err)
+	}
+}
+
+func TestCallsThatGoWrong(t *testing.T) {
+	certs := makeCerts(t, "a", "b")
+	_, at := startPort(t, certs["a"], nil)
+	d := dialer(t, certs["b"], at)
+	for path, code := range map[string]int{"/panic": http.StatusInternalServerError, "/refuse": http.StatusConflict} {
+		var refused *CallError
+		if _, err := d.Call(t.Context(), "a", path, nil); !errors.As(err, &refused) || refused.Code != code {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	big := bytes.Repeat([]byte("0123456789abcdef"), 1<<18) // 4 MiB: more than one record, and than a frame that is trusted
+	if got, err := d.Call(t.Context(), "a", "/", big); err != nil || !bytes.HasSuffix(got, big) {
+		t.Errorf("a big body came back as %d bytes: %v", len(got), err)
+	}
+	if _, err := d.Call(t.Context(), "a", "/"+strings.Repeat("x", 1<<16), nil); err == nil {
+		t.Error("a path of 64 KiB was called")
+	}
+}
+
+// A connection in use ends with its last answer when its peer has moved.
+func TestARetiredConnectionIsAnsweredFirst(t *testing.T) {
+	here, there := net.Pipe()
+	c := newCaller(here)
+	got := make(chan error)
+	go func() {
+		_, answer, err := c.call(t.Context(), "/", []byte("x"))
+		if err == nil && string(answer) != "late" {
+			err = fmt.Errorf("%q", answer)
+		}
+		got <- err
+	}()
+	question, err := readFrame(there)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.retire()
+	if _, err := there.Write(frame{number: question.number, word: 200}.encode([]byte("late"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
+	if _, err := readFrame(there); !errors.Is(err, io.EOF) {
+		t.Errorf("the connection is still open: %v", err)
+	}
+	if _, _, err := c.call(t.Context(), "/", nil); err == nil {
+		t.Error("a call on a connection that ended")
+	}
+}
+
+func FuzzReadFrame(f *testing.F) {
+	f.Add(frame{number: 7, word: 1}.encode([]byte("/"), []byte("body")))
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		got, err := readFrame(bytes.NewReader(raw))
+		if err != nil {
+			return
+		}
+		if again := got.encode(); !bytes.Equal(again, raw[:len(again)]) {
+			t.Errorf("%x was read as %x", raw, again)
+		}
+	})
+}
+
+func BenchmarkCall(b *testing.B) {
+	certs := makeCerts(b, "a", "b")
+	_, at := startPort(b, certs["a"], nil)
+	d := dialer(b, certs["b"], at)
+	body := bytes.Repeat([]byte("x"), 512)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := d.Call(b.Context(), "a", "/", body); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 
