@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -44,6 +46,7 @@ func chaosCommands(flags func(...cli.Flag) []cli.Flag, on func(func(*cli.Context
 			&cli.DurationFlag{Name: "duration", Value: 10 * time.Minute, Usage: "how long faults are made"},
 			&cli.Uint64Flag{Name: "seed", Usage: "repeats the order of the faults (default: a new one)"},
 			&cli.BoolFlag{Name: "beyond", Usage: "ask more than the guarantees promise: majorities go away, too"},
+			&cli.StringSliceFlag{Name: "without", Usage: "leave out a `KIND` of fault (" + strings.Join(chaos.Kinds(), ", ") + "); may be repeated"},
 			&cli.PathFlag{Name: "report", Usage: "write a page with a timeline to `FILE`"},
 			&cli.PathFlag{Name: "history", Usage: "write all that was done and seen to `FILE`, one JSON object a line (default: a file for temporary ones)"},
 		), Action: runChaos},
@@ -61,6 +64,16 @@ func runChaos(c *cli.Context) (err error) {
 	}
 	if c.Duration("duration") <= 0 {
 		return fmt.Errorf("--duration %s: faults need time", c.Duration("duration"))
+	}
+	var without []chaos.Kind
+	for _, kind := range c.StringSlice("without") {
+		if !slices.Contains(chaos.Kinds(), kind) {
+			return fmt.Errorf("--without %q: the kinds of fault are %s", kind, strings.Join(chaos.Kinds(), ", "))
+		}
+		without = append(without, chaos.Kind(kind))
+	}
+	if len(without) >= len(chaos.Kinds()) {
+		return errors.New("--without: no kind of fault is left")
 	}
 	start := time.Now()
 	say := func(at time.Duration, text string) { fmt.Fprintf(c.App.Writer, "%7.2f s  %s\n", at.Seconds(), text) }
@@ -89,9 +102,12 @@ func runChaos(c *cli.Context) (err error) {
 	if c.Bool("beyond") {
 		command += " --beyond"
 	}
+	for _, kind := range without {
+		command += " --without " + string(kind)
+	}
 	say(time.Since(start), command)
 	report, err := chaos.Run(c.Context, chaos.Config{
-		Lab: l, Seed: seed, Duration: c.Duration("duration"), Beyond: c.Bool("beyond"), History: history, Say: say,
+		Lab: l, Seed: seed, Duration: c.Duration("duration"), Beyond: c.Bool("beyond"), Without: without, History: history, Say: say,
 	})
 	if report == nil {
 		return err

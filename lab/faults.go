@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -90,4 +91,14 @@ func (h *Host) Dial(ctx context.Context, network, address string) (net.Conn, err
 	}()
 	d := <-done
 	return d.conn, d.err
+}
+
+// Shared is a folder of the lab that all its hosts see by the same path; it goes
+// with the lab.
+func (l *Lab) Shared(name string) (string, error) {
+	dir := filepath.Join(l.dir, "shared", name)
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return "", fmt.Errorf("shared folder: %w", err)
+	}
+	return dir, nil
 }

@@ -15,8 +15,11 @@ const lingers = 2 * time.Second
 
 // Guest is what the workload's pods run: it ends with the context.
 func Guest(ctx context.Context, args []string) error {
-	if len(args) == 1 && args[0] == "serve" {
+	switch {
+	case len(args) == 1 && args[0] == "serve":
 		return servePage(ctx)
+	case len(args) == 2 && args[0] == "stamp":
+		return stamp(ctx, args[1])
 	}
 	return fmt.Errorf("a guest of a drill cannot %q", args)
 }

@@ -68,7 +68,7 @@ func (d *drill) readAll(ctx context.Context, r *Report) (newest uint64) {
 
 // compared are the kinds whose objects must be the same at every replica.
 var compared = []string{
-	configMaps, pods, servicesAt, deployments, nodes, namespaces,
+	configMaps, pods, servicesAt, deployments, statefulSets, nodes, namespaces,
 	"/apis/apps/v1/replicasets", "/apis/discovery.k8s.io/v1/endpointslices", "/api/v1/serviceaccounts", "/api/v1/events",
 }
 
@@ -138,8 +138,21 @@ func (d *drill) conclude(r *Report, watchers []*watcher) {
 			r.violate("the Service answered %q on %s at %.1f s", p.Pod, p.Host, p.At.Seconds())
 		}
 	}
+	stays, err := readStays(d.stamps)
+	if err != nil {
+		r.violate("what the pods of StatefulSets stamped: %v", err)
+	}
+	for _, s := range stays {
+		d.history.also("stay", s)
+	}
+	twice, moves := together(stays)
+	for _, text := range twice {
+		r.violate("%s", text)
+	}
+	r.Stays = len(stays)
 	r.Events, r.Spans, r.Probes = d.events, d.past, len(d.probes)
 	r.draw(ops, d.probes, d.hosts, d.seen)
+	r.Times = append(r.Times, Timing{"StatefulSet pod's end → it runs on another node", moves})
 }
 
 func changes(w *watcher) (all []Change) {

@@ -85,6 +85,14 @@ var sorts = []sort{
 	{Corrupt, 2, 1, 0, 5 * time.Second, keepsLog},
 }
 
+// Kinds are the names of all kinds of fault.
+func Kinds() (names []string) {
+	for _, k := range sorts {
+		names = append(names, string(k.kind))
+	}
+	return names
+}
+
 // skews are by how much clocks are made wrong: a certificate of a node is good
 // for a week, so that days would be beyond what is promised.
 var skews = []time.Duration{time.Second, 90 * time.Second, time.Hour, 20 * time.Hour}
@@ -165,7 +173,7 @@ func Plan(seed uint64, step int, s State) (Fault, bool) {
 	}
 	slices.SortStableFunc(hosts, func(a, b HostState) int { return preference(role, a) - preference(role, b) })
 	kinds = slices.DeleteFunc(kinds, func(k sort) bool { return slices.Contains(s.Cannot, k.kind) })
-	for _, k := range kinds[:choices] {
+	for _, k := range kinds[:min(choices, len(kinds))] {
 		able := slices.DeleteFunc(slices.Clone(hosts), func(h HostState) bool { return !k.hits(h) })
 		for n := min(count, k.most, len(able)); n > 0; n-- {
 			f := Fault{Step: step, Kind: k.kind, For: k.least + time.Duration(length*length*float64(k.longest-k.least))}

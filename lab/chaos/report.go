@@ -136,6 +136,7 @@ type Report struct {
 	Relists    int
 	Changes    int
 	Probes     int
+	Stays      int
 	Compared   int
 	Sown       time.Duration // when the last fault was lifted
 	Whole      time.Duration // after that; 0 if never
@@ -289,6 +290,7 @@ func (r *Report) Facts() [][2]string {
 		{"registers that could not be judged", fmt.Sprint(len(r.Undecided))},
 		{"changes watched", fmt.Sprintf("%d in %d watches; %d lists after a 410", r.Changes, r.Watches, r.Relists)},
 		{"visits to the Service", fmt.Sprint(r.Probes)},
+		{"lives of StatefulSet pods", fmt.Sprint(r.Stays)},
 	}
 	if r.Whole > 0 {
 		facts = append(facts, [2]string{"whole by itself after", fmt.Sprintf("%.1f s; %d kinds are equal at all nodes", r.Whole.Seconds(), r.Compared)})

@@ -23,6 +23,7 @@ type Config struct {
 	Seed     uint64
 	Duration time.Duration
 	Beyond   bool
+	Without  []Kind // of fault
 	// History gets all that is recorded, one JSON object a line; nil: nobody does.
 	History io.Writer
 	// Say tells what happens, in one line.
@@ -51,7 +52,9 @@ type drill struct {
 
 	kubeconfig  []byte
 	clients     map[string]*apiClient // by host
-	replicas    int
+	replicas    int                   // of the page
+	singles     int                   // pods of the StatefulSet
+	stamps      string                // the folder of what StatefulSet pods stamp
 	readdressed int
 
 	mu      sync.Mutex
@@ -170,7 +173,10 @@ func (d *drill) prepare(ctx context.Context) error {
 			return fmt.Errorf("import the workload's image on %s: %w", h.Name, err)
 		}
 	}
-	d.replicas = len(d.hosts)
+	d.replicas, d.singles = len(d.hosts), singleCount
+	if d.stamps, err = d.lab.Shared(fmt.Sprintf("stamps-%d", time.Now().UnixNano())); err != nil {
+		return err
+	}
 	api := d.clients[d.hosts[0].Name]
 	objects := []struct {
 		path   string
@@ -179,9 +185,17 @@ func (d *drill) prepare(ctx context.Context) error {
 		{namespaces, &corev1.Namespace{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"}, ObjectMeta: metav1.ObjectMeta{Name: namespace}}},
 		{servicesAt, pageService()},
 		{deployments, pageDeployment(d.lab.Binary, int32(d.replicas))},
+		{statefulSets, singleSet(d.lab.Binary, d.stamps)},
 	}
 	for _, o := range objects {
-		if err := api.call(ctx, http.MethodPost, o.path, o.object, nil); err != nil && answered(err) != http.StatusConflict {
+		err := api.call(ctx, http.MethodPost, o.path, o.object, nil)
+		if answered(err) == http.StatusNotFound && o.path == statefulSets {
+			d.singles, err = 0, nil
+		}
+		if answered(err) == http.StatusConflict {
+			err = fmt.Errorf("the namespace %s is there already: delete it, it is another drill's", namespace)
+		}
+		if err != nil {
 			return fmt.Errorf("make the workload: %w", err)
 		}
 	}
@@ -194,7 +208,7 @@ func (d *drill) prepare(ctx context.Context) error {
 		if lacks := whole(s.answers, func(string) bool { return false }); lacks != "" {
 			return lacks
 		}
-		return settled(ctx, api, len(d.hosts), d.replicas)
+		return settled(ctx, api, len(d.hosts), d.replicas+d.singles)
 	})
 }
 
@@ -261,7 +275,7 @@ func (d *drill) run(ctx context.Context) (*Report, error) {
 		if lacks := d.lacks(); lacks != "" {
 			return lacks
 		}
-		return settled(ctx, api, len(d.hosts), d.replicas)
+		return settled(ctx, api, len(d.hosts), d.replicas+d.singles)
 	}); err != nil && ctx.Err() == nil {
 		report.violate("the cluster is not whole by itself %v", err)
 	} else {
@@ -276,7 +290,25 @@ func (d *drill) run(ctx context.Context) (*Report, error) {
 	unwatch()
 	lookers.Wait()
 	d.conclude(report, watchers)
+	if len(report.Violations) == 0 && ctx.Err() == nil {
+		failed = errors.Join(failed, d.tidy(ctx))
+	}
 	return report, errors.Join(failed, ctx.Err(), d.history.err)
+}
+
+// tidy removes the workload: the lab may be used for something else.
+func (d *drill) tidy(ctx context.Context) error {
+	api, path := d.clients[d.hosts[0].Name], namespaces+"/"+namespace
+	if err := api.call(ctx, http.MethodDelete, path, nil, nil); err != nil {
+		return fmt.Errorf("remove the workload: %w", err)
+	}
+	return d.until(ctx, func() string {
+		err := api.call(ctx, http.MethodGet, path, nil, nil)
+		if answered(err) == http.StatusNotFound {
+			return ""
+		}
+		return fmt.Sprintf("namespace %s is still there (%v)", namespace, err)
+	})
 }
 
 // watchers follow by way of every second host.
@@ -306,7 +338,7 @@ func (d *drill) lacks() string {
 
 // state is what Plan decides upon.
 func (d *drill) state() State {
-	s := State{Whole: d.lacks() == "", Beyond: d.Beyond}
+	s := State{Whole: d.lacks() == "", Beyond: d.Beyond, Cannot: slices.Clone(d.Without)}
 	if !lab.CanSkew() {
 		s.Cannot = append(s.Cannot, Skew)
 	}

@@ -117,11 +117,12 @@ func pageService() *corev1.Service {
 }
 
 const (
-	namespaces  = "/api/v1/namespaces"
-	pods        = namespaces + "/" + namespace + "/pods"
-	servicesAt  = namespaces + "/" + namespace + "/services"
-	deployments = "/apis/apps/v1/namespaces/" + namespace + "/deployments"
-	nodes       = "/api/v1/nodes"
+	namespaces   = "/api/v1/namespaces"
+	pods         = namespaces + "/" + namespace + "/pods"
+	servicesAt   = namespaces + "/" + namespace + "/services"
+	deployments  = "/apis/apps/v1/namespaces/" + namespace + "/deployments"
+	statefulSets = "/apis/apps/v1/namespaces/" + namespace + "/statefulsets"
+	nodes        = "/api/v1/nodes"
 )
 
 // settled returns what the cluster lacks, "" if nothing: every node ready and
