@@ -68,7 +68,9 @@ func call(ctx context.Context, c Caller, id, path string, question, answer any) 
 // Handler answers peers' calls below /conclave/v1/. Every caller must have the
 // certificate of a node. Until Run has begun and after it has ended the
 // answers are those of a node that knows no leader.
-func (n *Node) Handler() http.Handler {
+func (n *Node) Handler() http.Handler { return n.handler }
+
+func (n *Node) newHandler() http.Handler {
 	mux := http.NewServeMux()
 	handle := func(path string, answer func(ctx context.Context, caller string, body []byte) ([]byte, error)) {
 		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -40,6 +41,8 @@ type Node struct {
 	store *Store
 	disk  *disk
 	fsm   *machine
+	// handler answers peers: made once, as every call of every node needs it.
+	handler http.Handler
 	// self is what raft calls us.
 	self raft.ServerID
 
@@ -167,6 +170,7 @@ func New(c Config) (*Node, error) {
 	}
 	n.fsm = &machine{store: n.store, codec: c.Codec, committed: n.committed, failed: n.fail}
 	n.leases.duration = c.LeaseDuration
+	n.handler = n.newHandler()
 	var err error
 	n.disk, err = openDisk(c.Dir, c.OpenLog, newRaftLog(n.log))
 	if err != nil {
