@@ -15,11 +15,13 @@ APT_BUILD  := gcc libc6-dev
 APT_TEST   := busybox-static docker-registry nftables iproute2 e2fsprogs util-linux bsdutils
 # The tests that need the machine for themselves run apart from the units.
 HOSTS_PKG  := ./test/hosts/...
+SEEDS      ?= 1000
+FROM       ?= 1
 RESULTS    := $(CURDIR)/bin/conformance
 UNITS       = $(shell go list ./... | grep -v -e /test/hosts)
 
 .DELETE_ON_ERROR:
-.PHONY: help deps deps-test build pod kubectl test units race hosts bench lint demo release clean conformance
+.PHONY: help deps deps-test build pod kubectl test units race sim hosts bench lint demo release clean conformance
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +66,9 @@ units: deps pod ## tests that need no built binary
 
 race: deps pod ## the units under the race detector
 	go test -race -timeout 15m $(UNITS)
+
+sim: deps pod ## many histories of whole clusters in virtual time: make sim SEEDS=10000 FROM=1
+	go test -count=1 -timeout 0 ./test/sim -run TestSeeds -v -seeds $(SEEDS) -from $(FROM) | grep -v -e '^=== ' -e '^ *--- PASS'; exit $${PIPESTATUS[0]}
 
 hosts: deps-test build kubectl ## tests on hosts made of namespaces, with the built binary (root)
 	@mkdir -p $(RESULTS)
