@@ -49,6 +49,8 @@ type podWorker struct {
 	tokens  tokenCache
 
 	volumes, sandbox, teardown, deletion attempts
+	fence                                attempts
+	epoch                                uint64 // of the fence, in which the API allowed the pod
 	containers                           map[string]*containerLoop
 	statusSent                           corev1.PodStatus
 	statusSentAt                         time.Time
@@ -249,7 +251,7 @@ func (w *podWorker) observe() observed {
 		accepted: !w.rec.Started.IsZero(), started: w.rec.Started, crowded: crowded,
 		failed: w.rec.Failed != nil, down: w.rec.Down,
 		volumes: w.opState("volumes", w.volumes), sandbox: w.opState("sandbox", w.sandbox),
-		teardown: w.opState("teardown", w.teardown), deletion: w.opState("deletion", w.deletion),
+		teardown: w.opState("teardown", w.teardown), deletion: w.opState("deletion", w.deletion), fence: w.fenceState(),
 		containers: map[string]containerView{},
 	}
 	if w.sandbox.done && !w.rec.Down && !o.teardown.busy && !slices.Contains(w.a.cfg.Runtime.Pods(), string(w.uid)) {
@@ -272,6 +274,9 @@ func (w *podWorker) takeOver(pod *corev1.Pod) {
 	w.pod = pod
 	w.stale = w.stale || !equality.Semantic.DeepEqual(old.Labels, pod.Labels) || !equality.Semantic.DeepEqual(old.Annotations, pod.Annotations)
 	w.changed = w.changed || w.stale || old.Generation != pod.Generation
+	if w.a.fenced(old) != w.a.fenced(pod) {
+		w.sandbox.done = false // its process is to know
+	}
 }
 
 // tryAgain forgets the waiting after what a change of the pod or of an object
@@ -450,7 +455,10 @@ func (w *podWorker) ended(c *corev1.Container, rec *containerRecord, s *numbered
 	}
 	rec.End = end
 	loop := w.loop(c.Name)
-	if loop.replaced {
+	if end.Reason == ReasonFenced {
+		w.event(c, corev1.EventTypeWarning, ReasonFenced, end.Message)
+	}
+	if loop.replaced || end.Reason == ReasonFenced {
 		rec.BackOff, rec.Until = 0, time.Time{}
 	} else {
 		rec.crashed(later(s.StartedAt, time.Time{}), finished)
@@ -476,6 +484,8 @@ func (w *podWorker) act(a action, o observed) {
 		w.stopContainer(a)
 	case actCancel:
 		w.cancel(a.container)
+	case actAllow:
+		w.askFence()
 	case actTearDown:
 		w.tearDown()
 	case actDelete:
@@ -637,6 +647,7 @@ func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod) (ips []string
 		ID: string(pod.UID), Namespace: pod.Namespace, Name: pod.Name, Hostname: hostname,
 		CgroupParent: cgroupParent(pod), Resources: podResources(pod),
 		HostPID: pod.Spec.HostPID, HostIPC: pod.Spec.HostIPC, ShareProcesses: isTrue(pod.Spec.ShareProcessNamespace),
+		Fenced: w.a.fenced(pod),
 	}
 	if sc := pod.Spec.SecurityContext; sc != nil && len(sc.Sysctls) > 0 {
 		cfg.Sysctls = map[string]string{}
@@ -668,14 +679,18 @@ func (w *podWorker) startContainer(name string) {
 	pod, c := w.pod, containerNamed(w.pod, name)
 	rec, loop := w.rec.container(name), w.loop(name)
 	attempt, back := rec.Attempt+1, loop.pull
-	services, ips := w.rec.Services, w.podIPs()
+	services, ips, epoch := w.rec.Services, w.podIPs(), w.epoch
 	w.start(containerKey(name), starting, 0, func(ctx context.Context) func() {
 		src := w.sources(ctx, pod, ips)
-		image, pull, vars, err := w.runContainer(ctx, pod, c, attempt, back, src, services)
+		image, pull, vars, err := w.runContainer(ctx, pod, c, attempt, epoch, back, src, services)
 		return func() {
 			loop.pull, loop.image = pull, image
 			if vars != nil {
 				w.rec.Services = vars
+			}
+			if errors.Is(err, ErrFenced) {
+				w.epoch = 0 // to be allowed anew
+				return
 			}
 			if err != nil && !errors.Is(err, context.Canceled) {
 				w.notStarted(c, loop, err)
@@ -714,7 +729,7 @@ func (w *podWorker) notStarted(c *corev1.Container, loop *containerLoop, err err
 }
 
 // runContainer is the whole way from a container's specification to its process.
-func (w *podWorker) runContainer(ctx context.Context, pod *corev1.Pod, c *corev1.Container, attempt int, back *pullBackOff, src sources, saved map[string]string) (image Image, pull *pullBackOff, vars map[string]string, err error) {
+func (w *podWorker) runContainer(ctx context.Context, pod *corev1.Pod, c *corev1.Container, attempt int, epoch uint64, back *pullBackOff, src sources, saved map[string]string) (image Image, pull *pullBackOff, vars map[string]string, err error) {
 	image, pull, err = w.ensureImage(ctx, pod, c, back, func() (PullAuth, error) {
 		var secrets []*corev1.Secret
 		for _, ref := range pod.Spec.ImagePullSecrets {
@@ -746,6 +761,7 @@ func (w *podWorker) runContainer(ctx context.Context, pod *corev1.Pod, c *corev1
 	if err := os.MkdirAll(filepath.Dir(cfg.LogPath), 0o755); err != nil {
 		return image, pull, vars, err
 	}
+	cfg.Epoch = epoch
 	if err := w.a.cfg.Runtime.RunContainer(ctx, cfg); err != nil {
 		for _, s := range w.a.cfg.Runtime.Containers(cfg.PodID) {
 			if s.ID == cfg.ID && s.State != Created {

@@ -35,6 +35,10 @@ type Runtime interface {
 	// Containers is the newest known state of a pod's containers, of all pods
 	// if podID is empty. It answers from memory.
 	Containers(podID string) []ContainerStatus
+	// Fence is the present epoch of the node's fence, and whether it holds: what
+	// must not run twice may run, if that was allowed in this epoch. It answers
+	// from memory.
+	Fence() (epoch uint64, up bool)
 	// Subscribe returns a channel that receives after any container or pod
 	// changed; several changes may be one signal. The function ends it.
 	Subscribe() (<-chan struct{}, func())
@@ -50,8 +54,15 @@ type Runtime interface {
 	RemoveImage(ctx context.Context, ref string) error
 }
 
+// ReasonFenced is the reason of a container that was killed because the node's
+// fence came down.
+const ReasonFenced = "Fenced"
+
 // Outcomes of Runtime.Pull and RunContainer, matched with errors.Is.
 var (
+	// ErrFenced says that the pod's fence is down, or was since the epoch.
+	ErrFenced = errors.New("the node may not run this pod now")
+
 	ErrImageNotFound       = errors.New("image not found")
 	ErrRegistryUnavailable = errors.New("registry unavailable")
 	ErrInvalidImageName    = errors.New("invalid image name")
@@ -84,6 +95,9 @@ type PodConfig struct {
 	HostPID, HostIPC bool
 	ShareProcesses   bool
 	Sysctls          map[string]string
+	// Fenced pods must not run twice: their containers are killed when the
+	// node's fence comes down.
+	Fenced bool
 }
 
 // ContainerConfig is one start of one container.
@@ -106,7 +120,10 @@ type ContainerConfig struct {
 	LogPath                           string
 	LogMaxSize                        int64
 	LogMaxFiles                       int
-	StopSignal                        string
+	// Epoch is that of the fence in which the start was allowed, if the pod is
+	// fenced.
+	Epoch      uint64
+	StopSignal string
 }
 
 // State is what a container is doing.

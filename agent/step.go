@@ -20,8 +20,9 @@ type observed struct {
 	sandbox  opState // network and pod process are in place
 	teardown opState
 	deletion opState // removing the object from the API
-	stale    bool    // volumes must be brought up to date
-	flushed  bool    // the API has the newest status
+	fence    fenceState
+	stale    bool // volumes must be brought up to date
+	flushed  bool // the API has the newest status
 
 	containers map[string]containerView
 }
@@ -73,6 +74,7 @@ const (
 	actCancel                     // end what is being done to action.container ("": to the pod)
 	actTearDown                   // take down everything of the pod
 	actDelete                     // remove the object from the API
+	actAllow                      // have the API allow a fenced pod to run here
 	actForget                     // nobody knows the pod any more: end the worker
 )
 
@@ -111,6 +113,12 @@ func step(pod *corev1.Pod, o observed) action {
 		return action{kind: actSandbox}
 	}
 	ready := o.volumes.done && o.sandbox.done
+	if f := o.fence; f.needed && !(f.up && f.allowed) {
+		ready = false
+		if f.up && !f.ask.busy && !w.later(f.ask.retryAt) {
+			return action{kind: actAllow}
+		}
+	}
 	if !initialized(pod, o) {
 		for i := range pod.Spec.InitContainers {
 			c := &pod.Spec.InitContainers[i]

@@ -322,7 +322,12 @@ func (s *Server) connect(listener net.Listener) (err error) {
 			}
 			return r, false
 		},
-		Log:   s.log.With("room", "lease"),
+		Fence: func(until time.Duration) {
+			if s.engine.HoldFence(until) {
+				s.agent.FenceRaised()
+			}
+		},
+		Log: s.log.With("room", "lease"),
 	})
 	return nil
 }
@@ -1200,7 +1205,7 @@ type engineRuntime struct{ *runtime.Engine }
 
 var runtimeErrors = map[error]error{
 	runtime.ErrImageNotFound: agent.ErrImageNotFound, runtime.ErrUnauthorized: agent.ErrImageNotFound,
-	runtime.ErrRegistryUnavailable: agent.ErrRegistryUnavailable, runtime.ErrInvalidImageName: agent.ErrInvalidImageName,
+	runtime.ErrFenced: agent.ErrFenced, runtime.ErrRegistryUnavailable: agent.ErrRegistryUnavailable, runtime.ErrInvalidImageName: agent.ErrInvalidImageName,
 }
 
 func (e engineRuntime) StartPod(ctx context.Context, c agent.PodConfig) error {

@@ -124,6 +124,7 @@ func translate(err error) error {
 		proto.CodeExists:     ErrContainerExists,
 		proto.CodeNotRunning: ErrContainerNotRunning,
 		proto.CodeStart:      ErrStart,
+		proto.CodeFenced:     ErrFenced,
 	}
 	if sentinel, ok := known[pe.Code]; ok {
 		return fmt.Errorf("%w: %s", sentinel, pe.Message)

@@ -27,6 +27,9 @@ type Engine struct {
 	images *store
 	spawn  *spawner
 
+	fenceMu sync.Mutex // of the one writer
+	fence   *proto.Fence // stays mapped: who holds it may outlive Run
+
 	// ctx ends when Run's does. Goroutines of the engine are in wg.
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -41,7 +44,7 @@ type Engine struct {
 // pod is one pod. Its fields are guarded by Engine.mu but for what is said.
 type pod struct {
 	id  string
-	cfg proto.Pod // constant
+	cfg proto.Pod // changed with op held
 	dir string    // its run folder; constant
 
 	// op is held by the one that starts or stops the pod.
@@ -50,6 +53,7 @@ type pod struct {
 	process    *os.Process // set if it is our child
 	pid        int
 	up         bool          // its process answers
+	fence      string        // the fence that its process obeys
 	down       chan struct{} // closed when the process of this time is seen dead
 	containers map[string]*container
 }
@@ -130,6 +134,10 @@ func New(cfg Config) (*Engine, error) {
 		return nil, err
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
+	if e.fence, err = proto.OpenFence(cfg.fencePath(), true); err != nil {
+		e.stop()
+		return nil, fmt.Errorf("runtime: the fence of this node: %w", err)
+	}
 	if err := e.recover(); err != nil {
 		e.stop()
 		return nil, err

@@ -18,6 +18,9 @@ var (
 	// missing program, a bad working directory. The container is then Exited
 	// with ReasonStartError and exit code 128.
 	ErrStart = errors.New("failed to start container")
+	// ErrFenced says that the pod must not run twice and the node's fence, or
+	// the epoch in which the start was allowed, is over.
+	ErrFenced = errors.New("the node may not run this pod now")
 
 	// ErrImageNotFound says that the registry, or the store, has no such image.
 	ErrImageNotFound = errors.New("image not found")

@@ -73,6 +73,10 @@ func (e *Engine) StartPod(ctx context.Context, c PodConfig) error {
 		return err
 	}
 	qos := strings.Trim(filepath.Clean("/"+c.CgroupParent), "/")
+	fence := ""
+	if c.Fenced {
+		fence = e.cfg.fencePath()
+	}
 	if err := e.startPod(ctx, proto.Pod{
 		Version:        proto.Version,
 		ID:             c.ID,
@@ -87,6 +91,7 @@ func (e *Engine) StartPod(ctx context.Context, c PodConfig) error {
 		ShareProcesses: c.ShareProcesses,
 		Sysctls:        c.Sysctls,
 		Resources:      e.resources(c.Resources),
+		Fence:          fence,
 	}); err != nil {
 		return fmt.Errorf("start pod %s: %w", c.ID, err)
 	}
@@ -109,8 +114,11 @@ func (e *Engine) startPod(ctx context.Context, cfg proto.Pod) error {
 		return err
 	}
 	defer p.op.Unlock()
+	p.cfg.Fence = cfg.Fence
 	if e.isUp(p) {
-		return nil
+		if ended, err := e.refence(ctx, p, cfg.Fence); !ended {
+			return err
+		}
 	}
 	if err := os.MkdirAll(p.dir, 0o700); err != nil {
 		return err
@@ -269,7 +277,7 @@ func (e *Engine) connect(ctx context.Context, p *pod) error {
 			return err
 		}
 	}
-	p.pid, p.up, p.down = first.PID, true, make(chan struct{})
+	p.pid, p.up, p.down, p.fence = first.PID, true, make(chan struct{}), first.Fence
 	for _, r := range first.Records {
 		e.learn(p, r, true)
 	}

@@ -29,6 +29,9 @@ func (e *Engine) recover() error {
 		return err
 	}
 	for _, entry := range entries {
+		if entry.Name() == proto.FenceFile {
+			continue
+		}
 		if err := e.recoverPod(entry.Name()); err != nil {
 			return fmt.Errorf("recover pod %s: %w", entry.Name(), err)
 		}

@@ -89,6 +89,7 @@ func (e *Engine) request(p *pod, img Image, layers []string, dir string, c Conta
 		Stdin:      c.Stdin,
 		StdinOnce:  c.StdinOnce,
 		StopSignal: int(signal),
+		Epoch:      c.Epoch,
 		Log:        proto.Log{Path: c.LogPath, MaxSize: c.LogMaxSize, MaxFiles: c.LogMaxFiles},
 	}, nil
 }

@@ -8,6 +8,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"conclave/runtime/internal/proto"
 )
 
 // Config is what an Engine needs to know of its host.
@@ -54,6 +56,9 @@ type PodConfig struct {
 	HostIPC        bool
 	ShareProcesses bool
 	Sysctls        map[string]string
+	// Fenced pods must not run twice: their containers are killed when the
+	// node's fence comes down (HoldFence).
+	Fenced bool
 }
 
 // ContainerConfig says what to run.
@@ -89,6 +94,9 @@ type ContainerConfig struct {
 	// with "." and the time appended.
 	LogMaxSize  int64
 	LogMaxFiles int
+	// Epoch is that of the fence in which the start was allowed, if the pod is
+	// fenced. A fence that was down since refuses it.
+	Epoch uint64
 	// StopSignal ("SIGQUIT", "3") overrides the image's; empty means that, or
 	// SIGTERM.
 	StopSignal string
@@ -110,6 +118,9 @@ const (
 	ReasonError      = "Error"
 	ReasonOOMKilled  = "OOMKilled"
 	ReasonStartError = "StartError"
+	// ReasonFenced says that the pod was killed because the node's fence was
+	// down. The exit code is then 137.
+	ReasonFenced = proto.ReasonFenced
 	// ReasonUnknown says that nobody saw the exit: the pod process itself was
 	// killed. The exit code is then 137.
 	ReasonUnknown = "ContainerStatusUnknown"

@@ -55,6 +55,8 @@ type Runtime struct {
 	images map[string]agent.Image
 	subs   map[chan struct{}]bool
 	pid    int
+	epoch  uint64 // of the fence, from 1
+	down   bool   // the fence is
 	// Started are all containers started, in order.
 	started []agent.ContainerConfig
 }
@@ -116,6 +118,33 @@ func (r *Runtime) Reboot() {
 	r.pods = nil
 	r.mu.Unlock()
 	r.notify()
+}
+
+// SetFence takes the fence down, which kills the containers of fenced pods, or
+// puts it up again. It is up at first.
+func (r *Runtime) SetFence(up bool) {
+	r.mu.Lock()
+	if r.down && up {
+		r.epoch++
+	}
+	r.down = !up
+	for _, p := range r.pods {
+		for _, c := range p.containers {
+			if r.down && p.config.Fenced && c.State != agent.Exited {
+				c.Reason, c.Message = agent.ReasonFenced, "the fence is down"
+				c.end(137)
+			}
+		}
+	}
+	r.mu.Unlock()
+	r.notify()
+}
+
+// Fence implements agent.Runtime.
+func (r *Runtime) Fence() (epoch uint64, up bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.epoch + 1, !r.down
 }
 
 // Exit makes a running container end.
@@ -216,6 +245,10 @@ func (r *Runtime) RunContainer(ctx context.Context, c agent.ContainerConfig) err
 	if p.containers[c.ID] != nil {
 		r.mu.Unlock()
 		return fmt.Errorf("container %s exists", c.ID)
+	}
+	if p.config.Fenced && (r.down || c.Epoch != r.epoch+1) {
+		r.mu.Unlock()
+		return agent.ErrFenced
 	}
 	r.pid++
 	f := &fakeContainer{config: c, behave: b, done: make(chan struct{}), ContainerStatus: agent.ContainerStatus{

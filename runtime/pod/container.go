@@ -40,11 +40,19 @@ const drainPatience = 2 * time.Second
 
 // codeNotStarted is the exit code of a container whose program could not be
 // started, and codeKilled of a process that SIGKILL ended.
-const codeNotStarted = 128
+const (
+	codeNotStarted = 128
+	codeKilled     = 128 + int(unix.SIGKILL)
+)
+
+const fencedMessage = "The node lost the masters: they may have this pod run elsewhere, so it was killed here"
 
 // container is one container of the pod.
 type container struct {
 	rec proto.Record // guarded by server.mu; Seq 0 until it exists whole
+
+	epoch  uint64 // of the fence, in which it was started; guarded by server.mu
+	fenced bool   // it is killed for the fence's sake; guarded by server.mu
 
 	dir     string
 	lc      *libcontainer.Container
@@ -75,6 +83,7 @@ func (s *server) create(id string, req *proto.Create) (err error) {
 		process:   req.Spec.Process,
 		tty:       req.TTY,
 		stdinOnce: req.StdinOnce,
+		epoch:     req.Epoch,
 		done:      make(chan struct{}),
 		cleaned:   make(chan struct{}),
 	}
@@ -87,7 +96,12 @@ func (s *server) create(id string, req *proto.Create) (err error) {
 		s.mu.Unlock()
 		return &proto.Error{Code: proto.CodeExists, Message: "container " + id + " already exists"}
 	}
+	if err := s.allowed(req.Epoch); err != nil {
+		s.mu.Unlock()
+		return err
+	}
 	s.containers[id] = c
+	s.watchFence()
 	s.mu.Unlock()
 
 	if err := s.build(c, id, req); err != nil {
@@ -105,6 +119,9 @@ func (s *server) create(id string, req *proto.Create) (err error) {
 		werr := s.change(c, func(r *proto.Record) bool {
 			r.State, r.Created, r.Finished = proto.Exited, now, now
 			r.ExitCode, r.Reason, r.Message = codeNotStarted, "StartError", err.Error()
+			if c.fenced {
+				r.ExitCode, r.Reason, r.Message = codeKilled, proto.ReasonFenced, fencedMessage
+			}
 			return true
 		})
 		close(c.done)
@@ -125,9 +142,9 @@ func (s *server) create(id string, req *proto.Create) (err error) {
 	})
 	go s.reap(c)
 	s.mu.Lock()
-	closing := s.closing
+	doomed := s.closing || c.fenced
 	s.mu.Unlock()
-	if closing { // shutdown passed over it
+	if doomed { // shutdown, or the fence, passed over it
 		c.kill()
 	}
 	return err
@@ -393,6 +410,8 @@ func (s *server) reap(c *container) {
 		}
 		r.OOM = oom > 0 && code != 0
 		switch {
+		case c.fenced && code == codeKilled:
+			r.Reason, r.Message = proto.ReasonFenced, fencedMessage
 		case r.OOM:
 			r.Reason = "OOMKilled"
 		case code == 0:

@@ -36,6 +36,7 @@ type server struct {
 	mu         sync.Mutex
 	containers map[string]*container
 	watchers   map[*watcher]struct{}
+	guard      *guard // nil unless the pod must not run twice
 	closing    bool
 }
 
@@ -60,7 +61,7 @@ func newServer(dir string, pod proto.Pod) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &server{
+	s := &server{
 		dir:         dir,
 		pod:         pod,
 		pause:       pause,
@@ -68,7 +69,9 @@ func newServer(dir string, pod proto.Pod) (*server, error) {
 		settleTimer: time.AfterFunc(settleAfter, debug.FreeOSMemory),
 		containers:  map[string]*container{},
 		watchers:    map[*watcher]struct{}{},
-	}, nil
+	}
+	s.setFence(pod.Fence)
+	return s, nil
 }
 
 // serve answers until shutdown closes the listener.
@@ -121,6 +124,8 @@ func (s *server) handle(c *net.UnixConn) (shutdown bool) {
 		err = s.remove(req.ID)
 	case proto.OpUpdate:
 		err = s.update(req.ID, req.Resources)
+	case proto.OpFence:
+		s.setFence(req.Fence)
 	case proto.OpExec:
 		resp, err = s.exec(c, req.ID, req.Exec, files)
 	case proto.OpAttach:
@@ -233,6 +238,9 @@ func (s *server) watch(c *net.UnixConn) {
 	s.mu.Lock()
 	s.watchers[w] = struct{}{}
 	resp := proto.Response{Version: proto.Version, PID: os.Getpid(), Records: s.recordsLocked()}
+	if s.guard != nil {
+		resp.Fence = s.guard.path
+	}
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()

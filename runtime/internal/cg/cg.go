@@ -118,14 +118,18 @@ func Hierarchies() ([]string, error) {
 	return out, nil
 }
 
-// Kill kills every process of a cgroup and of those below it, in every
-// hierarchy, and removes them. wait is called between two rounds, and ends them
-// with an error.
-func Kill(path string, wait func() error) error {
+// Empty kills every process of a cgroup and of those below it, in every
+// hierarchy, but for this one and spared, and returns when none is left. wait
+// is called between two rounds, and ends them with an error.
+func Empty(path string, spared int, wait func() error) error {
 	dirs, err := Hierarchies()
 	if err != nil {
 		return err
 	}
+	return empty(dirs, path, spared, wait)
+}
+
+func empty(dirs []string, path string, spared int, wait func() error) error {
 	for {
 		alive := false
 		for _, d := range dirs {
@@ -134,17 +138,29 @@ func Kill(path string, wait func() error) error {
 				return err
 			}
 			for _, pid := range pids {
-				if pid != os.Getpid() && unix.Kill(pid, unix.SIGKILL) == nil {
+				if pid != os.Getpid() && pid != spared && unix.Kill(pid, unix.SIGKILL) == nil {
 					alive = true
 				}
 			}
 		}
 		if !alive {
-			break
+			return nil
 		}
 		if err := wait(); err != nil {
 			return err
 		}
+	}
+}
+
+// Kill empties a cgroup and those below it, in every hierarchy, and removes
+// them.
+func Kill(path string, wait func() error) error {
+	dirs, err := Hierarchies()
+	if err != nil {
+		return err
+	}
+	if err := empty(dirs, path, 0, wait); err != nil {
+		return err
 	}
 	var errs []error
 	for _, d := range dirs {

@@ -74,6 +74,9 @@ type Pod struct {
 	ShareProcesses bool              `json:",omitempty"`
 	Sysctls        map[string]string `json:",omitempty"`
 	Resources      *specs.LinuxResources
+	// Fence is the path of the node's fence if the pod must not run twice;
+	// empty if it may.
+	Fence string `json:",omitempty"`
 }
 
 // State is a container's state; the words are the engine's.
@@ -120,6 +123,7 @@ const (
 	OpAttach   Op = "attach"   // ID, Attach, with files
 	OpUpdate   Op = "update"   // ID, Resources
 	OpShutdown Op = "shutdown" // kill everything, then exit
+	OpFence    Op = "fence"    // Fence
 )
 
 // Request is the first frame of a connection.
@@ -132,6 +136,7 @@ type Request struct {
 	Signal    int                   `json:",omitempty"`
 	Grace     time.Duration         `json:",omitempty"`
 	Resources *specs.LinuxResources `json:",omitempty"`
+	Fence     string                `json:",omitempty"` // as in Pod
 }
 
 // Create says how to make a container. Spec.Root.Path is Dir/rootfs; its user,
@@ -149,6 +154,9 @@ type Create struct {
 	StdinOnce  bool     `json:",omitempty"`
 	StopSignal int
 	Log        Log
+	// Epoch is that of the fence in which the start was allowed, if the pod is
+	// fenced.
+	Epoch uint64 `json:",omitempty"`
 }
 
 // Log is where output goes.
@@ -187,6 +195,7 @@ type Response struct {
 	PID      int      `json:",omitempty"`
 	Record   *Record  `json:",omitempty"`
 	Records  []Record `json:",omitempty"`
+	Fence    string   `json:",omitempty"` // of watch: the fence that is obeyed
 	ExitCode int      `json:",omitempty"`
 	Done     bool     `json:",omitempty"` // of exec and attach: this is the end
 }
@@ -199,9 +208,14 @@ const (
 	CodeNotFound   Code = "not found"
 	CodeExists     Code = "exists"
 	CodeNotRunning Code = "not running"
-	CodeStart      Code = "start" // the container's own program could not be started
+	CodeStart      Code = "start"  // the container's own program could not be started
+	CodeFenced     Code = "fenced" // the node may not run this pod now
 	CodeOther      Code = "other"
 )
+
+// ReasonFenced is the Record's reason of a container that was killed because
+// its node may no longer run it.
+const ReasonFenced = "Fenced"
 
 // Error is a refusal or a failure.
 type Error struct {
