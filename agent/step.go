@@ -225,6 +225,9 @@ func stepDown(pod *corev1.Pod, o observed) action {
 	for _, c := range allContainers(pod) {
 		v := o.containers[c.Name]
 		grace := gracePeriod(pod, o.removed)
+		if o.removed && o.fence.needed {
+			grace = 0 // its successor may run already
+		}
 		switch {
 		case v.task == starting:
 			return action{kind: actCancel, container: c.Name}

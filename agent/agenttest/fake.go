@@ -194,6 +194,9 @@ func (r *Runtime) StartPod(_ context.Context, c agent.PodConfig) error {
 		}
 		r.pods[c.ID] = &fakePod{config: c, containers: map[string]*fakeContainer{}}
 	}
+	if err == nil {
+		r.pods[c.ID].config.Fenced = c.Fenced
+	}
 	r.mu.Unlock()
 	r.notify()
 	return err
