@@ -548,14 +548,15 @@ func (s *Server) apiTLS() *tls.Config {
 	return m.tls
 }
 
-// apiHandler answers as the API server that runs now.
+// apiHandler answers as the API server that runs now. A connection to one that
+// has ended since leads nowhere.
 func (s *Server) apiHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if m := s.master.Load(); m != nil {
 			m.api.ServeHTTP(w, r)
 			return
 		}
-		http.Error(w, "this node is no master any more: connect again", http.StatusServiceUnavailable)
+		wire.Refuse(w, "this node is no master any more: connect again")
 	})
 }
 

@@ -256,8 +256,7 @@ func (p *Port) refuse(ctx context.Context, conn net.Conn, waiting func()) {
 	p.deliver(ctx, tls.Server(conn, config), p.away, waiting)
 }
 
-// sorry is the server of refuse. Each answer ends its connection, so that the
-// client comes back by a new one and finds the master that there may be then.
+// sorry is the server of refuse. Each answer ends its connection: see Refuse.
 func (p *Port) sorry() *http.Server {
 	return &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -271,13 +270,20 @@ func (p *Port) sorry() *http.Server {
 
 // unavailable is the default of Config.Unavailable.
 func unavailable(w http.ResponseWriter, _ *http.Request) {
+	Refuse(w, "this node reaches no master of its cluster right now")
+}
+
+// Refuse answers an API client for whom nothing can be done right now, and
+// nothing was. It ends the connection, so that the client comes back by a new
+// one and finds the master that there may be then.
+func Refuse(w http.ResponseWriter, message string) {
 	status := metav1.Status{
 		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
 		Status:   metav1.StatusFailure, Reason: metav1.StatusReasonServiceUnavailable,
-		Code:    http.StatusServiceUnavailable,
-		Message: "this node reaches no master of its cluster right now",
+		Code: http.StatusServiceUnavailable, Message: message,
 	}
 	data, err := json.Marshal(status)
+	w.Header().Set("Connection", "close")
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
