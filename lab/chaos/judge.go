@@ -27,6 +27,22 @@ func (d *drill) judge(ctx context.Context, r *Report, watchers []*watcher) {
 	d.compare(ctx, r)
 }
 
+// ask sends a GET until it is answered: a connection that was made before the
+// cluster was whole may have to be made anew.
+func (d *drill) ask(ctx context.Context, host, path string, answer any) error {
+	for {
+		err := d.clients[host].call(ctx, http.MethodGet, path, nil, answer)
+		if code := answered(err); err == nil || code != 0 && code < 500 {
+			return err
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
 // readAll reads all registers by way of each host, as operations of the history,
 // and returns the newest revision of any.
 func (d *drill) readAll(ctx context.Context, r *Report) (newest uint64) {
@@ -37,7 +53,7 @@ func (d *drill) readAll(ctx context.Context, r *Report) (newest uint64) {
 	for i, h := range d.hosts {
 		op := Op{Client: len(d.hosts)*clientsPerHost + i, Host: h.Name, Verb: Read, Call: d.since()}
 		var all corev1.ConfigMapList
-		err := d.clients[h.Name].call(ctx, http.MethodGet, configMaps, nil, &all)
+		err := d.ask(ctx, h.Name, configMaps, &all)
 		op.Return = d.since()
 		if err != nil {
 			r.violate("a list by way of %s in the end: %v", h.Name, err)
@@ -78,7 +94,7 @@ func (d *drill) compare(ctx context.Context, r *Report) {
 		var at struct {
 			Metadata struct{ ResourceVersion string }
 		}
-		if err := d.clients[d.hosts[0].Name].call(ctx, http.MethodGet, path+"?limit=1", nil, &at); err != nil {
+		if err := d.ask(ctx, d.hosts[0].Name, path+"?limit=1", &at); err != nil {
 			r.violate("%s in the end: %v", path, err)
 			continue
 		}
@@ -86,7 +102,7 @@ func (d *drill) compare(ctx context.Context, r *Report) {
 		for _, h := range d.hosts {
 			var all struct{ Items []json.RawMessage }
 			query := "?resourceVersionMatch=Exact&resourceVersion=" + at.Metadata.ResourceVersion
-			if err := d.clients[h.Name].call(ctx, http.MethodGet, path+query, nil, &all); err != nil {
+			if err := d.ask(ctx, h.Name, path+query, &all); err != nil {
 				r.violate("%s at revision %s by way of %s: %v", path, at.Metadata.ResourceVersion, h.Name, err)
 				continue
 			}

@@ -73,6 +73,9 @@ func (d *drill) found(s sight) {
 	if n := len(d.seen); n > 0 {
 		before = d.seen[n-1]
 	}
+	if best.Node.Role != Leader { // the others know some things later
+		l.Leader, l.Term, l.Roles, l.States = before.Leader, before.Term, before.Roles, before.States
+	}
 	fresh := !l.same(before)
 	if fresh {
 		d.seen = append(d.seen, l)
