@@ -21,7 +21,7 @@ RESULTS    := $(CURDIR)/bin/conformance
 UNITS       = $(shell go list ./... | grep -v -e /test/hosts)
 
 .DELETE_ON_ERROR:
-.PHONY: help deps deps-test build pod kubectl test units race sim hosts bench lint demo release clean conformance
+.PHONY: help deps deps-test build pod kubectl test units race sim hosts chaos bench lint demo release clean conformance
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ sim: deps pod ## many histories of whole clusters in virtual time: make sim SEED
 hosts: deps-test build kubectl ## tests on hosts made of namespaces, with the built binary (root)
 	@mkdir -p $(RESULTS)
 	CONCLAVE_CONFORMANCE_DIR=$(RESULTS) go test -count=1 -timeout 20m $(HOSTS_PKG)
+
+chaos: deps-test build ## two minutes of faults against seven hosts, checked for lies; bin/chaos.html tells
+	$(BIN) lab chaos --lab chaos --nodes 7 --duration 2m --report bin/chaos.html $(if $(SEED),--seed $(SEED))
 
 bench: deps-test build kubectl ## measure the rows of the targets, each beside its target
 	go run ./test/bench

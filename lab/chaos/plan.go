@@ -141,7 +141,8 @@ type State struct {
 	Whole bool
 	// Cannot are the kinds that cannot be done here.
 	Cannot []Kind
-	// Beyond lifts the bounds of what the cluster promises to bear.
+	// Beyond lifts the bounds of what the cluster promises to bear; but a log
+	// that a majority has lost would be gone.
 	Beyond bool
 }
 
@@ -251,7 +252,7 @@ func (s State) allows(f Fault) bool {
 	switch {
 	case f.Kind == Partial && len(f.Peers) == 0:
 		return false
-	case s.Beyond, !f.Kind.takesAway():
+	case s.Beyond && f.Kind != Corrupt, !f.Kind.takesAway():
 		return true
 	}
 	away, voters, risky, touches, voting := 0, 0, 0, false, false
