@@ -729,7 +729,7 @@ func (s *Server) lead(ctx context.Context, m *master) error {
 	}
 	cluster := m.authority.Cluster()
 	manager, err := controller.New(controller.Config{
-		Client: system("system:kube-controller-manager"), Kinds: served, Liveness: judgements{m.judge},
+		Client: system("system:kube-controller-manager"), Kinds: served, Liveness: judgements{m.judge, m.consensus},
 		RootCA: func() []byte { return cluster.CA }, PodCIDR: cluster.PodCIDR, NodeMask: 24,
 		Log: s.log.With("room", "controller"),
 	})
@@ -1113,7 +1113,14 @@ func (s *Server) memberAddresses() []netip.Addr {
 	return slices.Compact(all)
 }
 
-type judgements struct{ *liveness.Judge }
+type judgements struct {
+	*liveness.Judge
+	consensus *consensus.Node
+}
+
+func (j judgements) FenceLeft(nodeName, nodeID string) time.Duration {
+	return j.consensus.FenceLeft(nodeName, nodeID)
+}
 
 func (j judgements) State(nodeName, nodeID string) controller.NodeState {
 	return controller.NodeState(j.Judge.State(nodeName, nodeID))

@@ -35,7 +35,7 @@ func backends(e *env, s *corev1.Service) []backend {
 			continue
 		}
 		node, known := get[*corev1.Node](e.cache, nodes, "", pod.Spec.NodeName)
-		if !known && !s.Spec.PublishNotReadyAddresses || known && e.states.of(node).out() {
+		if !known && !s.Spec.PublishNotReadyAddresses || known && (e.states.of(node).out() || cooling(node)) {
 			continue
 		}
 		b := backend{pod: pod, node: pod.Spec.NodeName, serving: podReady(pod), terminated: pod.DeletionTimestamp != nil}
@@ -161,7 +161,7 @@ func servicesOf(e *env) []Input {
 	ofNode := func(c Change) []Key {
 		if c.Old != nil && c.New != nil && c.Old != c.New &&
 			c.Old.GetLabels()[corev1.LabelTopologyZone] == c.New.GetLabels()[corev1.LabelTopologyZone] &&
-			c.Old.GetAnnotations()[nodeIDAnnotation] == c.New.GetAnnotations()[nodeIDAnnotation] {
+			c.Old.GetAnnotations()[nodeIDAnnotation] == c.New.GetAnnotations()[nodeIDAnnotation] && cooling(c.Old) == cooling(c.New) {
 			return nil
 		}
 		var keys []Key

@@ -2,7 +2,6 @@ package controller
 
 import (
 	"context"
-	"slices"
 	"sync"
 	"time"
 
@@ -85,28 +84,63 @@ func (c *evictionController) reconcile(ctx context.Context, key Key) (time.Durat
 	case left > 0:
 		return left, nil
 	}
+	wait, force := c.mayForce(pod, node)
+	if wait > 0 {
+		return wait, nil
+	}
 	c.events.record("taint-eviction-controller", about(pod), corev1.EventTypeNormal, "TaintManagerEviction", "Marking for deletion Pod %s/%s", pod.Namespace, pod.Name)
 	options := metav1.DeleteOptions{}
-	if c.states.of(node) == Dead {
-		// Nobody is there to end it gracefully; the lease that ran out says
-		// that what must not run twice has stopped.
-		options.GracePeriodSeconds = new(int64)
+	if force {
+		options.GracePeriodSeconds = new(int64) // nobody is there to end it gracefully
+		if c.fenced(pod) {
+			c.events.record("taint-eviction-controller", about(pod), corev1.EventTypeNormal, "Fenced", "Node %s lost the masters and has killed this pod: it may be replaced", node.Name)
+		}
 	}
 	pod, err := markDisrupted(ctx, c.env, pod, pod.Status.Phase, "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint")
 	if err != nil || pod == nil {
 		return 0, err
 	}
-	if err := c.delete(ctx, pods, pod, options); err != nil {
+	if err := c.deleteAsSeen(ctx, pod, options); err != nil {
 		return 0, err
 	}
 	c.forget(key)
 	return 0, nil
 }
 
+// mayForce says whether a pod may be deleted without its agent's help, or how
+// long to wait before anything is decided. An ordinary pod may go when its node
+// is dead. A fenced one may when its node has surely killed it: then nothing is
+// gained by waiting on a host that merely lacks our process, and everything is
+// lost by not waiting on a dead one.
+func (e *env) mayForce(pod *corev1.Pod, node *corev1.Node) (wait time.Duration, force bool) {
+	state := e.states.of(node)
+	if !e.fenced(pod) || state != Dead && state != Refused {
+		return 0, state == Dead
+	}
+	if left := e.states.fenceLeft(node); left > 0 {
+		return left, false
+	}
+	return 0, true
+}
+
+// deleteAsSeen deletes a pod if it is still as it was when it was judged: its
+// node, should it be back, writes about a fenced pod before it starts it.
+func (e *env) deleteAsSeen(ctx context.Context, pod *corev1.Pod, options metav1.DeleteOptions) error {
+	if e.fenced(pod) {
+		options.Preconditions = &metav1.Preconditions{ResourceVersion: &pod.ResourceVersion}
+	}
+	return e.delete(ctx, pods, pod, options)
+}
+
 // tolerated says whether a pod must go, and how much time it has left.
 func (c *evictionController) tolerated(key Key, pod *corev1.Pod, node *corev1.Node) (left time.Duration, evict bool) {
 	now := c.Now()
 	for _, taint := range node.Spec.Taints {
+		if taint.Key == corev1.TaintNodeUnreachable && c.fenced(pod) {
+			// Whoever cannot reach the masters has killed it: unlike an ordinary
+			// pod it does not run on while its host merely lacks our process.
+			taint.Effect = corev1.TaintEffectNoExecute
+		}
 		if taint.Effect != corev1.TaintEffectNoExecute {
 			continue
 		}
@@ -244,17 +278,24 @@ func (c *podGC) reconcile(ctx context.Context, key Key) (time.Duration, error) {
 	}
 	if node, ok := get[*corev1.Node](c.cache, nodes, "", pod.Spec.NodeName); ok {
 		c.after(key, false)
-		if pod.DeletionTimestamp != nil && c.states.of(node) == Dead {
+		if pod.DeletionTimestamp == nil {
+			return 0, nil
+		}
+		wait, force := c.mayForce(pod, node)
+		if force {
 			return 0, c.finish(ctx, pod)
 		}
-		return 0, nil
+		return wait, nil
 	}
 	// The cache may be behind with nodes while it is not with pods.
 	if node, err := c.peek(ctx, nodes, "", pod.Spec.NodeName); node != nil || err != nil {
 		return time.Second, err
 	}
-	if left := orphanGrace - c.after(key, true); left > 0 && fenced(pod) {
-		return left, nil
+	if c.fenced(pod) {
+		// Its agent may be there and renew its lease all the same.
+		if left := max(orphanGrace-c.after(key, true), c.states.liveness.FenceLeft(pod.Spec.NodeName, "")); left > 0 {
+			return left, nil
+		}
 	}
 	phase := pod.Status.Phase
 	if !podFinished(pod) {
@@ -267,8 +308,8 @@ func (c *podGC) reconcile(ctx context.Context, key Key) (time.Duration, error) {
 	return 0, c.finish(ctx, pod)
 }
 
-func (c *podGC) finish(ctx context.Context, pod api.Object) error {
-	return c.delete(ctx, pods, pod, metav1.DeleteOptions{GracePeriodSeconds: new(int64)})
+func (c *podGC) finish(ctx context.Context, pod *corev1.Pod) error {
+	return c.deleteAsSeen(ctx, pod, metav1.DeleteOptions{GracePeriodSeconds: new(int64)})
 }
 
 // after is since when a pod's node is missing; it forgets if it is not.
@@ -285,13 +326,7 @@ func (c *podGC) after(key Key, missing bool) time.Duration {
 	return c.Now().Sub(c.since[key])
 }
 
-// fenced says that two copies of a pod must never run: it has an identity or a
-// claim of its own.
-func fenced(pod *corev1.Pod) bool {
-	if _, ok := controllerKey(pod, "StatefulSet"); ok {
-		return true
-	}
-	return slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
-		return v.PersistentVolumeClaim != nil || v.Ephemeral != nil
-	})
+// fenced is api.Fenced.
+func (e *env) fenced(pod *corev1.Pod) bool {
+	return api.Fenced(pod, func(string) *corev1.PersistentVolumeClaim { return nil })
 }

@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -22,6 +23,11 @@ func newStates(l Liveness) *states { return &states{liveness: l, last: map[strin
 // of asks Liveness, not memory.
 func (s *states) of(node *corev1.Node) NodeState {
 	return s.liveness.State(node.Name, node.Annotations[nodeIDAnnotation])
+}
+
+// fenceLeft is Liveness' for a node.
+func (s *states) fenceLeft(node *corev1.Node) time.Duration {
+	return s.liveness.FenceLeft(node.Name, node.Annotations[nodeIDAnnotation])
 }
 
 // out says whether the pods of a node must not be sent traffic. The pods of a

@@ -41,6 +41,10 @@ type Liveness interface {
 	// State is what is known of a node by its name and the id in its
 	// annotation conclave.io/node-id.
 	State(nodeName, nodeID string) NodeState
+	// FenceLeft is how long what must not run twice may still run on a node; at
+	// 0 it has stopped, and does not start again before the API took a write
+	// about it from that node. An empty id looks the node up by its name.
+	FenceLeft(nodeName, nodeID string) time.Duration
 	// Changed returns a channel that is closed, or receives, when the answer
 	// of State may have changed for any node. It is asked for again after
 	// each time.

@@ -95,32 +95,45 @@ func (c *nodeController) reconcile(ctx context.Context, key Key) (time.Duration,
 		c.events.record("node-controller", about(node), corev1.EventTypeNormal, "RegisteredNode", "Node %s event: Registered Node %s in Controller", node.Name, node.Name)
 		node = written
 	}
-	unreachable, evict, again := c.judge(node)
-	node, err := c.writeConditions(ctx, node, unreachable)
+	v := c.judge(node)
+	node, err := c.writeCoolDown(ctx, node, &v)
+	if err == nil {
+		node, err = c.writeConditions(ctx, node, v)
+	}
 	if err != nil {
 		return 0, err
 	}
-	if err := c.writeTaints(ctx, node, evict); err != nil {
+	if err := c.writeTaints(ctx, node, v.evict); err != nil {
 		return 0, err
 	}
-	if readyStatus(node) == corev1.ConditionUnknown {
+	if readyStatus(node) == corev1.ConditionUnknown && !cooling(node) {
 		if err := c.markPods(ctx, node); err != nil {
 			return 0, err
 		}
 	}
-	return again, nil
+	return v.again, nil
 }
 
-// judge says whether the node counts as unreachable, whether its pods shall
-// go, and when the answer may change by the passing of time alone.
-func (c *nodeController) judge(node *corev1.Node) (unreachable, evict bool, again time.Duration) {
+// verdict is what a node's state comes to.
+type verdict struct {
+	unreachable bool          // its agent cannot be asked, or is not trusted yet
+	evict       bool          // its pods shall go
+	message     string        // of the Ready condition of an unreachable node
+	again       time.Duration // when it may change by the passing of time alone
+}
+
+const stoppedPosting = "Kubelet stopped posting node status."
+
+// judge says what to make of a node's state.
+func (c *nodeController) judge(node *corev1.Node) verdict {
+	lost := verdict{unreachable: true, evict: true, message: stoppedPosting}
 	state := c.states.of(node)
 	if state != Refused {
 		delete(c.refused, node.Name)
 	}
 	switch state {
 	case Dead:
-		return true, true, 0
+		return lost
 	case Refused:
 		since, known := c.refused[node.Name]
 		if !known {
@@ -129,25 +142,28 @@ func (c *nodeController) judge(node *corev1.Node) (unreachable, evict bool, agai
 		}
 		switch down := c.Now().Sub(since); {
 		case down < refusedGrace:
-			return false, false, refusedGrace - down
+			return verdict{again: refusedGrace - down}
 		case down < refusedEvict:
-			return true, false, refusedEvict - down
+			return verdict{unreachable: true, message: stoppedPosting, again: refusedEvict - down}
 		default:
-			return true, true, 0
+			return lost
 		}
 	case Suspect:
 		// Doubt changes nothing that is written: neither for the worse, nor
 		// for the better.
-		gone := readyStatus(node) == corev1.ConditionUnknown
-		return gone, gone, 0
+		if ready := readyCondition(node); ready != nil && ready.Status == corev1.ConditionUnknown {
+			return verdict{unreachable: true, evict: !cooling(node), message: ready.Message}
+		}
+		return verdict{}
 	default:
-		return false, false, 0
+		return verdict{}
 	}
 }
 
 // writeConditions writes what the agent cannot say of itself, and takes it
 // back when the node returns.
-func (c *nodeController) writeConditions(ctx context.Context, node *corev1.Node, unreachable bool) (*corev1.Node, error) {
+func (c *nodeController) writeConditions(ctx context.Context, node *corev1.Node, v verdict) (*corev1.Node, error) {
+	unreachable := v.unreachable
 	was := readyCondition(node)
 	changed := edit(node)
 	now := metav1.NewTime(c.Now()).Rfc3339Copy()
@@ -166,6 +182,9 @@ func (c *nodeController) writeConditions(ctx context.Context, node *corev1.Node,
 			changed.Annotations = map[string]string{}
 		}
 		changed.Annotations[lastReportAnnotation] = string(report)
+		if !cooling(node) {
+			changed.Annotations[lossesAnnotation] = noteLoss(changed.Annotations[lossesAnnotation], c.Now())
+		}
 		if node, err = c.writeNode(ctx, changed); err != nil {
 			return nil, err
 		}
@@ -176,8 +195,13 @@ func (c *nodeController) writeConditions(ctx context.Context, node *corev1.Node,
 				continue
 			}
 			condition.Status, condition.LastTransitionTime = corev1.ConditionUnknown, now
-			condition.Reason, condition.Message = "NodeStatusUnknown", "Kubelet stopped posting node status."
+			condition.Reason, condition.Message = "NodeStatusUnknown", stoppedPosting
+			if condition.Type == corev1.NodeReady {
+				condition.Message = v.message
+			}
 		}
+	case unreachable && declared && was.Message != v.message:
+		readyCondition(changed).Message = v.message
 	case !unreachable && declared && c.states.of(node) == Alive:
 		var report []corev1.NodeCondition
 		if err := json.Unmarshal([]byte(node.Annotations[lastReportAnnotation]), &report); err != nil {

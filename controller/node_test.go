@@ -110,7 +110,7 @@ func TestDeadNode(t *testing.T) {
 		w.liveness.set("a", Alive)
 		w.settle(0)
 		n = w.node("a")
-		if readyOf(n) != readyOf(before) || taintsOf(n) != "" || len(n.Annotations) != len(before.Annotations) {
+		if readyOf(n) != readyOf(before) || taintsOf(n) != "" || n.Annotations[lastReportAnnotation] != "" {
 			t.Errorf("back: %s, taints %q, annotations %v", readyOf(n), taintsOf(n), n.Annotations)
 		}
 		if got := w.events("a"); !slices.Contains(got, "NodeReady: Node a status is now: NodeReady") {

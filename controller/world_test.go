@@ -40,6 +40,7 @@ type world struct {
 type fakeLiveness struct {
 	mu      sync.Mutex
 	states  map[string]NodeState
+	since   map[string]time.Time // of the state
 	changed chan struct{}
 }
 
@@ -48,6 +49,17 @@ func (l *fakeLiveness) State(name, _ string) NodeState {
 	defer l.mu.Unlock()
 	return l.states[name]
 }
+
+func (l *fakeLiveness) FenceLeft(name, _ string) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.states[name] == Alive {
+		return testFence
+	}
+	return max(testFence-time.Since(l.since[name]), 0)
+}
+
+const testFence = 10 * time.Second
 
 func (l *fakeLiveness) Changed() <-chan struct{} {
 	l.mu.Lock()
@@ -58,7 +70,7 @@ func (l *fakeLiveness) Changed() <-chan struct{} {
 func (l *fakeLiveness) set(name string, s NodeState) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.states[name] = s
+	l.states[name], l.since[name] = s, time.Now()
 	close(l.changed)
 	l.changed = make(chan struct{})
 }
@@ -77,7 +89,7 @@ func inWorld(t *testing.T, test func(w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		server := apitest.NewServer(t)
 		client := server.Local(apitest.Admin)
-		liveness := &fakeLiveness{states: map[string]NodeState{}, changed: make(chan struct{})}
+		liveness := &fakeLiveness{states: map[string]NodeState{}, since: map[string]time.Time{}, changed: make(chan struct{})}
 		m, err := New(Config{
 			Client: client, Kinds: resources(), Liveness: liveness,
 			RootCA: func() []byte { return []byte("-----BEGIN CERTIFICATE-----") }, PodCIDR: netip.MustParsePrefix("10.244.0.0/16"),
