@@ -9,6 +9,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 )
@@ -63,6 +64,30 @@ func Builtin() []*Kind {
 				return fields.Set{"spec.unschedulable": strconv.FormatBool(node.Spec.Unschedulable)}
 			}),
 			Columns: nodeColumns, Cells: cells(nodeCells),
+		},
+		{
+			GVK: corev1.SchemeGroupVersion.WithKind("PersistentVolumeClaim"), Plural: "persistentvolumeclaims", ShortNames: []string{"pvc"}, Namespaced: true,
+			New: empty[corev1.PersistentVolumeClaim], NewList: empty[corev1.PersistentVolumeClaimList], Status: true,
+			Default: one(defaultClaim),
+			PrepareForCreate: one(func(c *corev1.PersistentVolumeClaim) {
+				c.Status = corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimPending}
+			}),
+			PrepareForUpdate:       two(func(c, old *corev1.PersistentVolumeClaim) { c.Status = old.Status }),
+			PrepareForStatusUpdate: two(func(c, old *corev1.PersistentVolumeClaim) { c.Spec = old.Spec }),
+			Validate:               check(validateClaim), ValidateUpdate: checkTwo(validateClaimUpdate), ValidateStatusUpdate: checkTwo(validateClaimStatus),
+			Warnings: warn(claimWarnings),
+			Columns:  claimColumns, Cells: cells(claimCells),
+		},
+		{
+			GVK: corev1.SchemeGroupVersion.WithKind("PersistentVolume"), Plural: "persistentvolumes", ShortNames: []string{"pv"},
+			New: empty[corev1.PersistentVolume], NewList: empty[corev1.PersistentVolumeList], Status: true,
+			Default:                one(defaultVolumeObject),
+			PrepareForCreate:       one(prepareVolumeCreate),
+			PrepareForUpdate:       two(func(v, old *corev1.PersistentVolume) { v.Status = old.Status }),
+			PrepareForStatusUpdate: two(func(v, old *corev1.PersistentVolume) { v.Spec = old.Spec }),
+			Validate:               check(validateVolume), ValidateUpdate: checkTwo(validateVolumeUpdate), ValidateStatusUpdate: checkTwo(validateVolumeStatus),
+			Warnings: warn(volumeWarnings),
+			Columns:  volumeColumns, Cells: cells(volumeCells),
 		},
 		{
 			GVK: corev1.SchemeGroupVersion.WithKind("Pod"), Plural: "pods", ShortNames: []string{"po"}, Categories: []string{"all"}, Namespaced: true,
@@ -130,6 +155,24 @@ func Builtin() []*Kind {
 			Columns: replicaSetColumns, Cells: cells(replicaSetCells),
 		},
 		{
+			GVK: appsv1.SchemeGroupVersion.WithKind("StatefulSet"), Plural: "statefulsets", ShortNames: []string{"sts"}, Categories: []string{"all"}, Namespaced: true,
+			New: empty[appsv1.StatefulSet], NewList: empty[appsv1.StatefulSetList], Status: true,
+			GetScale: statefulSetScale, SetScale: setStatefulSetScale,
+			Default:                one(defaultStatefulSet),
+			PrepareForCreate:       one(func(s *appsv1.StatefulSet) { s.Status, s.Generation = appsv1.StatefulSetStatus{}, 1 }),
+			PrepareForUpdate:       two(prepareStatefulSetUpdate),
+			PrepareForStatusUpdate: two(func(s, old *appsv1.StatefulSet) { s.Spec = old.Spec }),
+			Validate:               check(validateStatefulSet), ValidateUpdate: checkTwo(validateStatefulSetUpdate), ValidateStatusUpdate: checkTwo(validateStatefulSetStatus),
+			Warnings: warn(statefulSetWarnings),
+			Columns:  statefulSetColumns, Cells: cells(statefulSetCells),
+		},
+		{
+			GVK: appsv1.SchemeGroupVersion.WithKind("ControllerRevision"), Plural: "controllerrevisions", Namespaced: true,
+			New: empty[appsv1.ControllerRevision], NewList: empty[appsv1.ControllerRevisionList],
+			Validate: check(validateControllerRevision), ValidateUpdate: checkTwo(validateControllerRevisionUpdate),
+			Columns: controllerRevisionColumns, Cells: cells(controllerRevisionCells),
+		},
+		{
 			GVK: coordinationv1.SchemeGroupVersion.WithKind("Lease"), Plural: "leases", Namespaced: true,
 			New: empty[coordinationv1.Lease], NewList: empty[coordinationv1.LeaseList],
 			Validate: check(validateLease), ValidateUpdate: checkTwo(validateLeaseUpdate),
@@ -157,6 +200,21 @@ func Builtin() []*Kind {
 			New: empty[networkingv1.IPAddress], NewList: empty[networkingv1.IPAddressList],
 			Validate: check(validateIPAddress), ValidateUpdate: checkTwo(validateIPAddressUpdate),
 			Columns: ipAddressColumns, Cells: cells(ipAddressCells),
+		},
+		{
+			GVK: storagev1.SchemeGroupVersion.WithKind("StorageClass"), Plural: "storageclasses", ShortNames: []string{"sc"},
+			New: empty[storagev1.StorageClass], NewList: empty[storagev1.StorageClassList],
+			Default: one(defaultStorageClass), Validate: check(validateStorageClass), ValidateUpdate: checkTwo(validateStorageClassUpdate),
+			Columns: storageClassColumns, Cells: cells(storageClassCells),
+		},
+		{
+			GVK: storagev1.SchemeGroupVersion.WithKind("VolumeAttachment"), Plural: "volumeattachments",
+			New: empty[storagev1.VolumeAttachment], NewList: empty[storagev1.VolumeAttachmentList], Status: true,
+			PrepareForCreate:       one(func(a *storagev1.VolumeAttachment) { a.Status = storagev1.VolumeAttachmentStatus{} }),
+			PrepareForUpdate:       two(func(a, old *storagev1.VolumeAttachment) { a.Status = old.Status }),
+			PrepareForStatusUpdate: two(func(a, old *storagev1.VolumeAttachment) { a.Spec = old.Spec }),
+			Validate:               check(validateAttachment), ValidateUpdate: checkTwo(validateAttachmentUpdate),
+			Columns: attachmentColumns, Cells: cells(attachmentCells),
 		},
 	}
 	for _, k := range rows {

@@ -154,6 +154,28 @@ func defaultReplicaSet(rs *appsv1.ReplicaSet) {
 	defaultPtr(&rs.Spec.Replicas, 1)
 }
 
+func defaultStatefulSet(s *appsv1.StatefulSet) {
+	spec := &s.Spec
+	defaultPodSpec(&spec.Template.Spec)
+	defaultTo(&spec.PodManagementPolicy, appsv1.OrderedReadyPodManagement)
+	defaultTo(&spec.UpdateStrategy.Type, appsv1.RollingUpdateStatefulSetStrategyType)
+	if spec.UpdateStrategy.Type == appsv1.RollingUpdateStatefulSetStrategyType {
+		defaultPtr(&spec.UpdateStrategy.RollingUpdate, appsv1.RollingUpdateStatefulSetStrategy{})
+		defaultPtr(&spec.UpdateStrategy.RollingUpdate.Partition, 0)
+		defaultPtr(&spec.UpdateStrategy.RollingUpdate.MaxUnavailable, intstr.FromInt32(1))
+	}
+	defaultPtr(&spec.PersistentVolumeClaimRetentionPolicy, appsv1.StatefulSetPersistentVolumeClaimRetentionPolicy{})
+	defaultTo(&spec.PersistentVolumeClaimRetentionPolicy.WhenDeleted, appsv1.RetainPersistentVolumeClaimRetentionPolicyType)
+	defaultTo(&spec.PersistentVolumeClaimRetentionPolicy.WhenScaled, appsv1.RetainPersistentVolumeClaimRetentionPolicyType)
+	defaultPtr(&spec.Replicas, 1)
+	defaultPtr(&spec.RevisionHistoryLimit, 10)
+	for i := range spec.VolumeClaimTemplates {
+		claim := &spec.VolumeClaimTemplates[i]
+		claim.APIVersion, claim.Kind = "v1", "PersistentVolumeClaim"
+		defaultClaim(claim)
+	}
+}
+
 // defaultResourceList rounds up to thousandths, the API keeps no finer, and
 // caps what no int64 holds.
 func defaultResourceList(list corev1.ResourceList) {

@@ -225,9 +225,7 @@ func defaultVolume(v *corev1.VolumeSource) {
 		defaultTo(&s.FSType, "xfs")
 	}
 	if s := v.Ephemeral; s != nil && s.VolumeClaimTemplate != nil {
-		defaultPtr(&s.VolumeClaimTemplate.Spec.VolumeMode, corev1.PersistentVolumeFilesystem)
-		defaultResourceList(s.VolumeClaimTemplate.Spec.Resources.Requests)
-		defaultResourceList(s.VolumeClaimTemplate.Spec.Resources.Limits)
+		defaultClaimSpec(&s.VolumeClaimTemplate.Spec)
 	}
 	if s := v.Image; s != nil {
 		defaultTo(&s.PullPolicy, pullPolicyOf(s.Reference))

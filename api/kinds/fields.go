@@ -128,3 +128,14 @@ func setReplicaSetScale(obj runtime.Object, s *autoscalingv1.Scale) {
 	replicas := s.Spec.Replicas
 	rs.Spec.Replicas, rs.ResourceVersion = &replicas, s.ResourceVersion
 }
+
+func statefulSetScale(obj runtime.Object) *autoscalingv1.Scale {
+	s := obj.(*appsv1.StatefulSet)
+	return scaleOf(&s.ObjectMeta, s.Spec.Replicas, s.Status.Replicas, s.Spec.Selector)
+}
+
+func setStatefulSetScale(obj runtime.Object, scale *autoscalingv1.Scale) {
+	s := obj.(*appsv1.StatefulSet)
+	replicas := scale.Spec.Replicas
+	s.Spec.Replicas, s.ResourceVersion = &replicas, scale.ResourceVersion
+}

@@ -51,6 +51,7 @@ func TestDefaults(t *testing.T) {
 
 func TestValidate(t *testing.T) {
 	const meta = "metadata: {name: x, namespace: default}\n"
+	const claim = "{metadata: {name: data}, spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}}"
 	template := "template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: i}]}}"
 	for _, tc := range []struct {
 		resource, name, object string
@@ -116,6 +117,54 @@ func TestValidate(t *testing.T) {
 			"spec.template.spec.containers[0].image: Required value", `spec.template.spec.restartPolicy: Unsupported value: "Never": supported values: "Always"`}},
 		{"replicasets.apps", "good", meta + "spec: {selector: {matchLabels: {a: b}}, " + template + "}", nil},
 		{"replicasets.apps", "selector", meta + "spec: {selector: {}, " + template + "}", []string{"spec.selector: Invalid value: {}: empty selector is invalid for ReplicaSet"}},
+		{"statefulsets.apps", "good", meta + "spec: {selector: {matchLabels: {a: b}}, serviceName: s, volumeClaimTemplates: [" + claim + "], template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: i, volumeMounts: [{name: data, mountPath: /data}]}]}}}", nil},
+		{"statefulsets.apps", "nothing", meta + "spec: {}", []string{"spec.selector: Required value", "spec.template.spec.containers: Required value"}},
+		{"statefulsets.apps", "policies", meta + "spec: {podManagementPolicy: Odd, persistentVolumeClaimRetentionPolicy: {whenScaled: Keep}, updateStrategy: {type: Recreate}, selector: {matchLabels: {a: b}}, " + template + "}", []string{
+			`spec.podManagementPolicy: Unsupported value: "Odd": supported values: "OrderedReady", "Parallel"`,
+			`spec.updateStrategy: Invalid value: {"type":"Recreate"}: must be 'RollingUpdate' or 'OnDelete'`,
+			`spec.persistentVolumeClaimRetentionPolicy.whenScaled: Unsupported value: "Keep": supported values: "Retain", "Delete"`}},
+		{"statefulsets.apps", "numbers", meta + "spec: {replicas: -1, ordinals: {start: -1}, minReadySeconds: -1, revisionHistoryLimit: -1, updateStrategy: {rollingUpdate: {partition: -1, maxUnavailable: 0}}, selector: {matchLabels: {a: b}}, " + template + "}", []string{
+			"spec.updateStrategy.rollingUpdate.partition: Invalid value: -1: must be greater than or equal to 0",
+			"spec.updateStrategy.rollingUpdate.maxUnavailable: Invalid value: 0: cannot be 0",
+			"spec.replicas: Invalid value: -1: must be greater than or equal to 0", "spec.minReadySeconds: Invalid value: -1: must be greater than or equal to 0",
+			"spec.ordinals.start: Invalid value: -1: must be greater than or equal to 0", "spec.revisionHistoryLimit: Invalid value: -1: must be greater than or equal to 0"}},
+		{"statefulsets.apps", "on delete", meta + "spec: {updateStrategy: {type: OnDelete, rollingUpdate: {partition: 1}}, selector: {matchLabels: {a: b}}, " + template + "}", []string{
+			`spec.updateStrategy.rollingUpdate: Invalid value: {"partition":1}: only allowed for updateStrategy 'RollingUpdate'`}},
+		{"statefulsets.apps", "claims", meta + "spec: {selector: {matchLabels: {a: b}}, volumeClaimTemplates: [{metadata: {name: a.b}, spec: {}}], " + template + "}", []string{
+			`spec.volumeClaimTemplates[0].metadata.name: Invalid value: "a.b": …`, "spec.volumeClaimTemplates[0].spec.accessModes: Required value: at least 1 access mode is required",
+			"spec.volumeClaimTemplates[0].spec.resources[storage]: Required value", `spec.template.spec.volumes[0].name: Invalid value: "a.b"…`}},
+		{"statefulsets.apps", "restart", meta + "spec: {selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: b}}, spec: {restartPolicy: Never, activeDeadlineSeconds: 3, containers: [{name: c, image: i}]}}}", []string{
+			`spec.template.spec.restartPolicy: Unsupported value: "Never": supported values: "Always"`, "spec.template.spec.activeDeadlineSeconds: Forbidden: activeDeadlineSeconds in StatefulSet is not Supported"}},
+		{"controllerrevisions.apps", "good", meta + "data: {spec: {}}\nrevision: 1", nil},
+		{"controllerrevisions.apps", "bad", meta + "revision: -1", []string{"data: Required value: data is mandatory", "revision: Invalid value: -1: must be greater than or equal to 0"}},
+		{"persistentvolumeclaims", "good", meta + "spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}", nil},
+		{"persistentvolumeclaims", "nothing", meta + "spec: {}", []string{"spec.accessModes: Required value: at least 1 access mode is required", "spec.resources[storage]: Required value"}},
+		{"persistentvolumeclaims", "bad", meta + "spec: {accessModes: [ReadWriteOncePod, Odd], storageClassName: A, volumeMode: Odd, resources: {requests: {storage: 0}}, dataSource: {name: x, kind: Pod}}", []string{
+			`spec.accessModes: Unsupported value: "Odd": supported values: "ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"`,
+			"spec.accessModes: Forbidden: may not use ReadWriteOncePod with other access modes", `spec.resources[storage]: Invalid value: "0": must be greater than zero`,
+			`spec.storageClassName: Invalid value: "A": …`, `spec.volumeMode: Unsupported value: "Odd": supported values: "Block", "Filesystem"`,
+			`spec.dataSource: Invalid value: "Pod": must be 'PersistentVolumeClaim' when referencing the default apiGroup`,
+			`spec.dataSourceRef: Invalid value: "Pod": must be 'PersistentVolumeClaim' when referencing the default apiGroup`}},
+		{"persistentvolumes", "good", "metadata: {name: x}\nspec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteOnce], hostPath: {path: /x}}", nil},
+		{"persistentvolumes", "local", "metadata: {name: x}\nspec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteOnce], local: {path: /x}, nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}]}}}", nil},
+		{"persistentvolumes", "csi", "metadata: {name: x}\nspec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteOnce], csi: {driver: a.b, volumeHandle: c}}", nil},
+		{"persistentvolumes", "nothing", "metadata: {name: x}\nspec: {}", []string{"spec.accessModes: Required value", "spec.capacity: Required value", "spec: Required value: must specify a volume type"}},
+		{"persistentvolumes", "bad", "metadata: {name: x}\nspec: {capacity: {cpu: 1}, accessModes: [ReadWriteOnce], persistentVolumeReclaimPolicy: Odd, nodeAffinity: {}, local: {path: ../x}, nfs: {}}", []string{
+			`spec.capacity: Unsupported value: {"cpu":"1"}: supported values: "storage"`, `spec.persistentVolumeReclaimPolicy: Unsupported value: "Odd": supported values: "Delete", "Recycle", "Retain"`,
+			"spec.nodeAffinity.required: Required value: must specify required node constraints", "spec.local: Forbidden: may not specify more than 1 volume type",
+			"spec.nfs.server: Required value", "spec.nfs.path: Required value"}},
+		{"persistentvolumes", "local without a node", "metadata: {name: x}\nspec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteOnce], local: {path: ../x}}", []string{
+			`spec.local.path: Invalid value: "../x": must not contain '..'`, "spec.nodeAffinity: Required value: Local volume requires node affinity"}},
+		{"persistentvolumes", "recycle root", "metadata: {name: x}\nspec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteOnce], hostPath: {path: /}, persistentVolumeReclaimPolicy: Recycle}", []string{
+			"spec.persistentVolumeReclaimPolicy: Forbidden: may not be 'recycle' for a hostPath mount of '/'"}},
+		{"storageclasses.storage.k8s.io", "good", "metadata: {name: x}\nprovisioner: conclave.io/local-path", nil},
+		{"storageclasses.storage.k8s.io", "bad", "metadata: {name: x}\nreclaimPolicy: Recycle\nvolumeBindingMode: Odd\nparameters: {'': a}\nallowedTopologies: [{matchLabelExpressions: [{key: a}, {key: a, values: [b]}]}]", []string{
+			"provisioner: Required value", `parameters: Invalid value: "": field can not be empty.`, `reclaimPolicy: Unsupported value: "Recycle": supported values: "Delete", "Retain"`,
+			`volumeBindingMode: Unsupported value: "Odd": supported values: "Immediate", "WaitForFirstConsumer"`,
+			"allowedTopologies[0].matchLabelExpressions[0].values: Required value", `allowedTopologies[0].matchLabelExpressions[1].key: Duplicate value: "a"`}},
+		{"volumeattachments.storage.k8s.io", "good", "metadata: {name: x}\nspec: {attacher: a.b, nodeName: n, source: {persistentVolumeName: v}}", nil},
+		{"volumeattachments.storage.k8s.io", "bad", "metadata: {name: x}\nspec: {nodeName: n}", []string{
+			"spec.attacher: Required value", "spec.source: Required value: must specify exactly one of inlineVolumeSpec and persistentVolumeName"}},
 		{"leases.coordination.k8s.io", "good", meta + "spec: {holderIdentity: a, leaseDurationSeconds: 15}", nil},
 		{"leases.coordination.k8s.io", "bad", meta + "spec: {leaseDurationSeconds: 0, leaseTransitions: -1}", []string{
 			"spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0", "spec.leaseTransitions: Invalid value: -1: must be greater than or equal to 0"}},
@@ -143,6 +192,15 @@ func TestValidateUpdate(t *testing.T) {
 	deployment := func(selector, more string) string {
 		return meta + "spec: {selector: {matchLabels: " + selector + "}, " + more + "template: {metadata: {labels: {a: b, c: d}}, spec: {containers: [{name: c, image: i}]}}}"
 	}
+	statefulSet := func(more string) string {
+		return meta + "spec: {selector: {matchLabels: {a: b}}, " + more + ", template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: i}]}}}"
+	}
+	claim := func(size string) string {
+		return "accessModes: [ReadWriteOnce], resources: {requests: {storage: " + size + "}}"
+	}
+	volume := func(more string) string {
+		return "metadata: {name: x, resourceVersion: '1'}\nspec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteOnce], " + more + "}"
+	}
 	for _, tc := range []struct {
 		resource, name, old, now string
 		want                     []string
@@ -163,6 +221,25 @@ func TestValidateUpdate(t *testing.T) {
 		{"deployments.apps", "selector", deployment("{a: b}", ""), deployment("{c: d}", ""), []string{`spec.selector: Invalid value: {"matchLabels":{"c":"d"}}: field is immutable`}},
 		{"deployments.apps", "replicas", deployment("{a: b}", ""), deployment("{a: b}", "replicas: 3, "), nil},
 		{"replicasets.apps", "selector", deployment("{a: b}", ""), deployment("{c: d}", ""), []string{`spec.selector: Invalid value: {"matchLabels":{"c":"d"}}: field is immutable`}},
+		{"statefulsets.apps", "what may change", statefulSet("serviceName: s"), statefulSet("serviceName: s, replicas: 5, ordinals: {start: 2}, minReadySeconds: 3, revisionHistoryLimit: 1, updateStrategy: {type: OnDelete}, persistentVolumeClaimRetentionPolicy: {whenScaled: Delete}"), nil},
+		{"statefulsets.apps", "what may not", statefulSet("serviceName: s"), statefulSet("serviceName: t"), []string{
+			"spec: Forbidden: updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden"}},
+		{"controllerrevisions.apps", "data", meta + "data: {a: 1}", meta + "data: {a: 2}\nrevision: 3", []string{`data: Invalid value: {"a":2}: field is immutable`}},
+		{"persistentvolumeclaims", "binding", meta + "spec: {" + claim("1Gi") + "}", meta + "spec: {volumeName: v, storageClassName: c, " + claim("1Gi") + "}", nil},
+		{"persistentvolumeclaims", "another volume", meta + "spec: {volumeName: u, " + claim("1Gi") + "}", meta + "spec: {volumeName: v, " + claim("1Gi") + "}", []string{
+			"spec: Forbidden: spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims"}},
+		{"persistentvolumeclaims", "growth", meta + "spec: {" + claim("1Gi") + "}\nstatus: {phase: Bound, capacity: {storage: 1Gi}}", meta + "spec: {" + claim("2Gi") + "}", nil},
+		{"persistentvolumeclaims", "growth of an unbound one", meta + "spec: {" + claim("1Gi") + "}", meta + "spec: {" + claim("2Gi") + "}", []string{
+			"spec: Forbidden: spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims"}},
+		{"persistentvolumeclaims", "shrinking", meta + "spec: {" + claim("2Gi") + "}\nstatus: {phase: Bound, capacity: {storage: 2Gi}}", meta + "spec: {" + claim("1Gi") + "}", []string{
+			"spec.resources.requests.storage: Forbidden: field can not be less than status.capacity"}},
+		{"persistentvolumes", "source", volume("hostPath: {path: /a}"), volume("hostPath: {path: /b}"), []string{"spec.persistentvolumesource: Forbidden: spec.persistentvolumesource is immutable after creation"}},
+		{"persistentvolumes", "claim", volume("hostPath: {path: /a}"), volume("hostPath: {path: /a}, claimRef: {name: c, namespace: default}, persistentVolumeReclaimPolicy: Delete"), nil},
+		{"storageclasses.storage.k8s.io", "fixed", "metadata: {name: x, resourceVersion: '1'}\nprovisioner: a/b", "metadata: {name: x, resourceVersion: '1'}\nprovisioner: a/c\nreclaimPolicy: Retain\nparameters: {a: b}\nvolumeBindingMode: WaitForFirstConsumer", []string{
+			"parameters: Forbidden: updates to parameters are forbidden.", "provisioner: Forbidden: updates to provisioner are forbidden.", "reclaimPolicy: Forbidden: updates to reclaimPolicy are forbidden.",
+			`volumeBindingMode: Invalid value: "WaitForFirstConsumer": field is immutable`}},
+		{"storageclasses.storage.k8s.io", "free", "metadata: {name: x, resourceVersion: '1'}\nprovisioner: a/b", "metadata: {name: x, resourceVersion: '1', annotations: {storageclass.kubernetes.io/is-default-class: 'true'}}\nprovisioner: a/b\nallowVolumeExpansion: true", nil},
+		{"volumeattachments.storage.k8s.io", "spec", "metadata: {name: x, resourceVersion: '1'}\nspec: {attacher: a, nodeName: n, source: {persistentVolumeName: v}}", "metadata: {name: x, resourceVersion: '1'}\nspec: {attacher: a, nodeName: m, source: {persistentVolumeName: v}}", []string{"spec: Invalid value: …"}},
 		{"endpointslices.discovery.k8s.io", "type", meta + "addressType: IPv4\nendpoints: []", meta + "addressType: IPv6\nendpoints: []", []string{`addressType: Invalid value: "IPv6": field is immutable`}},
 		{"ipaddresses.networking.k8s.io", "parent", "metadata: {name: 10.96.0.1, resourceVersion: '1'}\nspec: {parentRef: {resource: services, name: a}}", "metadata: {name: 10.96.0.1, resourceVersion: '1'}\nspec: {parentRef: {resource: services, name: b}}",
 			[]string{`spec.parentRef: Invalid value: {"resource":"services","name":"b"}: field is immutable`}},
@@ -208,7 +285,7 @@ func TestDeploymentGeneration(t *testing.T) {
 }
 
 func TestScale(t *testing.T) {
-	for _, resource := range []string{"deployments.apps", "replicasets.apps"} {
+	for _, resource := range []string{"deployments.apps", "replicasets.apps", "statefulsets.apps"} {
 		k := table[resource]
 		obj := parse[runtime.Object](t, resource, "metadata: {name: x, namespace: ns, uid: u, resourceVersion: '7'}\nspec: {replicas: 3, selector: {matchLabels: {a: b}}, template: {spec: {}}}\nstatus: {replicas: 2}")
 		s := k.GetScale(obj)
@@ -277,6 +354,14 @@ func TestCells(t *testing.T) {
 			[]any{"x", "1/3", int64(2), int64(1), "10m", "c,d", "i,j", "a=b"}},
 		{"replicasets.apps", "", meta + "spec: {replicas: 3, selector: {matchLabels: {a: b}}, template: {spec: {containers: [{name: c, image: i}]}}}\nstatus: {replicas: 2, readyReplicas: 1}",
 			[]any{"x", int64(3), int64(2), int64(1), "10m", "c", "i", "a=b"}},
+		{"statefulsets.apps", "", meta + "spec: {replicas: 3, selector: {matchLabels: {a: b}}, template: {spec: {containers: [{name: c, image: i}]}}}\nstatus: {readyReplicas: 1}", []any{"x", "1/3", "10m", "c", "i"}},
+		{"controllerrevisions.apps", "", "metadata: {name: x, creationTimestamp: '2026-01-01T11:50:00Z', ownerReferences: [{apiVersion: apps/v1, kind: StatefulSet, name: web, uid: u, controller: true}]}\nrevision: 3", []any{"x", "statefulset.apps/web", int64(3), "10m"}},
+		{"persistentvolumeclaims", "pending", meta + "spec: {accessModes: [ReadWriteOnce], storageClassName: fast, resources: {requests: {storage: 1Gi}}}", []any{"x", "Pending", "", "", "", "fast", "<unset>", "10m", "Filesystem"}},
+		{"persistentvolumeclaims", "bound", meta + "spec: {volumeName: v}\nstatus: {phase: Bound, capacity: {storage: 1Gi}, accessModes: [ReadWriteMany, ReadWriteOnce]}", []any{"x", "Bound", "v", "1Gi", "RWO,RWX", "", "<unset>", "10m", "Filesystem"}},
+		{"persistentvolumes", "", meta + "spec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteOncePod], storageClassName: fast, claimRef: {namespace: ns, name: c}}\nstatus: {phase: Bound}",
+			[]any{"x", "1Gi", "RWOP", "Retain", "Bound", "ns/c", "fast", "<unset>", "", "10m", "Filesystem"}},
+		{"storageclasses.storage.k8s.io", "", "metadata: {name: x, creationTimestamp: '2026-01-01T11:50:00Z', annotations: {storageclass.kubernetes.io/is-default-class: 'true'}}\nprovisioner: a/b", []any{"x (default)", "a/b", "Delete", "Immediate", false, "10m"}},
+		{"volumeattachments.storage.k8s.io", "", meta + "spec: {attacher: a, nodeName: node, source: {persistentVolumeName: v}}\nstatus: {attached: true}", []any{"x", "a", "v", "node", true, "10m"}},
 		{"leases.coordination.k8s.io", "", meta + "spec: {holderIdentity: me}", []any{"x", "me", "10m"}},
 		{"ipaddresses.networking.k8s.io", "", meta + "spec: {parentRef: {resource: services, namespace: default, name: kubernetes}}", []any{"x", "services/default/kubernetes", "10m"}},
 		{"events", "old", meta + "involvedObject: {kind: Pod, name: p, fieldPath: 'spec.containers{c}'}\nreason: Pulled\ntype: Normal\nmessage: \" got it\\n\"\nsource: {component: kubelet, host: host}\ncount: 4\nfirstTimestamp: '2026-01-01T11:00:00Z'\nlastTimestamp: '2026-01-01T11:59:30Z'",

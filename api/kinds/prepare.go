@@ -159,6 +159,20 @@ func prepareReplicaSetUpdate(rs, old *appsv1.ReplicaSet) {
 	countGeneration(rs, &rs.Spec, &old.Spec)
 }
 
+func prepareStatefulSetUpdate(s, old *appsv1.StatefulSet) {
+	s.Status = old.Status
+	countGeneration(s, &s.Spec, &old.Spec)
+}
+
+// prepareVolumeCreate notes since when the volume is in its phase: the server
+// has given it its time of creation by now.
+func prepareVolumeCreate(v *corev1.PersistentVolume) {
+	v.Status = corev1.PersistentVolumeStatus{Phase: corev1.VolumePending}
+	if created := v.CreationTimestamp; !created.IsZero() {
+		v.Status.LastPhaseTransitionTime = &created
+	}
+}
+
 func prepareEndpointSliceUpdate(s, old *discoveryv1.EndpointSlice) {
 	type state struct {
 		Labels, Annotations map[string]string

@@ -101,13 +101,18 @@ func filler(seed int64) *randfill.Filler {
 		},
 		func(l *corev1.ResourceList, c randfill.Continue) {
 			*l = corev1.ResourceList{}
-			for _, name := range []corev1.ResourceName{"cpu", "memory", "a.b/c", "hugepages-2Mi", "x"} {
+			for _, name := range []corev1.ResourceName{"cpu", "memory", "storage", "a.b/c", "hugepages-2Mi", "x"} {
 				if c.Bool() {
 					(*l)[name] = *resource.NewMilliQuantity(int64(c.Intn(4000)), resource.DecimalSI)
 				}
 			}
 		},
 		func(m *metav1.FieldsV1, c randfill.Continue) { *m = metav1.FieldsV1{} },
+		func(r *runtime.RawExtension, c randfill.Continue) {
+			if c.Bool() {
+				r.Raw = []byte(`{"a":1}`)
+			}
+		},
 		func(m *metav1.Time, c randfill.Continue) { *m = metav1.Unix(int64(c.Intn(1e9)), 0) },
 		func(m *metav1.MicroTime, c randfill.Continue) {
 			*m = metav1.NewMicroTime(time.Unix(int64(c.Intn(1e9)), 0))
@@ -214,7 +219,7 @@ func TestTable(t *testing.T) {
 			}
 		}
 	}
-	for _, want := range []string{"pods", "deployments.apps", "events", "events.events.k8s.io", "ipaddresses.networking.k8s.io"} {
+	for _, want := range []string{"pods", "deployments.apps", "statefulsets.apps", "persistentvolumeclaims", "events", "events.events.k8s.io", "ipaddresses.networking.k8s.io"} {
 		if !seen[want] {
 			t.Errorf("no row %s", want)
 		}
@@ -227,7 +232,8 @@ func TestGaps(t *testing.T) {
 	for _, of := range []struct {
 		obj  any
 		gaps []gap
-	}{{&corev1.PodSpec{}, podGaps}, {&corev1.Container{}, containerGaps}, {&corev1.ServiceSpec{}, serviceGaps}, {&corev1.NodeSpec{}, nodeGaps}} {
+	}{{&corev1.PodSpec{}, podGaps}, {&corev1.Container{}, containerGaps}, {&corev1.ServiceSpec{}, serviceGaps}, {&corev1.NodeSpec{}, nodeGaps},
+		{&corev1.PersistentVolumeClaimSpec{}, claimGaps}, {&corev1.PersistentVolumeSpec{}, slices.Concat(volumeGaps, localGaps)}} {
 		for _, g := range of.gaps {
 			full := reflect.New(reflect.TypeOf(of.obj).Elem())
 			randfill.New().RandSource(rand.NewSource(1)).NilChance(0).NumElements(1, 1).MaxDepth(12).Funcs(

@@ -42,12 +42,12 @@ func (e *problems) selectsItself(p *field.Path, kind string, selector *metav1.La
 }
 
 // runsForever is of the template of a controller that replaces what ends.
-func (e *problems) runsForever(p *field.Path, t *corev1.PodTemplateSpec) {
+func (e *problems) runsForever(p *field.Path, kind string, t *corev1.PodTemplateSpec) {
 	if t.Spec.RestartPolicy != corev1.RestartPolicyAlways {
 		e.add(field.NotSupported(p.Child("spec", "restartPolicy"), t.Spec.RestartPolicy, []corev1.RestartPolicy{corev1.RestartPolicyAlways}))
 	}
 	if t.Spec.ActiveDeadlineSeconds != nil {
-		e.forbidden(p.Child("spec", "activeDeadlineSeconds"), "activeDeadlineSeconds in ReplicaSet is not Supported")
+		e.forbidden(p.Child("spec", "activeDeadlineSeconds"), "activeDeadlineSeconds in "+kind+" is not Supported")
 	}
 }
 
@@ -70,7 +70,7 @@ func (e *problems) deploymentSpec(p *field.Path, spec *appsv1.DeploymentSpec) {
 	}
 	e.selectsItself(p, "deployment", spec.Selector, spec.Template.Labels)
 	e.podTemplate(p.Child("template"), &spec.Template)
-	e.runsForever(p.Child("template"), &spec.Template)
+	e.runsForever(p.Child("template"), "ReplicaSet", &spec.Template)
 	e.strategy(p.Child("strategy"), &spec.Strategy)
 	e.nonNegative(p.Child("minReadySeconds"), int64(spec.MinReadySeconds))
 	if spec.RevisionHistoryLimit != nil {
@@ -196,7 +196,7 @@ func (e *problems) replicaSetSpec(p *field.Path, spec *appsv1.ReplicaSetSpec) {
 	e.nonNegative(p.Child("minReadySeconds"), int64(spec.MinReadySeconds))
 	e.selectsItself(p, "ReplicaSet", spec.Selector, spec.Template.Labels)
 	e.podTemplate(p.Child("template"), &spec.Template)
-	e.runsForever(p.Child("template"), &spec.Template)
+	e.runsForever(p.Child("template"), "ReplicaSet", &spec.Template)
 }
 
 func validateReplicaSetStatus(rs, old *appsv1.ReplicaSet) field.ErrorList {

@@ -61,13 +61,7 @@ func (e *problems) affinity(p *field.Path, a *corev1.Affinity) {
 	if n := a.NodeAffinity; n != nil {
 		at := p.Child("nodeAffinity")
 		if s := n.RequiredDuringSchedulingIgnoredDuringExecution; s != nil {
-			terms := at.Child(required, "nodeSelectorTerms")
-			if len(s.NodeSelectorTerms) == 0 {
-				e.required(terms, "must have at least one node selector term")
-			}
-			for i := range s.NodeSelectorTerms {
-				e.nodeSelectorTerm(terms.Index(i), &s.NodeSelectorTerms[i])
-			}
+			e.nodeSelector(at.Child(required), s)
 		}
 		for i := range n.PreferredDuringSchedulingIgnoredDuringExecution {
 			term := &n.PreferredDuringSchedulingIgnoredDuringExecution[i]
@@ -89,6 +83,16 @@ func (e *problems) affinity(p *field.Path, a *corev1.Affinity) {
 	}
 	if t := a.PodAntiAffinity; t != nil {
 		pods(p.Child("podAntiAffinity"), t.RequiredDuringSchedulingIgnoredDuringExecution, t.PreferredDuringSchedulingIgnoredDuringExecution)
+	}
+}
+
+func (e *problems) nodeSelector(p *field.Path, s *corev1.NodeSelector) {
+	terms := p.Child("nodeSelectorTerms")
+	if len(s.NodeSelectorTerms) == 0 {
+		e.required(terms, "must have at least one node selector term")
+	}
+	for i := range s.NodeSelectorTerms {
+		e.nodeSelectorTerm(terms.Index(i), &s.NodeSelectorTerms[i])
 	}
 }
 

@@ -354,23 +354,5 @@ func (e *problems) ephemeral(p *field.Path, s *corev1.EphemeralVolumeSource) {
 		e.required(p.Child("volumeClaimTemplate"), "")
 		return
 	}
-	spec, at := s.VolumeClaimTemplate.Spec, p.Child("volumeClaimTemplate", "spec")
-	if len(spec.AccessModes) == 0 {
-		e.required(at.Child("accessModes"), "at least 1 access mode is required")
-	}
-	for i, mode := range spec.AccessModes {
-		maybeOneOf(e, at.Child("accessModes").Index(i), mode, corev1.ReadOnlyMany, corev1.ReadWriteMany, corev1.ReadWriteOnce, corev1.ReadWriteOncePod)
-	}
-	labelSelector(e, at.Child("selector"), spec.Selector)
-	if q, ok := spec.Resources.Requests[corev1.ResourceStorage]; !ok {
-		e.required(at.Child("resources").Key(string(corev1.ResourceStorage)), "")
-	} else if q.Sign() <= 0 {
-		e.invalid(at.Child("resources").Key(string(corev1.ResourceStorage)), q.String(), "must be greater than zero")
-	}
-	if spec.StorageClassName != nil && *spec.StorageClassName != "" {
-		e.dnsSubdomain(at.Child("storageClassName"), *spec.StorageClassName)
-	}
-	if spec.VolumeMode != nil {
-		maybeOneOf(e, at.Child("volumeMode"), *spec.VolumeMode, corev1.PersistentVolumeBlock, corev1.PersistentVolumeFilesystem)
-	}
+	e.claimSpec(p.Child("volumeClaimTemplate", "spec"), &s.VolumeClaimTemplate.Spec)
 }

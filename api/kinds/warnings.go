@@ -68,7 +68,7 @@ var containerGaps = []gap{
 }
 
 // mountable are the types of volumes that nodes mount.
-var mountable = []string{"emptyDir", "hostPath", "configMap", "secret", "downwardAPI", "projected"}
+var mountable = []string{"emptyDir", "hostPath", "configMap", "secret", "downwardAPI", "projected", "persistentVolumeClaim", "ephemeral"}
 
 // serviceGaps are below a service's spec.
 var serviceGaps = []gap{
@@ -177,6 +177,64 @@ func deploymentWarnings(d *appsv1.Deployment) []string {
 
 func replicaSetWarnings(rs *appsv1.ReplicaSet) []string {
 	return podSpecWarnings(specPath.Child("template", "spec"), &rs.Spec.Template.Spec)
+}
+
+func statefulSetWarnings(s *appsv1.StatefulSet) []string {
+	var out []string
+	if len(validation.IsDNS1123Label(s.Name)) > 0 {
+		out = append(out, "metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended")
+	}
+	for i := range s.Spec.VolumeClaimTemplates {
+		out = append(out, claimSpecWarnings(specPath.Child("volumeClaimTemplates").Index(i).Child("spec"), &s.Spec.VolumeClaimTemplates[i].Spec)...)
+	}
+	return append(out, podSpecWarnings(specPath.Child("template", "spec"), &s.Spec.Template.Spec)...)
+}
+
+// claimGaps are below a claim's spec.
+var claimGaps = []gap{
+	{path: "dataSource"},
+	{path: "dataSourceRef"},
+	{path: "volumeAttributesClassName"},
+	{path: "volumeMode", but: []string{string(corev1.PersistentVolumeFilesystem)}},
+}
+
+func claimWarnings(c *corev1.PersistentVolumeClaim) []string {
+	return claimSpecWarnings(specPath, &c.Spec)
+}
+
+func claimSpecWarnings(p *field.Path, spec *corev1.PersistentVolumeClaimSpec) []string {
+	out := gapWarnings(p, spec, claimGaps)
+	if q := spec.Resources.Requests[corev1.ResourceStorage]; q.MilliValue()%1000 != 0 {
+		out = append(out, fmt.Sprintf("%s: fractional byte value %q is invalid, must be an integer", p.Child("resources", "requests").Key(string(corev1.ResourceStorage)), q.String()))
+	}
+	return out
+}
+
+// volumeGaps are below a persistent volume's spec.
+var volumeGaps = []gap{
+	{path: "mountOptions"},
+	{path: "volumeAttributesClassName"},
+	{path: "volumeMode", but: []string{string(corev1.PersistentVolumeFilesystem)}},
+}
+
+// localGaps are those of a volume that is local.
+var localGaps = []gap{{path: "local.fsType"}}
+
+// mountableVolumes are the types of persistent volumes that nodes mount.
+var mountableVolumes = []string{"local", "hostPath"}
+
+func volumeWarnings(v *corev1.PersistentVolume) []string {
+	var out []string
+	for _, source := range persistentSourcesOf(&v.Spec.PersistentVolumeSource) {
+		if !slices.Contains(mountableVolumes, source) {
+			out = append(out, specPath.Child(source).String()+": this type of volume is not supported by Conclave yet, pods that use it will not start")
+		}
+	}
+	out = append(out, gapWarnings(specPath, &v.Spec, slices.Concat(volumeGaps, localGaps))...)
+	if v.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimRecycle {
+		out = append(out, specPath.Child("persistentVolumeReclaimPolicy").String()+": The Recycle reclaim policy is deprecated. Instead, the recommended approach is to use dynamic provisioning.")
+	}
+	return out
 }
 
 func podSpecWarnings(p *field.Path, spec *corev1.PodSpec) []string {
