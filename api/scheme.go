@@ -28,6 +28,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+
+	"conclave/api/kinds"
 )
 
 // Scheme returns the types that Conclave speaks: the groups that it serves or
@@ -138,5 +140,8 @@ func DecodeStored(data []byte) (Object, error) {
 		return nil, errors.New("decode stored object: " + gvk.String() + " has no metadata")
 	}
 	o.GetObjectKind().SetGroupVersionKind(*gvk)
+	if set, ok := o.(*appsv1.StatefulSet); ok {
+		kinds.TypeClaimTemplates(set)
+	}
 	return o, nil
 }

@@ -20,13 +20,19 @@ import (
 // neither.
 func claim[T api.Object](ctx context.Context, e *env, r schema.GroupVersionResource, owner api.Object,
 	ownerResource schema.GroupVersionResource, selector labels.Selector) ([]T, error) {
+	return claimWhere(ctx, e, r, owner, ownerResource, func(o T) bool { return selector.Matches(labels.Set(o.GetLabels())) })
+}
+
+// claimWhere is claim by more than a selector.
+func claimWhere[T api.Object](ctx context.Context, e *env, r schema.GroupVersionResource, owner api.Object,
+	ownerResource schema.GroupVersionResource, belongs func(T) bool) ([]T, error) {
 	var claimed []T
 	var errs []error
 	for _, o := range controlled[T](e.cache, r, owner.GetUID()) {
 		if o.GetNamespace() != owner.GetNamespace() {
 			continue // a reference across namespaces owns nothing
 		}
-		if selector.Matches(labels.Set(o.GetLabels())) {
+		if belongs(o) {
 			claimed = append(claimed, o)
 			continue
 		}
@@ -42,7 +48,7 @@ func claim[T api.Object](ctx context.Context, e *env, r schema.GroupVersionResou
 	}
 	confirmed := false
 	for _, o := range indexed[T](e.cache, r, orphans, owner.GetNamespace()) {
-		if o.GetDeletionTimestamp() != nil || !selector.Matches(labels.Set(o.GetLabels())) {
+		if o.GetDeletionTimestamp() != nil || !belongs(o) {
 			continue
 		}
 		if !confirmed {

@@ -233,20 +233,19 @@ func TestPodsWithoutNode(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.addNode("a")
 		create(w, pods, plainPod("plain"))
-		create(w, pods, plainPod("stateful", func(p *corev1.Pod) {
-			yes := true
-			p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "StatefulSet", Name: "s", UID: "s", Controller: &yes}}
-		}))
+		create(w, statefulSets, statefulSet("stateful", 1))
 		w.settle(time.Second)
+		stateful := read[*corev1.Pod](w, pods, "default", "stateful-0").UID
+		stays := func() bool { return read[*corev1.Pod](w, pods, "default", "stateful-0").UID == stateful }
 		w.agent.set(func() { w.agent.nodes = nil })
 		w.liveness.set("a", Suspect) // its agent no longer acts
 		w.remove(nodes, "", "a", metav1.DeletePropagationBackground)
 		w.settle(time.Second)
-		if w.exists(pods, "default", "plain") || !w.exists(pods, "default", "stateful") {
-			t.Errorf("plain %v, stateful %v", w.exists(pods, "default", "plain"), w.exists(pods, "default", "stateful"))
+		if w.exists(pods, "default", "plain") || !stays() {
+			t.Errorf("plain %v, stateful %v", w.exists(pods, "default", "plain"), stays())
 		}
 		w.settle(orphanGrace)
-		if w.exists(pods, "default", "stateful") {
+		if stays() {
 			t.Error("the stateful pod stays for ever")
 		}
 	})

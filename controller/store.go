@@ -7,6 +7,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -27,17 +28,23 @@ var (
 	deployments     = appsv1.SchemeGroupVersion.WithResource("deployments")
 	replicaSets     = appsv1.SchemeGroupVersion.WithResource("replicasets")
 	endpointSlices  = discoveryv1.SchemeGroupVersion.WithResource("endpointslices")
+	statefulSets    = appsv1.SchemeGroupVersion.WithResource("statefulsets")
+	revisions       = appsv1.SchemeGroupVersion.WithResource("controllerrevisions")
+	claims          = corev1.SchemeGroupVersion.WithResource("persistentvolumeclaims")
+	volumes         = corev1.SchemeGroupVersion.WithResource("persistentvolumes")
+	storageClasses  = storagev1.SchemeGroupVersion.WithResource("storageclasses")
 
 	needed = []schema.GroupVersionResource{
 		pods, nodes, services, endpoints, namespaces, configMaps, serviceAccounts,
 		events, deployments, replicaSets, endpointSlices,
+		statefulSets, revisions, claims, volumes, storageClasses,
 	}
 )
 
 // Names of the cache's indexes.
 const (
 	podsByNode      = "node"    // pods by spec.nodeName
-	orphans         = "orphans" // pods and ReplicaSets without a controller, by namespace
+	orphans         = "orphans" // pods, ReplicaSets and revisions without a controller, by namespace
 	slicesByService = "service" // EndpointSlices by namespace/name of their service
 )
 
@@ -53,6 +60,7 @@ func addIndexes(c *cache) {
 	}
 	c.addIndex(pods, orphans, orphan)
 	c.addIndex(replicaSets, orphans, orphan)
+	c.addIndex(revisions, orphans, orphan)
 	c.addIndex(endpointSlices, slicesByService, func(o api.Object) []string {
 		if name := o.GetLabels()[discoveryv1.LabelServiceName]; name != "" {
 			return []string{o.GetNamespace() + "/" + name}

@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
@@ -170,9 +171,16 @@ func defaultStatefulSet(s *appsv1.StatefulSet) {
 	defaultPtr(&spec.Replicas, 1)
 	defaultPtr(&spec.RevisionHistoryLimit, 10)
 	for i := range spec.VolumeClaimTemplates {
-		claim := &spec.VolumeClaimTemplates[i]
-		claim.APIVersion, claim.Kind = "v1", "PersistentVolumeClaim"
-		defaultClaim(claim)
+		defaultClaim(&spec.VolumeClaimTemplates[i])
+	}
+	TypeClaimTemplates(s)
+}
+
+// TypeClaimTemplates writes into a set's claim templates what they are, which
+// is not part of their protobuf form.
+func TypeClaimTemplates(s *appsv1.StatefulSet) {
+	for i := range s.Spec.VolumeClaimTemplates {
+		s.Spec.VolumeClaimTemplates[i].TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "PersistentVolumeClaim"}
 	}
 }
 
