@@ -10,9 +10,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-func ofStatefulSet(p *corev1.Pod) {
-	yes := true
-	p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "StatefulSet", Name: "s", UID: "s", Controller: &yes}}
+// withAClaim makes a pod one that must not run twice.
+func withAClaim(p *corev1.Pod) {
+	p.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}}}}
 }
 
 // unreachableAt0 is what the API adds to pods by default.
@@ -24,7 +24,7 @@ func TestFencedPodWaitsForItsFence(t *testing.T) {
 	for _, deleted := range []bool{false, true} {
 		inWorld(t, func(w *world) {
 			w.addNode("a")
-			create(w, pods, plainPod("fenced", ofStatefulSet))
+			create(w, pods, plainPod("fenced", withAClaim))
 			create(w, pods, plainPod("plain"))
 			w.settle(time.Second)
 			if deleted {
@@ -58,7 +58,7 @@ func TestFencedPodWaitsForItsFence(t *testing.T) {
 func TestFencedPodIsDeletedAsItWasSeen(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.addNode("a")
-		create(w, pods, plainPod("fenced", ofStatefulSet))
+		create(w, pods, plainPod("fenced", withAClaim))
 		w.settle(time.Second)
 		seen := read[*corev1.Pod](w, pods, "default", "fenced")
 		change(w, pods, "default", "fenced", func(p *corev1.Pod) { p.Status.Message = "it runs" }, "status")
@@ -74,8 +74,8 @@ func TestFencedPodIsDeletedAsItWasSeen(t *testing.T) {
 func TestFencedPodOnARefusedHost(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.addNode("a")
-		create(w, pods, plainPod("fenced", ofStatefulSet, unreachableAt0))
-		create(w, pods, plainPod("patient", ofStatefulSet, func(p *corev1.Pod) {
+		create(w, pods, plainPod("fenced", withAClaim, unreachableAt0))
+		create(w, pods, plainPod("patient", withAClaim, func(p *corev1.Pod) {
 			unreachableAt0(p)
 			*p.Spec.Tolerations[0].TolerationSeconds = 60
 		}))

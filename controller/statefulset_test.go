@@ -260,6 +260,7 @@ func TestStatefulSetHistoryLimit(t *testing.T) {
 		w.addNode("a")
 		one := int32(1)
 		create(w, statefulSets, statefulSet("web", 1, func(s *appsv1.StatefulSet) { s.Spec.RevisionHistoryLimit = &one }))
+		w.podsAre("web-0:1")
 		for i := 2; i <= 5; i++ {
 			w.roll("web", fmt.Sprint("image:", i))
 			w.podsAre(fmt.Sprint("web-0:", i))
