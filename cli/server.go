@@ -17,6 +17,7 @@ import (
 	goruntime "runtime"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -159,13 +160,13 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.connect(listener); err != nil {
+	if err := s.connect(listener, peers); err != nil {
 		return err
 	}
 	if err := s.equip(ctx); err != nil {
 		return err
 	}
-	if err := s.run(ctx, authority, founded, peers); err != nil || !s.left.Load() {
+	if err := s.run(ctx, authority, founded); err != nil || !s.left.Load() {
 		return err
 	}
 	return s.forget()
@@ -227,7 +228,16 @@ func (s *Server) enter(ctx context.Context) (authority *identity.Authority, foun
 		if errors.Is(err, os.ErrNotExist) {
 			authority, err = nil, nil
 		}
-		return authority, false, nil, err
+		if s.config.Join != nil { // whom it names may know more than is remembered here
+			for _, a := range append(slices.Clone(s.config.JoinAddresses), s.config.Join.Addresses...) {
+				host, _, bad := net.SplitHostPort(a)
+				if bad != nil {
+					host = a
+				}
+				peers = append(peers, net.JoinHostPort(host, strconv.Itoa(gossipPort)))
+			}
+		}
+		return authority, false, peers, err
 	}
 	if s.config.Join == nil {
 		if s.config.NoMaster {
@@ -274,7 +284,7 @@ func (s *Server) enter(ctx context.Context) (authority *identity.Authority, foun
 }
 
 // connect makes what lets this node talk to the others.
-func (s *Server) connect(listener net.Listener) (err error) {
+func (s *Server) connect(listener net.Listener, peers []string) (err error) {
 	cluster, _ := s.node.Cluster()
 	caHash := cluster.CAHash()
 	s.certs, err = identity.NewCertificates(identity.CertificatesConfig{
@@ -296,7 +306,7 @@ func (s *Server) connect(listener net.Listener) (err error) {
 	}
 	s.pool, err = gossip.New(gossip.Config{
 		ID: s.node.ID(), Meta: meta, Bind: netip.AddrPortFrom(netip.IPv4Unspecified(), gossipPort), Advertise: s.own.get(),
-		Key: cluster.GossipKey, Dir: s.path("gossip"), Log: s.log.With("room", "gossip"),
+		Key: cluster.GossipKey, Dir: s.path("gossip"), Seeds: peers, Log: s.log.With("room", "gossip"),
 		Discover: func(ctx context.Context) ([]netip.AddrPort, error) {
 			found, err := gossip.Discover(ctx, caHash[:])
 			for i := range found {
@@ -369,7 +379,7 @@ func (s *Server) equip(ctx context.Context) (err error) {
 }
 
 // run is everything that goes on at the same time. The first failure ends the rest.
-func (s *Server) run(ctx context.Context, authority *identity.Authority, founded bool, peers []string) error {
+func (s *Server) run(ctx context.Context, authority *identity.Authority, founded bool) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	admin, err := s.listenAdmin()
@@ -392,7 +402,7 @@ func (s *Server) run(ctx context.Context, authority *identity.Authority, founded
 		"network":      s.net.Run,
 		"agent":        s.runAgent,
 		"masters":      func(ctx context.Context) error { return s.runMasters(ctx, authority, founded) },
-		"membership":   func(ctx context.Context) error { return s.followMembers(ctx, peers) },
+		"membership":   s.followMembers,
 		"discovery":    s.announce,
 		"disk":         s.measureDisk,
 	} {
@@ -431,16 +441,10 @@ func (s *Server) measureDisk(ctx context.Context) error {
 	return nil
 }
 
-// followMembers joins the peers that the join told of, and turns gossip's hints
-// into what the rooms wait for.
-func (s *Server) followMembers(ctx context.Context, peers []string) error {
+// followMembers turns gossip's hints into what the rooms wait for.
+func (s *Server) followMembers(ctx context.Context) error {
 	hints, cancel := s.pool.Subscribe()
 	defer cancel()
-	if len(peers) > 0 {
-		if _, err := s.pool.Join(ctx, peers); err != nil {
-			s.log.Warn("no peer answered to gossip yet: trying on", "peers", peers, "error", err)
-		}
-	}
 	moved := s.own.watch()
 	for {
 		select {

@@ -42,6 +42,7 @@ type store struct {
 	mu      sync.Mutex
 	epoch   uint64
 	peers   map[string]netip.AddrPort // by id
+	seeds   []string                  // addresses of who knows, until a peer was met
 	dirty   bool
 	fresh   bool // a peer is not in the file yet
 	written time.Time
@@ -51,11 +52,12 @@ type store struct {
 type storeFile struct {
 	Epoch uint64                    `json:"epoch"`
 	Peers map[string]netip.AddrPort `json:"peers"`
+	Seeds []string                  `json:"seeds,omitempty"`
 }
 
 // openStore reads what was remembered and begins a new epoch. A file that
-// cannot be read costs only memories.
-func openStore(dir string, log *slog.Logger) (*store, error) {
+// cannot be read costs only memories. Seeds are remembered like peers.
+func openStore(dir string, seeds []string, log *slog.Logger) (*store, error) {
 	s := &store{log: log, peers: map[string]netip.AddrPort{}}
 	if dir != "" {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -73,12 +75,15 @@ func openStore(dir string, log *slog.Logger) (*store, error) {
 				f = storeFile{}
 			}
 		}
-		s.epoch = f.Epoch
+		s.epoch, s.seeds = f.Epoch, f.Seeds
 		for id, addr := range f.Peers {
 			if addr.IsValid() {
 				s.peers[id] = addr
 			}
 		}
+	}
+	if len(seeds) > 0 {
+		s.seeds = slices.Clone(seeds)
 	}
 	s.nextEpoch()
 	return s, nil
@@ -107,6 +112,9 @@ func (s *store) learn(peers map[string]netip.AddrPort, gone []string) bool {
 		}
 		s.fresh = s.fresh || !ok
 	}
+	if len(peers) > 0 && s.seeds != nil {
+		s.seeds, s.dirty = nil, true
+	}
 	for _, id := range gone {
 		if _, ok := s.peers[id]; ok {
 			delete(s.peers, id)
@@ -122,6 +130,13 @@ func (s *store) known() map[string]netip.AddrPort {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return maps.Clone(s.peers)
+}
+
+// unmet are the seeds, while nobody was met.
+func (s *store) unmet() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.seeds
 }
 
 // pause is how long to wait before writing.
@@ -151,7 +166,7 @@ func (s *store) flush() {
 }
 
 func (s *store) write() error {
-	data, err := json.Marshal(storeFile{Epoch: s.epoch, Peers: s.peers})
+	data, err := json.Marshal(storeFile{Epoch: s.epoch, Peers: s.peers, Seeds: s.seeds})
 	if err != nil {
 		return err
 	}
@@ -214,11 +229,23 @@ func (p *Pool) missing() map[string]netip.AddrPort {
 	return peers
 }
 
-// search tries to reach missing peers, and asks the LAN if nobody is alive.
+// unmet are the addresses that this node was given, while it knows nobody else.
+func (p *Pool) unmet() []string {
+	p.mu.Lock()
+	left := p.left
+	p.mu.Unlock()
+	if left {
+		return nil
+	}
+	return p.store.unmet()
+}
+
+// search tries to reach missing peers and seeds, and asks the LAN if nobody is
+// alive.
 func (p *Pool) search(ctx context.Context, missing map[string]netip.AddrPort) {
 	ids := slices.Collect(maps.Keys(missing))
 	rand.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
-	var addrs []string
+	addrs := slices.Clone(p.unmet())
 	for _, id := range ids[:min(len(ids), searchWidth)] {
 		addrs = append(addrs, missing[id].String())
 	}

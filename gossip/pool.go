@@ -60,6 +60,9 @@ type Config struct {
 	Key []byte
 	// Dir is where peers' addresses are remembered; empty: nowhere.
 	Dir string
+	// Seeds are host:port of members, for a node that knows none yet. They are
+	// tried again and again, and remembered, until one was met.
+	Seeds []string
 	// Transport replaces the sockets, for tests. The pool shuts it down.
 	Transport memberlist.Transport
 	// Discover, if set, is asked for gossip addresses while no remembered peer
@@ -148,7 +151,7 @@ func New(c Config) (*Pool, error) {
 		started: time.Now(), entries: map[string]*entry{}, subs: map[chan struct{}]struct{}{},
 	}
 	var err error
-	if p.store, err = openStore(c.Dir, p.log); err != nil {
+	if p.store, err = openStore(c.Dir, c.Seeds, p.log); err != nil {
 		return nil, fmt.Errorf("start gossip: %w", err)
 	}
 	p.meta.epoch = p.store.epoch
@@ -285,10 +288,11 @@ func (p *Pool) Run(ctx context.Context) error {
 		case <-retry.C:
 			missing := p.missing()
 			backoff.changed(missing)
-			if searching || len(missing) == 0 && (blind == 0 || len(p.alive()) > 0) {
+			lost := len(p.alive()) == 0 && (blind > 0 || len(p.unmet()) > 0)
+			if searching || len(missing) == 0 && !lost {
 				continue
 			}
-			if len(missing) == 0 {
+			if len(missing) == 0 && blind > 0 {
 				blind--
 			}
 			searching = true
@@ -298,7 +302,7 @@ func (p *Pool) Run(ctx context.Context) error {
 			})
 		case <-found:
 			searching = false
-			if len(p.missing()) > 0 || blind > 0 {
+			if len(p.missing()) > 0 || len(p.unmet()) > 0 || blind > 0 {
 				retry.Reset(backoff.next())
 			}
 		}

@@ -629,3 +629,27 @@ func FuzzTap(f *testing.F) {
 		plain.packet(data)
 	})
 }
+
+// TestSeedsAreTriedUntilSomebodyAnswers: also by the next process of a node that
+// was told of them once.
+func TestSeedsAreTriedUntilSomebodyAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bubble{t: t, net: gossiptest.New(1)}
+		t.Cleanup(func() { time.Sleep(time.Minute) })
+		dir := t.TempDir()
+		newcomer := func(seeds ...string) *node {
+			return b.run(1, hostAddr(1), func(c *Config) { c.Dir, c.Seeds = dir, seeds })
+		}
+		first := newcomer(hostAddr(0).String())
+		time.Sleep(time.Minute) // nobody answers
+		first.stop()
+		b.nodes = append(b.nodes, newcomer())
+		time.Sleep(time.Minute)
+		b.nodes = append([]*node{b.run(0, hostAddr(0), nil)}, b.nodes...)
+		b.wait("the two know each other", 15*time.Second, func() bool { return b.agree(Alive, 2) })
+		time.Sleep(10 * time.Second)
+		if left := b.nodes[1].store.unmet(); left != nil {
+			t.Errorf("%v are still tried", left)
+		}
+	})
+}

@@ -27,6 +27,9 @@ type rumour struct {
 	From        string // not of wireAlive
 }
 
+// msgpack is shared, because it remembers how each type is read.
+var msgpack = new(codec.MsgpackHandle)
+
 // tap reads the rumours in packets that memberlist sends.
 type tap struct {
 	aead cipher.AEAD // nil: packets are not encrypted
@@ -75,7 +78,7 @@ func (t *tap) message(b []byte, mayNest bool) {
 	switch kind {
 	case wireSuspect, wireAlive, wireDead:
 		r := rumour{}
-		if codec.NewDecoderBytes(body, new(codec.MsgpackHandle)).Decode(&r) == nil {
+		if codec.NewDecoderBytes(body, msgpack).Decode(&r) == nil {
 			r.kind = kind
 			t.hear(r)
 		}
