@@ -102,7 +102,7 @@ func (c *cluster) client(h *history, id int, pause time.Duration, stop <-chan st
 			return
 		case <-timer.C:
 		}
-		p, s := c.door(own.IntN(len(c.machines)), own.IntN(8))
+		p, s := c.door(own.IntN(64), own.IntN(8))
 		if s == nil {
 			continue
 		}
@@ -134,10 +134,15 @@ func (c *cluster) client(h *history, id int, pause time.Duration, stop <-chan st
 // door is the master that a client of this machine talks to: its own, or one
 // that it knows, to which it would be spliced.
 func (c *cluster) door(machine, choice int) (*proc, *master) {
-	p := c.machines[machine].running()
+	all := c.present()
+	p := all[machine%len(all)].running()
 	if p == nil {
 		return nil, nil
 	}
+	return c.doorOf(p, choice)
+}
+
+func (c *cluster) doorOf(p *proc, choice int) (*proc, *master) {
 	if s := p.master.Load(); s != nil {
 		return p, s
 	}

@@ -135,6 +135,8 @@ type machine struct {
 	ended chan struct{} // closed when the latest process has ended
 	fence time.Duration // until when, after the beginning, what must not run twice may run here
 	busy  atomic.Bool   // a fault is at work here
+	fresh atomic.Bool   // it was never in the cluster
+	here  atomic.Bool   // it has joined, and has not left or been lost
 }
 
 func (c *cluster) machine(i int, zone string, typical time.Duration) *machine {
@@ -144,6 +146,7 @@ func (c *cluster) machine(i int, zone string, typical time.Duration) *machine {
 		disk: newDisk(rand.New(rand.NewPCG(c.seed, uint64(100+i))), typical), ended: make(chan struct{}),
 	}
 	close(m.ended)
+	m.fresh.Store(true)
 	c.machines = append(c.machines, m)
 	return m
 }
@@ -188,9 +191,10 @@ type master struct {
 
 // start runs the program on a machine where none runs. Peers are told to those
 // who join; who was here before remembers.
-func (m *machine) start(peers ...netip.AddrPort) {
+func (m *machine) start(peers ...string) {
 	c := m.c
 	<-m.ended
+	m.here.Store(true)
 	p := &proc{m: m, c: c, log: slog.New(slog.DiscardHandler), promote: make(chan struct{})}
 	if *verbose {
 		p.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", m.id)
@@ -202,7 +206,7 @@ func (m *machine) start(peers ...netip.AddrPort) {
 	p.gossip, p.api = c.net.Host(at), c.net.Host(netip.AddrPortFrom(addr, apiPort))
 	var err error
 	p.pool, err = gossip.New(gossip.Config{
-		ID: m.id, Bind: at, Key: gossipKey, Dir: filepath.Join(m.dir, "gossip"), Transport: p.gossip, Log: p.log,
+		ID: m.id, Bind: at, Key: gossipKey, Dir: filepath.Join(m.dir, "gossip"), Seeds: peers, Transport: p.gossip, Log: p.log,
 		Meta: gossip.Meta{Name: m.name, Zone: m.zone, Role: gossip.RoleNode, NoMaster: m.noMaster, Memory: 1 << 30,
 			Started: time.Now(), APIPort: apiPort, Addresses: []netip.Addr{addr}},
 	})
@@ -227,20 +231,6 @@ func (m *machine) start(peers ...netip.AddrPort) {
 		p.work.Go(func() {
 			if err := room(p.ctx); err != nil && p.ctx.Err() == nil {
 				c.violation("%s ended by itself: %v", m.id, err)
-			}
-		})
-	}
-	if len(peers) > 0 {
-		p.work.Go(func() {
-			for p.ctx.Err() == nil {
-				var to []string
-				for _, a := range peers {
-					to = append(to, a.String())
-				}
-				if n, _ := p.pool.Join(p.ctx, to); n > 0 {
-					return
-				}
-				sleep(p.ctx, 200*time.Millisecond)
 			}
 		})
 	}

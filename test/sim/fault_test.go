@@ -85,9 +85,33 @@ var faults = []fault{
 	{"kill the leader", 4, func(c *cluster) func() {
 		return c.with(c.leader(), func(m *machine) func() { return c.down(m, c.rand.IntN(3)) })
 	}},
+	{"leave", 2, func(c *cluster) func() {
+		if len(c.present()) < 3 {
+			return nil
+		}
+		return c.with(c.anybody(), func(m *machine) func() {
+			left := make(chan bool, 1)
+			c.flights.Go(func() { left <- m.leave() })
+			return func() {
+				if <-left {
+					c.newcomer()
+				}
+			}
+		})
+	}},
+	{"lose for ever", 2, func(c *cluster) func() {
+		if len(c.present()) < 4 || c.unsettled() != "" {
+			return nil // the others could not do without it
+		}
+		return c.with(c.anybody(), func(m *machine) func() {
+			m.here.Store(false)
+			m.halt(byPower)
+			return c.newcomer
+		})
+	}},
 	{"power off everywhere", 1, func(c *cluster) func() {
 		var undo []func()
-		for _, m := range c.machines {
+		for _, m := range c.present() {
 			undo = append(undo, c.with(m, func(m *machine) func() { return c.down(m, byPower) }))
 		}
 		return all(undo)
@@ -189,12 +213,69 @@ func (c *cluster) cut(a, b *machine) func() {
 	return func() { c.net.Mend(from, to) }
 }
 
-func (c *cluster) anybody() *machine { return c.machines[c.rand.IntN(len(c.machines))] }
+// present are the machines that are in the cluster.
+func (c *cluster) present() (all []*machine) {
+	for _, m := range c.machines {
+		if m.here.Load() {
+			all = append(all, m)
+		}
+	}
+	return all
+}
+
+func (c *cluster) anybody() *machine {
+	all := c.present()
+	return all[c.rand.IntN(len(all))]
+}
+
+// newcomer joins a machine that was not there before, if there is one left.
+func (c *cluster) newcomer() {
+	var peers []string
+	for _, m := range c.present() {
+		peers = append(peers, netip.AddrPortFrom(m.address(), gossipPort).String())
+	}
+	for _, m := range c.machines {
+		if !m.here.Load() && m.fresh.CompareAndSwap(true, false) {
+			c.tell("%s joins", m.id)
+			m.start(peers...)
+			return
+		}
+	}
+}
+
+// leave takes a machine out of the cluster, as conclave leave does. It may fail.
+func (m *machine) leave() bool {
+	p := m.running()
+	if p == nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(p.ctx, 30*time.Second)
+	defer cancel()
+	for i := range 8 {
+		door, s := m.c.doorOf(p, i)
+		if s == nil {
+			sleep(ctx, 200*time.Millisecond)
+			continue
+		}
+		try, done := context.WithTimeout(door.ctx, 15*time.Second)
+		err := s.node.Remove(try, m.id)
+		done()
+		m.c.tell("%s leaves: %v", m.id, err)
+		if err != nil || ctx.Err() != nil {
+			return false
+		}
+		p.pool.Leave(ctx) // the others find out, if they do not hear it
+		m.here.Store(false)
+		m.halt(byStop)
+		return true
+	}
+	return false
+}
 
 // leader is the machine of a node that thinks that it leads.
 func (c *cluster) leader() *machine {
 	var found []*machine
-	for _, m := range c.machines {
+	for _, m := range c.present() {
 		if p := m.running(); p != nil {
 			if s := p.master.Load(); s != nil && s.node.IsLeader() {
 				found = append(found, m)

@@ -141,14 +141,18 @@ func (c *cluster) live() (f figures, ops []porcupine.Operation) {
 	c.net.Loss(c.loss)
 	c.net.Twice(0.01)
 	zones := []int{1, 1, 1, 3}[r.IntN(4)]
-	for i := range size {
+	for i := range size + 3 { // three may join later
 		c.machine(i, fmt.Sprint("zone-", i%zones), time.Duration(100+r.IntN(3000))*time.Microsecond)
 	}
 	c.tell("%d machines in %d zones, %s to %s apart, %g lost, a fault each %s for %s", size, zones, c.base, c.base+c.jitter, c.loss, c.every, c.lasts)
 	c.machines[0].founder = true
-	c.machines[0].start()
-	for _, m := range c.machines[1:] {
-		m.start(netip.AddrPortFrom(c.machines[0].address(), gossipPort))
+	for i, m := range c.machines[:size] {
+		m.fresh.Store(false)
+		if i == 0 {
+			m.start()
+			continue
+		}
+		m.start(netip.AddrPortFrom(c.machines[0].address(), gossipPort).String())
 	}
 	var h history
 	stop := make(chan struct{})
@@ -236,7 +240,7 @@ func (c *cluster) settle(most time.Duration) bool {
 func (c *cluster) unsettled() string {
 	var leader *master
 	running := map[string]bool{}
-	for _, m := range c.machines {
+	for _, m := range c.present() {
 		p := m.running()
 		if p == nil {
 			return m.id + " does not run"
@@ -251,7 +255,7 @@ func (c *cluster) unsettled() string {
 	if leader == nil {
 		return "nobody leads"
 	}
-	wantVoters, wantStandbys := targets(len(c.machines))
+	wantVoters, wantStandbys := targets(len(c.present()))
 	voters, standbys := 0, 0
 	status := leader.node.Status()
 	for _, s := range status.Servers {
@@ -284,7 +288,7 @@ func (c *cluster) compare(h *history) {
 	defer cancel()
 	var first map[string]string
 	var whose string
-	for i, m := range c.machines {
+	for i, m := range c.present() {
 		s := m.running().master.Load()
 		if s == nil {
 			continue

@@ -122,7 +122,8 @@ func (c *cluster) wander(id int, stop <-chan struct{}) {
 	}()
 	s := &stretch{}
 	for ctx.Err() == nil {
-		p := c.machines[own.IntN(len(c.machines))].running()
+		all := c.present()
+		p := all[own.IntN(len(all))].running()
 		var m *master
 		if p != nil {
 			m = p.master.Load()
