@@ -76,6 +76,16 @@ type Config struct {
 	// and has it start its Node). The leader calls it before it adds the node,
 	// and again when an added node does not answer: it must be idempotent.
 	Prepare func(ctx context.Context, id string) error
+	// Incarnation is that of the cluster, as this node knows it. An empty log
+	// takes it; New refuses a log of another one with ErrSuperseded.
+	Incarnation Incarnation
+	// Outdated is called, from any goroutine, when a peer shows a newer
+	// incarnation: the caller finds out and stops the node.
+	Outdated func()
+	// Confirm is called after the start, until it returns no error: the caller
+	// asks whom it knows whether the cluster was recovered without this node.
+	// Until then the node does nothing as a leader. nil: there is nobody to ask.
+	Confirm func(ctx context.Context) error
 	// Retired is called at most once, from a goroutine of its own, when this
 	// node is no longer in the configuration: the caller stops the node and
 	// wipes Dir.

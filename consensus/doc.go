@@ -70,8 +70,9 @@
 // # Threads
 //
 // Run starts, and ends before it returns: watchRaft (leadership and raft's
-// observations), pulse (overdue leaders), watchRetirement (whether this node
-// is still wanted), raft's own goroutines, and two for each pipeline to a
+// observations), pulse (overdue leaders), confirm (whether this node may lead;
+// it ends with the answer), watchRetirement (whether this node is still
+// wanted), raft's own goroutines, and two for each pipeline to a
 // follower. While this node leads there is one more, which keeps the masters,
 // and now and then one that prepares a node. A write, a verification of the
 // leader and a question to it each have a goroutine that ends with their

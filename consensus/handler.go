@@ -79,6 +79,10 @@ func (n *Node) newHandler() http.Handler {
 				http.Error(w, "a node's certificate is needed", http.StatusForbidden)
 				return
 			}
+			if of := r.URL.Query().Get(incarnationParameter); of != "" && of != n.c.Incarnation.String() {
+				http.Error(w, "this node is in incarnation "+n.c.Incarnation.String()+" of the cluster, not in "+of, http.StatusConflict)
+				return
+			}
 			body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxEntry+4096))
 			if err == nil {
 				body, err = answer(r.Context(), caller, body)

@@ -18,6 +18,27 @@ var errLeadershipLost = errors.New("leadership was lost")
 // again.
 const retryWait = 20 * time.Millisecond
 
+// confirmAgain is how long a node that may not lead waits before it asks again.
+const confirmAgain = 500 * time.Millisecond
+
+// confirm asks, until it is so, whether this node may lead.
+func (n *Node) confirm(ctx context.Context) {
+	for !n.confirmed.Load() {
+		err := n.c.Confirm(ctx)
+		if err == nil {
+			n.confirmed.Store(true)
+			n.changed.fire()
+			return
+		}
+		n.log.Warn("this node must not lead", "error", err)
+		select {
+		case <-time.After(confirmAgain):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // leadership is one term of this node's rule. Its goroutine first waits for
 // the barrier, then keeps the master set.
 type leadership struct {
@@ -83,6 +104,10 @@ func (n *Node) establish(l *leadership) bool {
 	lost := r.LastContact() // with the leader before
 	n.trans.forget()
 	for l.ctx.Err() == nil {
+		if !n.confirmed.Load() {
+			n.pause(l.ctx, n.changed.wait())
+			continue
+		}
 		l.term = r.CurrentTerm()
 		err := n.future(func() raft.Future { return r.Barrier(enqueueWait) })
 		if err == nil && r.State() == raft.Leader && r.CurrentTerm() == l.term {

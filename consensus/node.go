@@ -47,13 +47,15 @@ type Node struct {
 	self raft.ServerID
 
 	running atomic.Bool
-	raft    atomic.Pointer[raft.Raft] // nil before Run has begun and after it ended
-	trans   *transport                // fixed before raft is set
-	notify  chan bool                 // raft's word on our leadership
-	changed signal                    // leader, state, configuration or leadership changed
-	fatal   chan error                // the machine's last word
-	ended   chan struct{}             // closed when Run has ended
-	futures gate                      // raft forgets some of its open futures when it shuts down
+	// confirmed: nobody whom this node could ask knows of a newer incarnation.
+	confirmed atomic.Bool
+	raft      atomic.Pointer[raft.Raft] // nil before Run has begun and after it ended
+	trans     *transport                // fixed before raft is set
+	notify    chan bool                 // raft's word on our leadership
+	changed   signal                    // leader, state, configuration or leadership changed
+	fatal     chan error                // the machine's last word
+	ended     chan struct{}             // closed when Run has ended
+	futures   gate                      // raft forgets some of its open futures when it shuts down
 
 	proposals proposals
 	verify    batcher[index] // on the leader
@@ -149,6 +151,10 @@ func New(c Config) (*Node, error) {
 	if c.Boot == nil {
 		c.Boot = SinceBoot
 	}
+	if c.Outdated == nil {
+		c.Outdated = func() {}
+	}
+	c.Caller = lifeCaller{c.Caller, c.Incarnation}
 	t := &c.Timing
 	orDefault(&c.LeaseDuration, defaultNodeLease)
 	orDefault(&c.Window, defaultWindow)
@@ -176,6 +182,14 @@ func New(c Config) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	at, err := n.disk.position()
+	if err == nil {
+		err = enroll(c.Dir, at.Index == 0, c.Incarnation)
+	}
+	if err != nil {
+		return nil, errors.Join(err, n.disk.close())
+	}
+	n.confirmed.Store(c.Confirm == nil)
 	return n, nil
 }
 
@@ -273,6 +287,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.watchRaft(ctx, seen) })
 	g.Go(func() error { n.pulse(ctx, r); return nil })
+	g.Go(func() error { n.confirm(ctx); return nil })
 	g.Go(func() error { n.watchRetirement(ctx, r); return nil })
 	err = g.Wait()
 	r.DeregisterObserver(observer)

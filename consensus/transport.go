@@ -59,7 +59,7 @@ type peer struct {
 }
 
 func newTransport(c *Config, pause time.Duration, log *raftLog, mute func() bool) *transport {
-	s := newStreams(c.Stream)
+	s := newStreams(&sameLife{StreamLayer: c.Stream, of: c.Incarnation, outdated: c.Outdated})
 	return &transport{
 		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			Stream: s, ServerAddressProvider: c.Addresses, Logger: log, MaxPool: connPool, Timeout: rpcTimeout,

@@ -294,7 +294,7 @@ func (p *proposals) drop(term uint64, id requestID) {
 // propose hands an entry to raft, if this node leads in the entry's term.
 func (n *Node) propose(ctx context.Context, term uint64, data []byte) result {
 	r := n.raft.Load()
-	if r == nil || r.State() != raft.Leader || r.CurrentTerm() != term {
+	if r == nil || r.State() != raft.Leader || r.CurrentTerm() != term || !n.confirmed.Load() {
 		return result{verdict: refused, err: ErrNoLeader}
 	}
 	e, err := decodeEntry(data)

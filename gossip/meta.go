@@ -31,6 +31,12 @@ type Meta struct {
 	KubeletPort uint16
 	Addresses   []netip.Addr
 	DiskLatency time.Duration // of an fsync, to a microsecond
+	// Incarnation is the newest incarnation of the cluster that the node has
+	// heard of, as a number and the id that tells two of the same number apart.
+	Incarnation, IncarnationID uint64
+	// Replica: the node keeps the cluster's state, whether or not it can answer
+	// for it at the moment.
+	Replica bool
 
 	// epoch orders the lives of one id; leaving says that this node ends on
 	// purpose.
@@ -47,6 +53,7 @@ const (
 	flagMaster   = 1 << 0
 	flagNoMaster = 1 << 1
 	flagLeaving  = 1 << 2
+	flagReplica  = 1 << 3
 )
 
 // encode packs a Meta. Addresses that do not fit are left out, the last ones
@@ -74,6 +81,9 @@ func (m *Meta) pack(addrs []netip.Addr) []byte {
 	if m.leaving {
 		flags |= flagLeaving
 	}
+	if m.Replica {
+		flags |= flagReplica
+	}
 	b := []byte{metaVersion, flags}
 	b = binary.AppendUvarint(b, m.epoch)
 	b = appendText(b, m.Name)
@@ -92,7 +102,8 @@ func (m *Meta) pack(addrs []netip.Addr) []byte {
 	for _, a := range addrs {
 		b = appendText(b, string(a.WithZone("").AsSlice()))
 	}
-	return b
+	b = binary.AppendUvarint(b, m.Incarnation)
+	return binary.AppendUvarint(b, m.IncarnationID)
 }
 
 func appendText(b []byte, s string) []byte {
@@ -152,7 +163,9 @@ func decodeMeta(b []byte) (Meta, error) {
 	}
 	flags := b[1]
 	r := &metaReader{b: b[2:]}
-	m := Meta{Role: RoleNode, NoMaster: flags&flagNoMaster != 0, leaving: flags&flagLeaving != 0}
+	m := Meta{
+		Role: RoleNode, NoMaster: flags&flagNoMaster != 0, leaving: flags&flagLeaving != 0, Replica: flags&flagReplica != 0,
+	}
 	if flags&flagMaster != 0 {
 		m.Role = RoleMaster
 	}
@@ -176,6 +189,7 @@ func decodeMeta(b []byte) (Meta, error) {
 		}
 		m.Addresses = append(m.Addresses, a)
 	}
+	m.Incarnation, m.IncarnationID = r.uint(), r.uint()
 	if r.bad {
 		return Meta{}, errors.New("what the node tells of itself cannot be read")
 	}

@@ -449,6 +449,10 @@ func (p *Pool) Member(id string) (Member, bool) {
 	return p.view[i], true
 }
 
+// Remembered is where each peer was that this node has ever met and that has
+// not left, by its id: what it knows before anybody has answered.
+func (p *Pool) Remembered() map[string]netip.AddrPort { return p.store.known() }
+
 // Local is this node.
 func (p *Pool) Local() Member {
 	p.mu.Lock()

@@ -38,6 +38,8 @@ type Node struct {
 	mu     sync.RWMutex
 	member *membership // nil: in no cluster
 	cert   []byte      // PEM of the newest certificate, nil: none
+	// incarnation is the newest heard of.
+	incarnation Incarnation
 }
 
 // membership is cluster.json.
@@ -102,7 +104,7 @@ func Open(dir string) (*Node, error) {
 	if n.cert, err = os.ReadFile(filepath.Join(dir, certFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("open the node's certificate: %w", err)
 	}
-	return n, nil
+	return n, n.openIncarnation()
 }
 
 func openKey(path string) (*ecdsa.PrivateKey, error) {
