@@ -10,6 +10,7 @@ import (
 	"net/http/pprof"
 	"os"
 	"slices"
+	"strconv"
 	"time"
 
 	"k8s.io/client-go/tools/clientcmd"
@@ -138,7 +139,7 @@ func (s *Server) status(ctx context.Context) Status {
 		status.Members = append(status.Members, row)
 	}
 	if c.Leader == "" && c.Voters != nil {
-		problems = append(problems, "no leader: fewer than half of the masters can be reached, nothing can be written")
+		problems = append(problems, s.lossProblem(c))
 	}
 	if err := s.agent.Ready(); err != nil {
 		problems = append(problems, fmt.Sprintf("this node cannot run pods: %v", err))
@@ -260,6 +261,17 @@ func (s *Server) adminHandler(stop context.CancelFunc) http.Handler {
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	answer("GET /status", func(r *http.Request) (any, error) { return s.status(r.Context()), nil })
+	answer("GET /recover", func(r *http.Request) (any, error) { return s.planRecovery(r.Context()) })
+	answer("POST /recover", func(r *http.Request) (any, error) {
+		want := Recovery{ID: r.FormValue("id")}
+		var errs [2]error
+		want.Term, errs[0] = strconv.ParseUint(r.FormValue("term"), 10, 64)
+		want.Index, errs[1] = strconv.ParseUint(r.FormValue("index"), 10, 64)
+		if err := errors.Join(errs[:]...); err != nil {
+			return nil, err
+		}
+		return s.recover(r.Context(), want)
+	})
 	answer("GET /token", func(r *http.Request) (any, error) {
 		c, err := s.credentials(r.Context())
 		return c.Token, err

@@ -101,7 +101,10 @@ type Server struct {
 	stopAgent context.CancelFunc
 
 	master  atomic.Pointer[master]     // nil on a node that is none
-	promote chan *identity.Authority   // what this node needs to become a master
+	promote chan promotion             // what this node needs to become a master
+	rebirth atomic.Pointer[rebirth]    // a recovery that was asked for
+	begun   identity.Incarnation       // by this process; runMasters' alone while no master runs
+	doubt   chan struct{}              // a hint that there may be a newer incarnation
 	left    atomic.Bool                // this node has left the cluster: forget it on the way out
 	cluster atomic.Pointer[hintChange] // closed at each change of the members
 }
@@ -126,7 +129,7 @@ func NewServer(c ServerConfig) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{config: c, log: c.Log, start: time.Now(), own: own,
-		promote: make(chan *identity.Authority)}
+		promote: make(chan promotion), doubt: make(chan struct{}, 1)}
 	s.cluster.Store(&hintChange{make(chan struct{})})
 	return s, nil
 }
@@ -158,6 +161,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	authority, founded, peers, err := s.enter(ctx)
 	if err != nil {
+		return err
+	}
+	if err := s.settleLog(); err != nil {
 		return err
 	}
 	if err := s.connect(listener, peers); err != nil {
@@ -304,6 +310,8 @@ func (s *Server) connect(listener net.Listener, peers []string) (err error) {
 		NoMaster: s.config.NoMaster, Memory: totalMemory(), CPU: float64(goruntime.NumCPU()), Started: s.start,
 		APIPort: apiPort, KubeletPort: kubeletPort, Addresses: s.own.list(),
 	}
+	life := s.node.Incarnation()
+	meta.Incarnation, meta.IncarnationID = life.Number, life.ID
 	s.pool, err = gossip.New(gossip.Config{
 		ID: s.node.ID(), Meta: meta, Bind: netip.AddrPortFrom(netip.IPv4Unspecified(), gossipPort), Advertise: s.own.get(),
 		Key: cluster.GossipKey, Dir: s.path("gossip"), Seeds: peers, Log: s.log.With("room", "gossip"),
@@ -402,6 +410,7 @@ func (s *Server) run(ctx context.Context, authority *identity.Authority, founded
 		"network":      s.net.Run,
 		"agent":        s.runAgent,
 		"masters":      func(ctx context.Context) error { return s.runMasters(ctx, authority, founded) },
+		"incarnations": s.followIncarnations,
 		"membership":   s.followMembers,
 		"discovery":    s.announce,
 		"disk":         s.measureDisk,
@@ -461,9 +470,11 @@ func (s *Server) followMembers(ctx context.Context) error {
 				}
 			}
 		}
-		close(s.cluster.Swap(&hintChange{make(chan struct{})}).c)
+		s.fireMembers()
 	}
 }
+
+func (s *Server) fireMembers() { close(s.cluster.Swap(&hintChange{make(chan struct{})}).c) }
 
 func (s *Server) membersChanged() <-chan struct{} { return s.cluster.Load().c }
 
@@ -487,16 +498,24 @@ func (s *Server) resolve(id string) []netip.AddrPort {
 		return []netip.AddrPort{netip.AddrPortFrom(s.own.get(), apiPort)}
 	}
 	m, ok := s.pool.Member(id)
-	if !ok {
+	if !ok { // nobody has answered yet: it may be where it was
+		if last, known := s.pool.Remembered()[id]; known {
+			return []netip.AddrPort{netip.AddrPortFrom(last.Addr(), apiPort)}
+		}
 		return nil
 	}
 	return []netip.AddrPort{netip.AddrPortFrom(m.Addr, m.APIPort)}
 }
 
 // masters are the ids of the nodes that may know the leader, this one first.
+// Those of an older incarnation of the cluster know nothing that counts.
 func (s *Server) masters() []string {
 	var ids []string
+	life := s.node.Incarnation()
 	for _, m := range s.pool.Members() {
+		if m.Incarnation != life.Number || m.IncarnationID != life.ID {
+			continue
+		}
 		if m.Role == gossip.RoleMaster && m.State == gossip.Alive && m.ID != s.node.ID() {
 			ids = append(ids, m.ID)
 		}
@@ -576,6 +595,23 @@ func (s *Server) authorizeKubelet(r *http.Request) error {
 	return errors.New("only the cluster's masters may use the kubelet API")
 }
 
+// tellIncarnation has gossip tell the others.
+func (s *Server) tellIncarnation(i identity.Incarnation) {
+	s.pool.SetMeta(func(m *gossip.Meta) { m.Incarnation, m.IncarnationID = i.Number, i.ID })
+}
+
+// heardIncarnations is what the other live nodes tell by gossip. Of what it
+// says, nothing is believed before it is signed.
+func (s *Server) heardIncarnations() map[string]identity.Incarnation {
+	heard := map[string]identity.Incarnation{}
+	for _, m := range s.pool.Members() {
+		if m.State == gossip.Alive && m.ID != s.node.ID() {
+			heard[m.ID] = identity.Incarnation{Number: m.Incarnation, ID: m.IncarnationID}
+		}
+	}
+	return heard
+}
+
 // --- masters ---------------------------------------------------------------
 
 // master is what a node runs besides, while it is one.
@@ -585,8 +621,26 @@ type master struct {
 	api       *api.Server
 	judge     *liveness.Judge
 	tls       *tls.Config
+	life      identity.Incarnation
 	ready     atomic.Bool   // has caught up with the cluster once
-	ended     chan struct{} // closed when all of it has ended
+	ended     chan struct{} // closed when all of it has ended, and its log is where it belongs
+	finish    func(ending)  // stops it; the first reason counts
+}
+
+// ending is why a master ended.
+type ending uint32
+
+const (
+	stopped    ending = iota // with the node
+	retired                  // the leader took it out of the configuration
+	superseded               // the cluster was recovered without it
+	reborn                   // to begin a new incarnation with its log
+)
+
+// promotion makes this node a master.
+type promotion struct {
+	bundle []byte     // of the authority
+	result chan error // buffered
 }
 
 // runMasters runs a master whenever this node is one.
@@ -601,55 +655,77 @@ func (s *Server) runMasters(ctx context.Context, authority *identity.Authority, 
 		}
 	}
 	for {
-		if authority == nil {
+		for authority == nil {
 			select {
 			case <-ctx.Done():
 				return nil
-			case authority = <-s.promote:
+			case p := <-s.promote:
+				var err error
+				authority, err = identity.SaveBundle(s.path("master"), p.bundle)
+				p.result <- err
 			}
 		}
-		retired, err := s.runMaster(ctx, authority, founded)
+		m, end, err := s.runMaster(ctx, authority, founded)
+		if err == nil && ctx.Err() == nil {
+			switch end {
+			case reborn:
+				err = s.beginIncarnation(authority)
+			case superseded:
+				s.log.Warn("the cluster was recovered without this master: its log is set aside, and it will follow the others", "log", consensus.Superseded(s.path("raft")))
+				err = errors.Join(consensus.SetAside(s.path("raft")), os.RemoveAll(s.path("master")))
+				authority = nil
+			case retired:
+				s.log.Info("this node is no longer a master")
+				err = errors.Join(os.RemoveAll(s.path("raft")), os.RemoveAll(s.path("master")))
+				authority = nil
+			default:
+				authority = nil
+			}
+			if err != nil {
+				err = fmt.Errorf("end a master: %w", err)
+			}
+		}
+		if m != nil {
+			close(m.ended)
+		}
 		if err != nil || ctx.Err() != nil {
 			return err
 		}
-		if retired {
-			s.log.Info("this node is no longer a master")
-			if err := errors.Join(os.RemoveAll(s.path("raft")), os.RemoveAll(s.path("master"))); err != nil {
-				return fmt.Errorf("forget what masters know: %w", err)
-			}
-		}
-		authority, founded = nil, false
+		founded = false
 	}
 }
 
-func (s *Server) runMaster(ctx context.Context, authority *identity.Authority, bootstrap bool) (retired bool, err error) {
+// runMaster runs a master until ctx ends or it is finished.
+func (s *Server) runMaster(ctx context.Context, authority *identity.Authority, bootstrap bool) (m *master, end ending, err error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(authority.Cluster().CA) {
-		return false, errors.New("the cluster's CA cannot be read: restore data folder's master/ from another master")
+		return nil, stopped, errors.New("the cluster's CA cannot be read: restore data folder's master/ from another master")
 	}
-	var gone atomic.Bool
-	m := &master{authority: authority, ended: make(chan struct{})}
-	defer close(m.ended)
+	var reason atomic.Uint32
+	m = &master{authority: authority, life: s.node.Incarnation(), ended: make(chan struct{})}
+	m.finish = func(why ending) { reason.CompareAndSwap(uint32(stopped), uint32(why)); stop() }
 	m.consensus, err = consensus.New(consensus.Config{
 		ID: s.node.ID(), Name: s.node.Name(), Dir: s.path("raft"),
 		Stream: s.dialer.StreamLayer(s.port.Raft(), s.node.ID()), Addresses: idAddresses{},
 		Codec: sealedCodec{authority.Sealer()}, Caller: s.dialer, PeerID: peerOf,
 		Members: s.consensusMembers, MembersChanged: s.membersChanged,
-		Prepare: func(ctx context.Context, id string) error {
-			_, err := s.dialer.Call(ctx, id, "/conclave/v1/master", authority.Bundle())
-			return err
-		},
-		Retired:       func() { gone.Store(true); stop() },
+		Prepare:     func(ctx context.Context, id string) error { return s.prepareMaster(ctx, id, authority) },
+		Incarnation: logIncarnation(m.life), Outdated: s.inDoubt,
+		Confirm:       func(ctx context.Context) error { return s.confirmIncarnation(ctx, m.life) },
+		Retired:       func() { m.finish(retired) },
 		LeaseDuration: leaseDuration, Log: s.log.With("room", "consensus"),
 	})
+	if errors.Is(err, consensus.ErrSuperseded) {
+		return m, superseded, nil
+	}
 	if err != nil {
-		return false, err
+		return m, stopped, err
 	}
 	if bootstrap {
 		if err := m.consensus.Bootstrap(); err != nil {
-			return false, err
+			return m, stopped, err
 		}
 	}
 	m.api, err = api.New(api.Config{
@@ -663,7 +739,7 @@ func (s *Server) runMaster(ctx context.Context, authority *identity.Authority, b
 		Version:               serverVersion(), Log: s.log.With("room", "api"),
 	})
 	if err != nil {
-		return false, err
+		return m, stopped, err
 	}
 	m.tls = &tls.Config{
 		MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, ClientAuth: tls.RequestClientCert,
@@ -675,6 +751,12 @@ func (s *Server) runMaster(ctx context.Context, authority *identity.Authority, b
 	local := m.api.Local(api.User{Name: "system:node:" + s.node.Name(), Groups: []string{"system:nodes", "system:authenticated"}})
 	s.master.Store(m)
 	defer s.master.Store(nil)
+	s.fireMembers()
+	if s.node.Incarnation().Compare(m.life) > 0 {
+		m.finish(superseded) // it was adopted while this master was made
+	}
+	s.pool.SetMeta(func(meta *gossip.Meta) { meta.Replica = true })
+	defer s.pool.SetMeta(func(meta *gossip.Meta) { meta.Replica = false })
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return m.consensus.Run(ctx) })
 	g.Go(func() error { return m.api.Run(ctx) })
@@ -698,13 +780,10 @@ func (s *Server) runMaster(ctx context.Context, authority *identity.Authority, b
 		return nil
 	})
 	err = g.Wait()
-	if gone.Load() {
-		return true, nil
-	}
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+	if end = ending(reason.Load()); end != stopped || ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = nil
 	}
-	return false, err
+	return m, end, err
 }
 
 func (m *master) readiness() error {
@@ -837,27 +916,37 @@ func (s *Server) nodeHandler() http.Handler {
 	mux.HandleFunc("POST /conclave/v1/status", s.forMaster(s.serveStatus))
 	mux.HandleFunc("POST /conclave/v1/drain", s.forMaster(s.serveDrain))
 	mux.HandleFunc("POST /conclave/v1/leave", s.forMaster(s.serveLeave))
+	mux.HandleFunc("POST /conclave/v1/incarnation", forMember(s.serveIncarnation))
+	mux.HandleFunc("POST /conclave/v1/report", forMember(s.serveReport))
+	mux.HandleFunc("POST /conclave/v1/recover", forMember(s.serveRecover))
 	mux.HandleFunc("/conclave/v1/", s.forMaster(func(m *master, id string, w http.ResponseWriter, r *http.Request) {
 		m.consensus.Handler().ServeHTTP(w, r)
 	}))
 	return mux
 }
 
-// forMaster answers only members, and only where a master runs.
-func (s *Server) forMaster(serve func(m *master, id string, w http.ResponseWriter, r *http.Request)) http.HandlerFunc {
+// forMember answers only members.
+func forMember(serve func(id string, w http.ResponseWriter, r *http.Request)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		id := peerOf(r)
 		if id == "" {
 			http.Error(w, "only members of the cluster may call this", http.StatusForbidden)
 			return
 		}
+		serve(id, w, r)
+	}
+}
+
+// forMaster answers only members, and only where a master runs.
+func (s *Server) forMaster(serve func(m *master, id string, w http.ResponseWriter, r *http.Request)) http.HandlerFunc {
+	return forMember(func(id string, w http.ResponseWriter, r *http.Request) {
 		m := s.master.Load()
 		if m == nil {
 			http.Error(w, "this node is no master", http.StatusServiceUnavailable)
 			return
 		}
 		serve(m, id, w, r)
-	}
+	})
 }
 
 func peerOf(r *http.Request) string {
@@ -914,13 +1003,12 @@ func (s *Server) becomeMaster(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	authority, err := identity.SaveBundle(s.path("master"), bundle)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
+	p := promotion{bundle: bundle, result: make(chan error, 1)}
 	select {
-	case s.promote <- authority:
+	case s.promote <- p:
+		if err := <-p.result; err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+		}
 	case <-r.Context().Done():
 		http.Error(w, "this node is busy", http.StatusServiceUnavailable)
 	}
