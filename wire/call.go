@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 )
@@ -295,7 +296,8 @@ func serveCalls(ctx context.Context, conn net.Conn, h http.Handler, log *slog.Lo
 
 // handle answers one question by the handler.
 func handle(ctx context.Context, h http.Handler, state *tls.ConnectionState, from net.Addr, f frame, log *slog.Logger) (a *answer) {
-	path, body := string(f.rest[:f.word]), f.rest[f.word:]
+	full, body := string(f.rest[:f.word]), f.rest[f.word:]
+	path, query, _ := strings.Cut(full, "?")
 	a = &answer{header: http.Header{}}
 	defer func() {
 		if r := recover(); r != nil { // as net/http does: one call must not end a node
@@ -304,7 +306,7 @@ func handle(ctx context.Context, h http.Handler, state *tls.ConnectionState, fro
 		}
 	}()
 	r := (&http.Request{
-		Method: http.MethodPost, URL: &url.URL{Path: path}, RequestURI: path, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Method: http.MethodPost, URL: &url.URL{Path: path, RawQuery: query}, RequestURI: full, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: http.Header{}, Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)),
 		RemoteAddr: from.String(), TLS: state,
 	}).WithContext(ctx)

@@ -145,7 +145,7 @@ func startPort(t testing.TB, c *testCerts, change func(*Config)) (*Port, netip.A
 				waits <- struct{}{}
 			default:
 				body, _ := io.ReadAll(r.Body)
-				fmt.Fprintf(w, "%s %v %s", id, ok, body)
+				fmt.Fprintf(w, "%s %v %s%s", id, ok, body, r.FormValue("say"))
 			}
 		}), nil)
 		if err != nil {
@@ -188,6 +188,9 @@ func TestProtocolsAreToldApart(t *testing.T) {
 
 	if got, err := d.Call(t.Context(), "a", "/x", []byte("body")); err != nil || string(got) != "b true body" {
 		t.Errorf("node call: %q, %v", got, err)
+	}
+	if got, err := d.Call(t.Context(), "a", "/x?say=more", []byte("body")); err != nil || string(got) != "b true bodymore" {
+		t.Errorf("node call with a parameter: %q, %v", got, err)
 	}
 	var refused *CallError
 	if _, err := d.Call(t.Context(), "a", "/refuse", nil); !errors.As(err, &refused) || refused.Code != 409 || refused.Body != "no\n" {

@@ -182,6 +182,9 @@ func TestRecoverAfterTheMastersAreLost(t *testing.T) {
 	}
 	voters3, _, _ := roles(t, c, standby, 3)
 	t.Logf("the masters are %v", voters3)
+	if err := c.Import(t.Context(), "busybox"); err != nil { // on the disks that were wiped
+		t.Fatal(err)
+	}
 	marks = append(marks, writeMarks(t, c, "after", 20)...)
 	wantMarks(t, c, marks)
 	wantReady(t, c, 5, 2)
