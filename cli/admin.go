@@ -120,6 +120,10 @@ func (s *Server) status(ctx context.Context) Status {
 	}
 	cluster, _ := s.node.Cluster()
 	status := Status{Cluster: cluster.ID, Term: c.Term}
+	alive := map[string]bool{} // a machine that was installed anew has its name again, under another id
+	for _, m := range s.pool.Members() {
+		alive[m.Name] = alive[m.Name] || m.State == gossip.Alive
+	}
 	for _, m := range s.pool.Members() {
 		row := MemberStatus{ID: m.ID, Name: m.Name, Address: m.Addr.String(), State: stateNames[m.State], Role: "node", Zone: m.Zone, Lag: c.Lag[m.ID]}
 		if votes, listed := c.Voters[m.ID]; listed && votes {
@@ -133,7 +137,7 @@ func (s *Server) status(ctx context.Context) Status {
 		if m.ID == s.node.ID() {
 			status.Node = row
 		}
-		if m.State == gossip.Suspect || m.State == gossip.Dead {
+		if m.State == gossip.Suspect || m.State == gossip.Dead && !alive[m.Name] {
 			problems = append(problems, fmt.Sprintf("node %s (%s) does not answer since %s", m.Name, m.Addr, m.Since.Format(time.TimeOnly)))
 		}
 		status.Members = append(status.Members, row)
