@@ -173,7 +173,7 @@ func (d *drill) prepare(ctx context.Context) error {
 			return fmt.Errorf("import the workload's image on %s: %w", h.Name, err)
 		}
 	}
-	d.replicas, d.singles = len(d.hosts), singleCount
+	d.replicas = len(d.hosts)
 	if d.stamps, err = d.lab.Shared(fmt.Sprintf("stamps-%d", time.Now().UnixNano())); err != nil {
 		return err
 	}
@@ -189,9 +189,6 @@ func (d *drill) prepare(ctx context.Context) error {
 	}
 	for _, o := range objects {
 		err := api.call(ctx, http.MethodPost, o.path, o.object, nil)
-		if answered(err) == http.StatusNotFound && o.path == statefulSets {
-			d.singles, err = 0, nil
-		}
 		if answered(err) == http.StatusConflict {
 			err = fmt.Errorf("the namespace %s is there already: delete it, it is another drill's", namespace)
 		}
@@ -208,7 +205,7 @@ func (d *drill) prepare(ctx context.Context) error {
 		if lacks := whole(s.answers, func(string) bool { return false }); lacks != "" {
 			return lacks
 		}
-		return settled(ctx, api, len(d.hosts), d.replicas+d.singles)
+		return settled(ctx, api, len(d.hosts), d.replicas+singleCount)
 	})
 }
 
@@ -275,7 +272,7 @@ func (d *drill) run(ctx context.Context) (*Report, error) {
 		if lacks := d.lacks(); lacks != "" {
 			return lacks
 		}
-		return settled(ctx, api, len(d.hosts), d.replicas+d.singles)
+		return settled(ctx, api, len(d.hosts), d.replicas+singleCount)
 	}); err != nil && ctx.Err() == nil {
 		report.violate("the cluster is not whole by itself %v", err)
 	} else {
