@@ -13,6 +13,8 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -873,6 +875,74 @@ func TestLeases(t *testing.T) {
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
+		}
+		endAll(hosts)
+	})
+}
+
+// fullDisk is a log whose disk is full for a while.
+type fullDisk struct {
+	LogStore
+	full *atomic.Bool
+}
+
+func (d fullDisk) StoreLogs(logs []*raft.Log) error {
+	if d.full.Load() {
+		return syscall.ENOSPC
+	}
+	return d.LogStore.StoreLogs(logs)
+}
+
+// TestDisksFullOfAMajority: those who were full have the newest log, so that
+// nobody else can lead, and they must find out by themselves that there is room
+// again.
+func TestDisksFullOfAMajority(t *testing.T) {
+	bubble(t, func(t *testing.T, w *wires) {
+		var full [3]atomic.Bool
+		var hosts []*host
+		for i := range full {
+			h := w.host(t, fmt.Sprintf("n%d", i))
+			h.conf = func(c *Config) {
+				c.OpenLog = func() (LogStore, error) {
+					if err := os.MkdirAll(h.dir, 0o700); err != nil {
+						return nil, err
+					}
+					log, err := openBolt(filepath.Join(h.dir, logFile), false)
+					return fullDisk{log, &full[i]}, err
+				}
+			}
+			hosts = append(hosts, h)
+		}
+		hosts[0].start(true)
+		until(t, "three voters", 10*time.Second, func() bool { return votersOf(hosts) == 3 })
+		behind := hosts[1]
+		if leaderOf(hosts) == behind {
+			behind = hosts[2]
+		}
+		behind.cut()
+		if _, err := leaderOf(hosts).get().Write(within(t, time.Second), create("n", "a", "1")); err != nil {
+			t.Fatal(err)
+		}
+		for i, h := range hosts {
+			full[i].Store(h != behind)
+		}
+		if _, err := leaderOf(hosts).get().Write(within(t, 8*time.Second), create("n", "b", "1")); err == nil {
+			t.Error("a write to full disks succeeded")
+		}
+		until(t, "both to know that their disks are full", 20*time.Second, func() bool {
+			for _, h := range hosts {
+				if h != behind && !h.get().Status().DiskFull {
+					return false
+				}
+			}
+			return true
+		})
+		for i := range full {
+			full[i].Store(false)
+		}
+		w.set(func() { w.group[behind.id] = 0 })
+		if _, err := behind.get().Write(within(t, 20*time.Second), create("n", "c", "1")); err != nil {
+			t.Errorf("there is room again, and a write says %v", err)
 		}
 		endAll(hosts)
 	})

@@ -187,6 +187,18 @@ type guardedLog struct {
 	raft.LogStore // the cache
 	disk          *keeper
 	full          atomic.Bool
+	refused       atomic.Pointer[time.Time] // when the disk last took nothing
+}
+
+// muteFor is how long a node whose disk was full asks for no votes. Then it
+// tries: it may have the newest log of all, so that nobody else can lead, and
+// nothing but a write shows whether there is room again.
+const muteFor = 3 * time.Second
+
+// mute says that this node would be no use as a leader.
+func (g *guardedLog) mute() bool {
+	at := g.refused.Load()
+	return g.full.Load() && at != nil && time.Since(*at) < muteFor
 }
 
 // keeper remembers the log's newest error: raft's cache only passes on its
@@ -213,6 +225,8 @@ func (g *guardedLog) StoreLogs(logs []*raft.Log) error {
 		g.full.Store(false)
 		return nil
 	}
+	now := time.Now()
+	g.refused.Store(&now)
 	g.full.Store(noSpace(g.disk.err))
 	return g.disk.err
 }

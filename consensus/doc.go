@@ -39,9 +39,10 @@
 // hashicorp/raft on raft-boltdb. raft's term and vote are in a small file of
 // their own that is written in place: raft does not survive a failed write
 // there, and a full disk must not end the process. A leader whose log takes no
-// more steps down and asks for no votes until it does; it goes on serving
-// reads. An entry or a snapshot of a version that this program does not know
-// ends Run with an error: to skip it would be to diverge.
+// more steps down and asks for no votes for a few seconds, again and again until
+// there is room; it goes on serving reads. An entry or a snapshot of a version
+// that this program does not know ends Run with an error: to skip it would be to
+// diverge.
 //
 // Three things are done around raft, none of them against it. A follower hears
 // of a commit at once and not after a time-out (transport.go). A follower looks

@@ -38,7 +38,7 @@ type transport struct {
 	streams *streams
 	pause   time.Duration
 	boot    func() time.Duration
-	// mute says that this node must not be elected: its disk is full.
+	// mute says that this node must not be elected: its disk was full just now.
 	mute func() bool
 	// member says whether a server is in the configuration.
 	member func(id string) bool
