@@ -213,6 +213,13 @@ func (s *Switch) passes(from, to netip.Addr) bool {
 	return !s.killed[from] && !s.killed[to] && !s.cut[[2]netip.Addr{from, to}] && (s.group == nil || s.group[from] == s.group[to])
 }
 
+// Reaches says whether what is sent from one host to another arrives now.
+func (s *Switch) Reaches(from, to netip.Addr) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.passes(from, to)
+}
+
 func (s *Switch) delay() time.Duration {
 	if s.jitter <= 0 {
 		return s.base

@@ -207,6 +207,7 @@ func (m *machine) start(peers ...string) {
 	var err error
 	p.pool, err = gossip.New(gossip.Config{
 		ID: m.id, Bind: at, Key: gossipKey, Dir: filepath.Join(m.dir, "gossip"), Seeds: peers, Transport: p.gossip, Log: p.log,
+		Discover: p.discover,
 		Meta: gossip.Meta{Name: m.name, Zone: m.zone, Role: gossip.RoleNode, NoMaster: m.noMaster, Memory: 1 << 30,
 			Started: time.Now(), APIPort: apiPort, Addresses: []netip.Addr{addr}},
 	})
@@ -239,6 +240,18 @@ func (m *machine) start(peers ...string) {
 		p.api.Shutdown()
 		close(ended)
 	}()
+}
+
+// discover is who answers to a question on the LAN.
+func (p *proc) discover(ctx context.Context) (found []netip.AddrPort, err error) {
+	for _, m := range p.c.present() {
+		here, there := p.m.address(), m.address()
+		if m.running() != nil && m != p.m && p.c.net.Reaches(here, there) && p.c.net.Reaches(there, here) {
+			found = append(found, netip.AddrPortFrom(there, gossipPort))
+		}
+	}
+	sleep(ctx, 100*time.Millisecond)
+	return found, ctx.Err()
 }
 
 func sleep(ctx context.Context, d time.Duration) {
