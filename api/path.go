@@ -29,6 +29,9 @@ func (x *exchange) path() error {
 		return x.json(map[string][]string{"paths": x.s.paths()})
 	case path == "/version":
 		return x.json(x.s.cfg.Version)
+	case path == "/metrics" && x.s.cfg.Metrics != nil:
+		x.format.media = "text/plain; version=0.0.4; charset=utf-8"
+		return x.bytes(http.StatusOK, x.s.cfg.Metrics())
 	case under(path, []string{"/healthz", "/livez", "/readyz"}):
 		return x.health(strings.TrimPrefix(path, "/"))
 	case under(path, []string{"/openapi"}):
@@ -58,7 +61,7 @@ func (x *exchange) json(v any) error {
 }
 
 func (s *Server) paths() []string {
-	all := []string{"/.well-known/openid-configuration", "/api", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"}
+	all := []string{"/.well-known/openid-configuration", "/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"}
 	for _, gv := range s.disco.order {
 		if gv.Group == "" {
 			all = append(all, "/api/"+gv.Version)

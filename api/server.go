@@ -75,6 +75,8 @@ type Config struct {
 	Leases func() []NodeLease
 	// Ready says why this server cannot answer yet. nil: it always can.
 	Ready func() error
+	// Metrics is the text of GET /metrics; nil: there is none.
+	Metrics func() []byte
 	// UnreachableToleration is how long a pod that does not say otherwise
 	// stays bound to a node that is not ready or unreachable.
 	UnreachableToleration time.Duration

@@ -68,7 +68,26 @@ type Status struct {
 	Leader   string         `json:"leader,omitempty"` // the leader's name
 	Term     uint64         `json:"term,omitempty"`
 	Members  []MemberStatus `json:"members"`
+	Masters  MasterSet      `json:"masters"`
 	Problems []string       `json:"problems,omitempty"`
+}
+
+// MasterSet is how the set of masters is: so many of Target do their work, and so
+// many standbys could take a place at once.
+type MasterSet struct {
+	Working int `json:"working"`
+	Target  int `json:"target"`
+	Standby int `json:"standby"`
+}
+
+func (m MasterSet) String() string {
+	switch m.Standby {
+	case 0:
+		return fmt.Sprintf("%d of %d masters, no standby", m.Working, m.Target)
+	case 1:
+		return fmt.Sprintf("%d of %d masters, 1 standby", m.Working, m.Target)
+	}
+	return fmt.Sprintf("%d of %d masters, %d standbys", m.Working, m.Target, m.Standby)
 }
 
 // MemberStatus is one node of the cluster.
@@ -84,11 +103,12 @@ type MemberStatus struct {
 
 // consensusStatus is the part of a Status that only masters know.
 type consensusStatus struct {
-	Leader  string
-	Term    uint64
-	Voters  map[string]bool // id → votes
-	Lag     map[string]uint64
-	Problem string
+	Leader   string
+	Term     uint64
+	Voters   map[string]bool // id → votes
+	Lag      map[string]uint64
+	Masters  *MasterSet // known to the leader alone
+	Problems []string
 }
 
 var stateNames = map[gossip.State]string{
@@ -102,21 +122,20 @@ func (m *master) status() consensusStatus {
 		c.Voters[server.ID], c.Lag[server.ID] = server.Voter, server.Lag
 	}
 	if raw.DiskFull {
-		c.Problem = "the disk that holds the log is full: free some space, nothing can be written until then"
+		c.Problems = append(c.Problems, "the disk that holds the log is full: free some space, nothing can be written until then")
+	}
+	if set := raw.Masters; set != nil {
+		c.Masters = &MasterSet{Working: set.Voters, Target: set.Target, Standby: set.Standby}
+		c.Problems = append(c.Problems, set.Problems...)
 	}
 	return c
 }
 
 func (s *Server) status(ctx context.Context) Status {
-	var c consensusStatus
-	var problems []string
-	if m := s.master.Load(); m != nil {
-		c = m.status()
-	} else if err := s.askMaster(ctx, "/conclave/v1/status", nil, &c); err != nil {
+	c, err := s.askStatus(ctx)
+	problems := c.Problems
+	if err != nil {
 		problems = append(problems, fmt.Sprintf("no master answers: %v", err))
-	}
-	if c.Problem != "" {
-		problems = append(problems, c.Problem)
 	}
 	cluster, _ := s.node.Cluster()
 	status := Status{Cluster: cluster.ID, Term: c.Term}
@@ -142,6 +161,9 @@ func (s *Server) status(ctx context.Context) Status {
 		}
 		status.Members = append(status.Members, row)
 	}
+	if status.Masters = c.count(status.Members); c.Masters != nil {
+		status.Masters = *c.Masters
+	}
 	if c.Leader == "" && c.Voters != nil {
 		problems = append(problems, s.lossProblem(c))
 	}
@@ -151,6 +173,48 @@ func (s *Server) status(ctx context.Context) Status {
 	slices.SortFunc(status.Members, func(a, b MemberStatus) int { return compareNames(a.Name, b.Name) })
 	status.Problems = problems
 	return status
+}
+
+// leaderWait bounds the question to a leader that may just have died.
+const leaderWait = time.Second
+
+// askStatus asks the leader, who knows most, and otherwise any master.
+func (s *Server) askStatus(ctx context.Context) (c consensusStatus, err error) {
+	if m := s.master.Load(); m != nil {
+		c = m.status()
+	} else if err := s.askMaster(ctx, "/conclave/v1/status", nil, &c); err != nil {
+		return c, err
+	}
+	if c.Masters != nil || c.Leader == "" {
+		return c, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, leaderWait)
+	defer cancel()
+	var known consensusStatus
+	if raw, err := s.dialer.Call(ctx, c.Leader, "/conclave/v1/status", nil); err == nil && json.Unmarshal(raw, &known) == nil && known.Masters != nil {
+		known.Problems = append(known.Problems, c.Problems...)
+		return known, nil
+	}
+	return c, nil
+}
+
+// count is the set of masters as it looks where the leader does not answer.
+func (c consensusStatus) count(members []MemberStatus) (set MasterSet) {
+	for _, votes := range c.Voters {
+		if votes {
+			set.Target++
+		}
+	}
+	for _, m := range members {
+		switch votes, listed := c.Voters[m.ID]; {
+		case !listed || m.State != stateNames[gossip.Alive]:
+		case votes:
+			set.Working++
+		default:
+			set.Standby++
+		}
+	}
+	return set
 }
 
 func compareNames(a, b string) int {

@@ -238,7 +238,7 @@ func runStatus(c *cli.Context) error {
 	if leader == "" {
 		leader = "none"
 	}
-	fmt.Fprintf(c.App.Writer, "cluster %.8s, leader %s, term %d\n\n", s.Cluster, leader, s.Term)
+	fmt.Fprintf(c.App.Writer, "cluster %.8s, leader %s, term %d: %s\n\n", s.Cluster, leader, s.Term, s.Masters)
 	table := tabwriter.NewWriter(c.App.Writer, 0, 8, 3, ' ', 0)
 	fmt.Fprintln(table, "NAME\tADDRESS\tSTATE\tROLE\tID")
 	for _, m := range s.Members {

@@ -222,6 +222,7 @@ func (s *Server) tellReady(ctx context.Context, founded bool) error {
 	if !h.met {
 		return nil
 	}
+	s.readyAfter.Store(int64(time.Since(s.start)))
 	s.config.Tell("node %s is ready after %.2f s", s.node.Name(), time.Since(s.start).Seconds())
 	if c, err := s.credentials(ctx); err == nil && founded {
 		s.config.Tell("")

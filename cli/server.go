@@ -107,6 +107,8 @@ type Server struct {
 	doubt   chan struct{}              // a hint that there may be a newer incarnation
 	left    atomic.Bool                // this node has left the cluster: forget it on the way out
 	cluster atomic.Pointer[hintChange] // closed at each change of the members
+
+	readyAfter atomic.Int64 // nanoseconds from the start until this node was Ready, 0 before
 }
 
 // hintChange is a channel that is closed once.
@@ -387,8 +389,11 @@ func (s *Server) equip(ctx context.Context) (err error) {
 }
 
 // run is everything that goes on at the same time. The first failure ends the rest.
+// When ctx ends, this node first hands leadership over, while all still runs that
+// this needs: the others notice nothing.
 func (s *Server) run(ctx context.Context, authority *identity.Authority, founded bool) error {
-	ctx, stop := context.WithCancel(ctx)
+	asked := ctx
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	admin, err := s.listenAdmin()
 	if err != nil {
@@ -424,9 +429,37 @@ func (s *Server) run(ctx context.Context, authority *identity.Authority, founded
 		})
 	}
 	g.Go(func() error { return s.tellReady(ctx, founded) })
+	g.Go(func() error {
+		select {
+		case <-asked.Done():
+			s.resign()
+			stop()
+		case <-ctx.Done():
+		}
+		return nil
+	})
 	err = g.Wait()
 	s.dialer.Close()
 	return err
+}
+
+// resign gives leadership away, if this node leads and there is somebody to take
+// it.
+func (s *Server) resign() {
+	m := s.master.Load()
+	if m == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	began := time.Now()
+	led, err := m.consensus.Resign(ctx)
+	switch {
+	case err != nil:
+		s.log.Warn("this node leads and stops without a successor", "error", err)
+	case led:
+		s.log.Info("handed leadership over", "took", time.Since(began))
+	}
 }
 
 // runAgent runs the agent until ctx ends, or until leave stops it first.
@@ -735,6 +768,7 @@ func (s *Server) runMaster(ctx context.Context, authority *identity.Authority, b
 		ServiceCIDR:          authority.Cluster().ServiceCIDR,
 		Nodes:                kubelets{s}, Leases: m.leases,
 		Ready:                 func() error { return m.readiness() },
+		Metrics:               s.metrics,
 		UnreachableToleration: s.config.UnreachableToleration,
 		Version:               serverVersion(), Log: s.log.With("room", "api"),
 	})

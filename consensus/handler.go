@@ -16,6 +16,7 @@ const (
 	pathLease     = "/conclave/v1/lease"
 	pathLeader    = "/conclave/v1/leader"
 	pathRemove    = "/conclave/v1/remove"
+	pathReady     = "/conclave/v1/readytolead"
 )
 
 // leaderAnswer is what a node knows of the leader. Only the leader itself, and
@@ -128,6 +129,10 @@ func (n *Node) newHandler() http.Handler {
 			}
 		}
 		return a
+	}))
+	handle(pathReady, answerJSON(func(ctx context.Context, _ string, _ struct{}) (none struct{}) {
+		n.ready(ctx)
+		return none
 	}))
 	handle(pathRemove, answerJSON(func(_ context.Context, _ string, q removeQuestion) removeAnswer {
 		if n.established() != nil {

@@ -247,6 +247,56 @@ func (n *Node) Transfer(ctx context.Context) error {
 	return nil
 }
 
+// readyWait bounds the preparation of successors.
+const readyWait = 500 * time.Millisecond
+
+// Resign hands leadership over, if this node leads and there is another voter,
+// and returns when the next leader takes writes. It says whether it led. The
+// voters make their connections to each other before: handshakes would be the
+// longest part of the change.
+func (n *Node) Resign(ctx context.Context) (led bool, err error) {
+	r := n.raft.Load()
+	if r == nil || r.State() != raft.Leader || voters(n.configuration()) < 2 {
+		return false, nil
+	}
+	ready, cancel := context.WithTimeout(ctx, readyWait)
+	n.eachVoter(func(id string) { _ = call(ready, n.c.Caller, id, pathReady, struct{}{}, &struct{}{}) })
+	cancel()
+	if err := n.Transfer(ctx); err != nil {
+		return true, err
+	}
+	return true, n.Sync(ctx) // this node is a voter that the next leader may need
+}
+
+// eachVoter calls do for every voter but this node at the same time, and returns
+// when all calls have.
+func (n *Node) eachVoter(do func(id string)) {
+	var all sync.WaitGroup
+	for _, id := range voterIDs(n.configuration()) {
+		if id != n.self {
+			all.Go(func() { do(string(id)) })
+		}
+	}
+	all.Wait()
+}
+
+// ready connects this node to the other voters in the ways that a leader and
+// its followers will need. What fails will be tried again when it is needed.
+func (n *Node) ready(ctx context.Context) {
+	if n.raft.Load() == nil {
+		return
+	}
+	n.eachVoter(func(id string) {
+		var all sync.WaitGroup
+		for range connPool {
+			all.Go(func() { n.trans.connect(raft.ServerID(id)) })
+		}
+		var a leaderAnswer
+		_ = call(ctx, n.c.Caller, id, pathLeader, struct{}{}, &a)
+		all.Wait()
+	})
+}
+
 // await runs f in a goroutine, which may outlive ctx.
 func await(ctx context.Context, f func() error) error {
 	done := make(chan error, 1)

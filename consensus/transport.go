@@ -135,6 +135,13 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *ra
 	return err
 }
 
+// connect makes a connection to a server and leaves it in the pool, by an entry
+// of term 0, which nobody takes.
+func (t *transport) connect(id raft.ServerID) {
+	header := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(t.id), Addr: []byte(t.id)}
+	_ = t.NetworkTransport.AppendEntries(id, raft.ServerAddress(id), &raft.AppendEntriesRequest{RPCHeader: header}, &raft.AppendEntriesResponse{})
+}
+
 // rest waits for the pause to pass, unless somebody is in a hurry.
 func (t *transport) rest() {
 	t.mu.Lock()
