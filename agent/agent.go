@@ -260,7 +260,17 @@ func (a *Agent) confirmRemoved(w *podWorker) {
 	pod := w.view().pod
 	for wait := barrierFirst; ; wait = min(2*wait, barrierMax) {
 		obj, err := a.cfg.Client.Get(a.ctx, podsResource, pod.Namespace, pod.Name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) || err == nil && obj.GetUID() != pod.UID {
+		elsewhere := false
+		if apierrors.IsForbidden(err) { // another node has a pod of that name: a StatefulSet's, perhaps
+			var mine []api.Object
+			mine, _, err = a.cfg.Client.List(a.ctx, podsResource, pod.Namespace, metav1.ListOptions{
+				FieldSelector: "metadata.name=" + pod.Name + ",spec.nodeName=" + a.cfg.NodeName})
+			elsewhere = err == nil && len(mine) == 0
+			if err == nil && !elsewhere {
+				obj = mine[0]
+			}
+		}
+		if apierrors.IsNotFound(err) || elsewhere || err == nil && obj.GetUID() != pod.UID {
 			w.update(pod, true)
 			return
 		}

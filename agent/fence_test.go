@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -105,8 +106,16 @@ func TestFenceKillsAndComesBack(t *testing.T) {
 // judging is a client that may refuse what is written about pods.
 type judging struct {
 	api.Client
-	refusal atomic.Pointer[error]
-	patched atomic.Int64
+	refusal   atomic.Pointer[error]
+	patched   atomic.Int64
+	forbidden atomic.Bool // to read a pod by its name
+}
+
+func (j *judging) Get(ctx context.Context, g gvr, ns, name string, o metav1.GetOptions) (api.Object, error) {
+	if g == podsGVR && j.forbidden.Load() {
+		return nil, apierrors.NewForbidden(g.GroupResource(), name, errors.New("it is another node's"))
+	}
+	return j.Client.Get(ctx, g, ns, name, o)
 }
 
 func (j *judging) Patch(ctx context.Context, g gvr, ns, name string, t types.PatchType, data []byte, o metav1.PatchOptions, sub ...string) (api.Object, error) {
@@ -203,6 +212,26 @@ func TestFencedPodRemovedByForce(t *testing.T) {
 			if c.State == agent.Running {
 				t.Errorf("%+v", c)
 			}
+		}
+	})
+}
+
+// The pod was replaced on another node while this agent was not there: it may
+// not even read its successor.
+func TestReplacedElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := &judging{}
+		w := newWorld(t, func(w *world) { client.Client = w.client; w.config.Client = client })
+		w.create(pod("a", ofStatefulSet))
+		after(time.Second)
+		w.stop()
+		w.delete("a", 0)
+		w.create(pod("a", ofStatefulSet, func(p *corev1.Pod) { p.Spec.NodeName = "n2" }))
+		client.forbidden.Store(true)
+		w.start()
+		after(time.Second)
+		if len(w.runtime.Pods()) != 0 {
+			t.Error("a pod that runs elsewhere by now was not taken down")
 		}
 	})
 }

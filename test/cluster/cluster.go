@@ -6,6 +6,7 @@ package cluster
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,6 +39,8 @@ type Config struct {
 	Name  string // of the lab
 	Hosts int
 	Args  []string // further arguments of every host's conclave
+	// Binary is another build to run than the project's own.
+	Binary string
 	// Bare hosts run nothing yet: Form starts them.
 	Bare bool
 	Say  func(format string, args ...any)
@@ -66,10 +69,7 @@ func New(ctx context.Context, c Config) (_ *Cluster, err error) {
 	if err != nil {
 		return nil, err
 	}
-	binary := os.Getenv("CONCLAVE_BINARY") // another build to test than the project's own
-	if binary == "" {
-		binary = filepath.Join(root, "bin", "conclave")
-	}
+	binary := cmp.Or(c.Binary, os.Getenv("CONCLAVE_BINARY"), filepath.Join(root, "bin", "conclave"))
 	if _, err := os.Stat(binary); err != nil {
 		return nil, fmt.Errorf("%w: run `make build` first", err)
 	}

@@ -68,9 +68,15 @@ var owned atomic.Int32
 // own is a cluster of this test alone, which may do to it what it likes.
 func own(t *testing.T, hosts int, args ...string) *cluster.Cluster {
 	t.Helper()
+	return ownOf(t, cluster.Config{Hosts: hosts, Args: args})
+}
+
+// ownOf is own of any kind; the name is given to it.
+func ownOf(t *testing.T, config cluster.Config) *cluster.Cluster {
+	t.Helper()
 	needRoot(t)
-	name := labName("o") + string(rune('a'+owned.Add(1)%26)) // tests may run side by side
-	c, err := cluster.New(t.Context(), cluster.Config{Name: name, Hosts: hosts, Args: args})
+	config.Name = labName("o") + string(rune('a'+owned.Add(1)%26)) // tests may run side by side
+	c, err := cluster.New(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
 	}

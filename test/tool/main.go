@@ -30,6 +30,8 @@ var commands = map[string]func(ctx context.Context, args []string) error{
 
 	"euid":   euid,
 	"health": health,
+
+	"stamp": stamp,
 }
 
 func main() {
