@@ -27,7 +27,7 @@ type Engine struct {
 	images *store
 	spawn  *spawner
 
-	fenceMu sync.Mutex // of the one writer
+	fenceMu sync.Mutex   // of the one writer
 	fence   *proto.Fence // stays mapped: who holds it may outlive Run
 
 	// ctx ends when Run's does. Goroutines of the engine are in wg.
