@@ -947,3 +947,21 @@ func TestDisksFullOfAMajority(t *testing.T) {
 		endAll(hosts)
 	})
 }
+
+// TestPreparedAndNeverAdded: the leader that prepared a node was no longer one
+// when the node was ready.
+func TestPreparedAndNeverAdded(t *testing.T) {
+	bubble(t, func(t *testing.T, w *wires) {
+		hosts := cluster(t, w, 3, 3)
+		left := w.host(t, "n9")
+		w.set(func() { w.noMaster[left.id] = true }) // nobody adds it now
+		left.start(false)
+		until(t, "the node to be told", time.Minute, func() bool {
+			left.mu.Lock()
+			defer left.mu.Unlock()
+			return left.retired == 1
+		})
+		left.end()
+		endAll(hosts)
+	})
+}

@@ -421,19 +421,22 @@ func (m *masters) revive(now time.Time, nodes []candidate, servers []raft.Server
 }
 
 // retireAfter is how long a node hears nothing of a leader before it asks the
-// others whether it is still wanted; retireEvery how often it asks.
+// others whether it is still wanted; retireEvery how often it asks. A node that
+// was prepared and is in no configuration yet has addedWithin: whoever prepared
+// it may have lost its leadership since.
 const (
 	retireAfter = time.Second
 	retireEvery = 3 * time.Second
+	addedWithin = prepareWait + 15*time.Second
 )
 
-// watchRetirement finds out that this node was removed while it was away: the
-// others no longer talk to it, and it would stand for elections for ever. It
-// believes only a leader that has just verified its leadership.
+// watchRetirement finds out that this node was removed while it was away, or
+// never added: the others do not talk to it, and it would stand for elections,
+// or wait, for ever. It believes only a leader that has just verified its leadership.
 func (n *Node) watchRetirement(ctx context.Context, r *raft.Raft) {
 	for {
 		changed := n.changed.wait()
-		if _, leader := r.LeaderWithID(); leader != "" || len(r.GetConfiguration().Configuration().Servers) == 0 {
+		if _, leader := r.LeaderWithID(); leader != "" {
 			// raft forgets the leader when it hears nothing, so there is
 			// nothing to look at until then.
 			select {
@@ -443,7 +446,11 @@ func (n *Node) watchRetirement(ctx context.Context, r *raft.Raft) {
 				return
 			}
 		}
-		timer := time.NewTimer(retireAfter)
+		wait := retireAfter
+		if len(r.GetConfiguration().Configuration().Servers) == 0 {
+			wait = addedWithin
+		}
+		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
