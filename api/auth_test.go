@@ -115,13 +115,22 @@ func TestNodeRights(t *testing.T) {
 		p := testPod("on-" + n)
 		p.Namespace = "shop"
 		p.Spec.Containers[0].EnvFrom = []corev1.EnvFromSource{{SecretRef: &corev1.SecretEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: "secret-" + n}}}}
-		p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: "map-" + n}}}}}
+		p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: "map-" + n}}}},
+			{Name: "d", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "claim-" + n}}}}
 		create(p)
 		if _, err := c.Create(ctx, api.GVROf(p), "shop", p.Name, &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Name: p.Name}, Target: corev1.ObjectReference{Name: n}}, metav1.CreateOptions{}, "binding"); err != nil {
 			t.Fatal(err)
 		}
 		create(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "secret-" + n, Namespace: "shop"}})
 		create(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "map-" + n, Namespace: "shop"}})
+		create(testClaim("shop", "claim-"+n, nil))
+		// One that a pod uses, and one that is only kept on the node.
+		create(testVolume("used-"+n, func(v *corev1.PersistentVolume) {
+			v.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "shop", Name: "claim-" + n}
+		}))
+		create(testVolume("kept-"+n, func(v *corev1.PersistentVolume) {
+			v.Labels, v.Finalizers = map[string]string{api.LabelVolumeNode: n}, []string{api.FinalizerLocalPath}
+		}))
 	}
 	rt := st.transport("system:node:n1", "system:nodes")
 	merge := []string{"Content-Type", "application/merge-patch+json"}
@@ -160,6 +169,25 @@ func TestNodeRights(t *testing.T) {
 		{"PATCH", shop + "/secrets/secret-n1", "{}", false},
 		{"GET", shop + "/configmaps/map-n1", "", true},
 		{"GET", shop + "/configmaps/map-n2", "", false},
+		{"GET", shop + "/persistentvolumeclaims/claim-n1", "", true},
+		{"GET", shop + "/persistentvolumeclaims/claim-n2", "", false},
+		{"GET", shop + "/persistentvolumeclaims", "", false},
+		{"PATCH", shop + "/persistentvolumeclaims/claim-n1", "{}", false},
+		{"GET", "/api/v1/persistentvolumes/used-n1", "", true},
+		{"GET", "/api/v1/persistentvolumes/used-n2", "", false},
+		{"GET", "/api/v1/persistentvolumes/kept-n1", "", true},
+		{"GET", "/api/v1/persistentvolumes/kept-n2", "", false},
+		{"GET", "/api/v1/persistentvolumes", "", false},
+		{"GET", "/api/v1/persistentvolumes?labelSelector=conclave.io%2Fnode%3Dn1", "", true},
+		{"GET", "/api/v1/persistentvolumes?labelSelector=conclave.io%2Fnode%3Dn2", "", false},
+		{"PATCH", "/api/v1/persistentvolumes/used-n1", `{"metadata":{"annotations":{"a":"b"}}}`, false},
+		{"PATCH", "/api/v1/persistentvolumes/kept-n2", `{"metadata":{"annotations":{"conclave.io/made":"now"}}}`, false},
+		{"PATCH", "/api/v1/persistentvolumes/kept-n1", `{"metadata":{"labels":{"conclave.io/node":"n2"}}}`, false},
+		{"PATCH", "/api/v1/persistentvolumes/kept-n1", `{"metadata":{"finalizers":["conclave.io/local-path"]}}`, false}, // it drops another
+		{"PATCH", "/api/v1/persistentvolumes/kept-n1", `{"spec":{"persistentVolumeReclaimPolicy":"Delete"}}`, false},
+		{"PATCH", "/api/v1/persistentvolumes/kept-n1", `{"metadata":{"annotations":{"conclave.io/made":"now"}}}`, true},
+		{"PATCH", "/api/v1/persistentvolumes/kept-n1", `{"metadata":{"finalizers":["kubernetes.io/pv-protection"]}}`, true},
+		{"DELETE", "/api/v1/persistentvolumes/kept-n1", "", false},
 		{"POST", shop + "/serviceaccounts/default/token", `{}`, false}, // of no pod
 		{"POST", shop + "/serviceaccounts/default/token", `{"spec":{"boundObjectRef":{"kind":"Pod","apiVersion":"v1","name":"on-n1"}}}`, true},
 		{"POST", shop + "/serviceaccounts/default/token", `{"spec":{"boundObjectRef":{"kind":"Pod","apiVersion":"v1","name":"on-n2"}}}`, false},

@@ -104,6 +104,10 @@ func (r *rules) node(name string, a Attributes) error {
 		return r.nodePods(name, a)
 	case secrets.GroupResource(), configMaps.GroupResource():
 		return r.nodeReferenced(name, a)
+	case volumeClaims.GroupResource():
+		return r.nodeClaims(name, a)
+	case volumes.GroupResource():
+		return r.nodeVolumes(name, a)
 	case serviceAccounts.GroupResource():
 		switch {
 		case a.Verb == "create" && a.Subresource == "token", a.Verb == "get" && a.Subresource == "":
@@ -276,6 +280,9 @@ func (c *call) authorizeNodeWrite(_ context.Context, verb string, obj, old Objec
 				}
 			}
 		}
+	case *corev1.PersistentVolume:
+		was, _ := old.(*corev1.PersistentVolume)
+		return c.nodeVolumeWrite(node, o, was)
 	case *corev1.Pod:
 		if verb != "create" {
 			return nil

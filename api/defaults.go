@@ -22,8 +22,8 @@ const kubernetesService = "kubernetes"
 var system = User{Name: "system:apiserver", Groups: []string{groupMasters}}
 
 // EnsureDefaults creates what every cluster has and is not there: its
-// namespaces and the kubernetes service. The leader calls it when it begins to
-// lead; it frees leftover reservations, too.
+// namespaces, the kubernetes service and, once, a storage class. The leader
+// calls it when it begins to lead; it frees leftover reservations, too.
 func (s *Server) EnsureDefaults(ctx context.Context) error {
 	c := s.Local(system)
 	for _, name := range systemNamespaces {
@@ -43,6 +43,9 @@ func (s *Server) EnsureDefaults(ctx context.Context) error {
 		},
 	}
 	if err := ensure(ctx, c, svc); err != nil {
+		return err
+	}
+	if err := ensureLocalPath(ctx, c); err != nil {
 		return err
 	}
 	return s.repair(ctx)

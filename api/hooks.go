@@ -4,6 +4,7 @@ import (
 	"context"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -34,6 +35,10 @@ var (
 	secrets         = corev1.SchemeGroupVersion.WithResource("secrets")
 	configMaps      = corev1.SchemeGroupVersion.WithResource("configmaps")
 	serviceAccounts = corev1.SchemeGroupVersion.WithResource("serviceaccounts")
+	volumeClaims    = corev1.SchemeGroupVersion.WithResource("persistentvolumeclaims")
+	volumes         = corev1.SchemeGroupVersion.WithResource("persistentvolumes")
+	storageClasses  = storagev1.SchemeGroupVersion.WithResource("storageclasses")
+	attachments     = storagev1.SchemeGroupVersion.WithResource("volumeattachments")
 	leases          = schema.GroupVersionResource{Group: "coordination.k8s.io", Version: "v1", Resource: "leases"}
 )
 
@@ -45,6 +50,12 @@ func hooksOf(r *resource) hooks {
 		return hooks{reserve: reserveService, deleted: releaseService, answersDeleted: true}
 	case namespaces:
 		return hooks{admit: admitNamespace}
+	case volumeClaims:
+		return hooks{admit: admitClaim, answersDeleted: true}
+	case volumes:
+		return hooks{admit: admitVolume, answersDeleted: true}
+	case storageClasses, attachments:
+		return hooks{answersDeleted: true}
 	case serviceAccounts:
 		return hooks{answersDeleted: true}
 	case leases:

@@ -1,0 +1,337 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	corev1helpers "k8s.io/component-helpers/scheduling/corev1"
+
+	"conclave/api/kinds"
+)
+
+// What the rooms that look after volumes say to one another by way of objects.
+// The first half are Kubernetes' words, the second half our own.
+const (
+	// AnnotationSelectedNode is where a claim's pod is going to run: the
+	// scheduler writes it, and volumes that wait for it are made there.
+	AnnotationSelectedNode = "volume.kubernetes.io/selected-node"
+	// AnnotationBindCompleted says that a claim has found its volume.
+	AnnotationBindCompleted = "pv.kubernetes.io/bind-completed"
+	// AnnotationBoundByController says that the other side was not named by a user.
+	AnnotationBoundByController = "pv.kubernetes.io/bound-by-controller"
+	// AnnotationProvisionedBy is who made a volume.
+	AnnotationProvisionedBy = "pv.kubernetes.io/provisioned-by"
+	// AnnotationProvisioner is who is asked to make a volume for a claim.
+	AnnotationProvisioner = "volume.kubernetes.io/storage-provisioner"
+
+	FinalizerClaim  = "kubernetes.io/pvc-protection"
+	FinalizerVolume = "kubernetes.io/pv-protection"
+
+	// LocalPathClass is the class that every cluster begins with, and
+	// LocalPathProvisioner who makes its volumes: folders on the disk of the
+	// node where the pod runs.
+	LocalPathClass       = "local-path"
+	LocalPathProvisioner = "conclave.io/local-path"
+	// AnnotationVolumesDir of a Node is the folder below which it keeps them.
+	AnnotationVolumesDir = "conclave.io/volumes-dir"
+	// LabelVolumeNode of a PersistentVolume is the node that has its data, and
+	// is to make and to remove it.
+	LabelVolumeNode = "conclave.io/node"
+	// AnnotationVolumeMade says that the node has made the folder. It is never
+	// made again: if it is missing, so is what was in it.
+	AnnotationVolumeMade = "conclave.io/made"
+	// FinalizerLocalPath keeps a PersistentVolume until its data is removed.
+	FinalizerLocalPath = "conclave.io/local-path"
+)
+
+// annotationMade lists, on the namespace kube-system, what of a cluster's first
+// equipment was made once and is the users' since: they may change or delete it.
+const annotationMade = "conclave.io/equipped"
+
+// ClaimName is the name of the claim behind a pod's volume.
+func ClaimName(pod *corev1.Pod, v *corev1.Volume) (name string, ok bool) {
+	switch {
+	case v.PersistentVolumeClaim != nil:
+		return v.PersistentVolumeClaim.ClaimName, true
+	case v.Ephemeral != nil:
+		return pod.Name + "-" + v.Name, true
+	}
+	return "", false
+}
+
+// ClaimNames are the names of all claims that a pod uses.
+func ClaimNames(pod *corev1.Pod) (names []string) {
+	for i := range pod.Spec.Volumes {
+		if name, ok := ClaimName(pod, &pod.Spec.Volumes[i]); ok && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// Bound says that a claim has its volume.
+func Bound(c *corev1.PersistentVolumeClaim) bool {
+	return c.Spec.VolumeName != "" && c.Annotations[AnnotationBindCompleted] != ""
+}
+
+// Fits says whether a volume can be mounted on a node.
+func Fits(v *corev1.PersistentVolume, node *corev1.Node) bool {
+	if v.Spec.NodeAffinity == nil || v.Spec.NodeAffinity.Required == nil {
+		return true
+	}
+	ok, err := corev1helpers.MatchNodeSelectorTerms(node, v.Spec.NodeAffinity.Required)
+	return ok && err == nil
+}
+
+// Waits says that volumes of a class are made only where a pod wants them.
+func Waits(c *storagev1.StorageClass) bool {
+	return c.VolumeBindingMode != nil && *c.VolumeBindingMode == storagev1.VolumeBindingWaitForFirstConsumer
+}
+
+// Allows says whether volumes of a class may be made on a node.
+func Allows(c *storagev1.StorageClass, node *corev1.Node) bool {
+	if len(c.AllowedTopologies) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(c.AllowedTopologies, func(t corev1.TopologySelectorTerm) bool {
+		return len(t.MatchLabelExpressions) > 0 && !slices.ContainsFunc(t.MatchLabelExpressions, func(r corev1.TopologySelectorLabelRequirement) bool {
+			return !slices.Contains(r.Values, node.Labels[r.Key])
+		})
+	})
+}
+
+// Suits says whether a volume has what a claim asks for: class, size, access
+// modes, mode and labels. That it may be taken already is another matter.
+func Suits(v *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim) bool {
+	has, asks := v.Spec.Capacity[corev1.ResourceStorage], c.Spec.Resources.Requests[corev1.ResourceStorage]
+	if has.Cmp(asks) < 0 || VolumeClass(v) != kinds.ClaimClass(c) || !sameMode(v.Spec.VolumeMode, c.Spec.VolumeMode) {
+		return false
+	}
+	for _, mode := range c.Spec.AccessModes {
+		if !slices.Contains(v.Spec.AccessModes, mode) {
+			return false
+		}
+	}
+	if c.Spec.Selector == nil {
+		return true
+	}
+	s, err := metav1.LabelSelectorAsSelector(c.Spec.Selector)
+	return err == nil && s.Matches(labels.Set(v.Labels))
+}
+
+// VolumeClass is the class that a volume is of, "" for none.
+func VolumeClass(v *corev1.PersistentVolume) string {
+	if class, ok := v.Annotations[corev1.BetaStorageClassAnnotation]; ok {
+		return class
+	}
+	return v.Spec.StorageClassName
+}
+
+func sameMode(a, b *corev1.PersistentVolumeMode) bool {
+	mode := func(m *corev1.PersistentVolumeMode) corev1.PersistentVolumeMode {
+		if m == nil {
+			return corev1.PersistentVolumeFilesystem
+		}
+		return *m
+	}
+	return mode(a) == mode(b)
+}
+
+// DefaultClass is the class of claims that name none: the newest of those that
+// are marked as default, nil if none is.
+func DefaultClass(classes []*storagev1.StorageClass) *storagev1.StorageClass {
+	var chosen *storagev1.StorageClass
+	for _, c := range classes {
+		switch {
+		case !kinds.IsDefaultClass(c):
+		case chosen == nil, chosen.CreationTimestamp.Before(&c.CreationTimestamp),
+			chosen.CreationTimestamp.Equal(&c.CreationTimestamp) && c.Name < chosen.Name:
+			chosen = c
+		}
+	}
+	return chosen
+}
+
+// Unclassed says that a claim leaves the choice of its class to the cluster.
+func Unclassed(c *corev1.PersistentVolumeClaim) bool {
+	_, old := c.Annotations[corev1.BetaStorageClassAnnotation]
+	return c.Spec.StorageClassName == nil && !old
+}
+
+// Admission.
+
+func addFinalizer(obj Object, name string) {
+	if !slices.Contains(obj.GetFinalizers(), name) {
+		obj.SetFinalizers(append(obj.GetFinalizers(), name))
+	}
+}
+
+func (c *call) storageClass(name string) *storagev1.StorageClass {
+	if rec := c.s.cfg.Storage.Get(storageClasses.GroupResource().String(), "", name); rec != nil {
+		class, _ := rec.Object().(*storagev1.StorageClass)
+		return class
+	}
+	return nil
+}
+
+// admitClaim gives a new claim its class and keeps it while a pod uses it; an
+// old one may grow only where its class says so.
+func admitClaim(_ context.Context, c *call, obj, old Object) error {
+	claim, ok := obj.(*corev1.PersistentVolumeClaim)
+	if !ok {
+		return nil
+	}
+	if old == nil {
+		addFinalizer(claim, FinalizerClaim)
+		if Unclassed(claim) {
+			var all []*storagev1.StorageClass
+			records, _ := c.s.cfg.Storage.List(storageClasses.GroupResource().String(), "")
+			for _, rec := range records {
+				if class, ok := rec.Object().(*storagev1.StorageClass); ok {
+					all = append(all, class)
+				}
+			}
+			if class := DefaultClass(all); class != nil {
+				claim.Spec.StorageClassName = &class.Name
+			}
+		}
+		return nil
+	}
+	was := old.(*corev1.PersistentVolumeClaim)
+	before, now := was.Spec.Resources.Requests[corev1.ResourceStorage], claim.Spec.Resources.Requests[corev1.ResourceStorage]
+	if now.Cmp(before) <= 0 {
+		return nil
+	}
+	if was.Status.Phase != corev1.ClaimBound {
+		return nil // which validation refuses
+	}
+	class := c.storageClass(kinds.ClaimClass(was))
+	if class == nil || class.AllowVolumeExpansion == nil || !*class.AllowVolumeExpansion {
+		return forbiddenObject(c.res.gr(), claim.Name, "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize")
+	}
+	return nil
+}
+
+// admitVolume keeps a volume while a claim is bound to it.
+func admitVolume(_ context.Context, _ *call, obj, old Object) error {
+	if old == nil {
+		addFinalizer(obj, FinalizerVolume)
+	}
+	return nil
+}
+
+// ensureLocalPath makes the class that every cluster begins with, once in the
+// cluster's life.
+func ensureLocalPath(ctx context.Context, c Client) error {
+	o, err := c.Get(ctx, namespaces, "", metav1.NamespaceSystem, metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("read namespace %s: %w", metav1.NamespaceSystem, err)
+	}
+	var made []string
+	if list := o.GetAnnotations()[annotationMade]; list != "" {
+		made = strings.Split(list, ",")
+	}
+	if slices.Contains(made, LocalPathClass) {
+		return nil
+	}
+	waits, remove, grow := storagev1.VolumeBindingWaitForFirstConsumer, corev1.PersistentVolumeReclaimDelete, true
+	if err := ensure(ctx, c, &storagev1.StorageClass{
+		ObjectMeta:  metav1.ObjectMeta{Name: LocalPathClass, Annotations: map[string]string{"storageclass.kubernetes.io/is-default-class": "true"}},
+		Provisioner: LocalPathProvisioner, VolumeBindingMode: &waits, ReclaimPolicy: &remove, AllowVolumeExpansion: &grow,
+	}); err != nil {
+		return err
+	}
+	ns := o.DeepCopyObject().(Object)
+	annotations := ns.GetAnnotations()
+	if annotations == nil {
+		annotations = map[string]string{}
+	}
+	annotations[annotationMade] = strings.Join(append(made, LocalPathClass), ",")
+	ns.SetAnnotations(annotations)
+	if _, err := c.Update(ctx, namespaces, "", ns, metav1.UpdateOptions{}); err != nil {
+		return fmt.Errorf("note on namespace %s that class %s was made: %w", metav1.NamespaceSystem, LocalPathClass, err)
+	}
+	return nil
+}
+
+// What nodes may see and say of volumes.
+
+// usesClaim says whether a pod bound to a node uses a claim.
+func (r *rules) usesClaim(node, namespace, name string) bool {
+	return r.anyPod(node, namespace, func(p *corev1.Pod) bool { return slices.Contains(ClaimNames(p), name) })
+}
+
+// nodeClaims lets a node read the claims, each by its name, that a pod bound to
+// it uses.
+func (r *rules) nodeClaims(node string, a Attributes) error {
+	if a.Subresource != "" || !slices.Contains(reads, a.Verb) {
+		return Denied("can only read resources of this type")
+	}
+	if a.Name == "" || a.Namespace == "" {
+		return Denied("can only read namespaced object of this type by name")
+	}
+	if r.usesClaim(node, a.Namespace, a.Name) {
+		return nil
+	}
+	return noRelationship(node, a)
+}
+
+// nodeVolumes lets a node read the volumes that its pods' claims are bound to,
+// and those that are kept on it; and say of the latter what it did, see
+// authorizeNodeWrite.
+func (r *rules) nodeVolumes(node string, a Attributes) error {
+	if a.Subresource != "" {
+		return Denied("")
+	}
+	if s, err := labels.Parse(a.LabelSelector); err == nil && (a.Verb == "list" || a.Verb == "watch") {
+		if on, ok := s.RequiresExactMatch(LabelVolumeNode); ok && on == node {
+			return nil
+		}
+	}
+	if a.Name == "" {
+		return Denied("can only read this type by name, or with the label selector " + LabelVolumeNode)
+	}
+	rec := r.s.cfg.Storage.Get(volumes.Resource, "", a.Name)
+	if rec == nil {
+		return nil // nobody's secret: the node learns that there is none
+	}
+	v, ok := rec.Object().(*corev1.PersistentVolume)
+	switch {
+	case !ok:
+	case v.Labels[LabelVolumeNode] == node && (slices.Contains(reads, a.Verb) || a.Verb == "update" || a.Verb == "patch"):
+		return nil
+	case !slices.Contains(reads, a.Verb):
+		return Denied("can only read resources of this type")
+	case v.Spec.ClaimRef != nil && r.usesClaim(node, v.Spec.ClaimRef.Namespace, v.Spec.ClaimRef.Name):
+		return nil
+	}
+	return noRelationship(node, a)
+}
+
+// nodeVolumeWrite refuses any change by a node of a volume that is kept on it,
+// but these two: that its folder is made, and that its data is gone.
+func (c *call) nodeVolumeWrite(node string, v, was *corev1.PersistentVolume) error {
+	if was == nil || was.Labels[LabelVolumeNode] != node {
+		return apierrors.NewForbidden(c.res.gr(), v.Name, textError("node \""+node+"\" is not allowed to modify volumes of other nodes"))
+	}
+	allowed := was.DeepCopy()
+	if made, ok := v.Annotations[AnnotationVolumeMade]; ok {
+		metav1.SetMetaDataAnnotation(&allowed.ObjectMeta, AnnotationVolumeMade, made)
+	}
+	if !slices.Contains(v.Finalizers, FinalizerLocalPath) {
+		allowed.Finalizers = slices.DeleteFunc(allowed.Finalizers, func(f string) bool { return f == FinalizerLocalPath })
+	}
+	allowed.ResourceVersion, allowed.ManagedFields = v.ResourceVersion, v.ManagedFields
+	if !apiequality.Semantic.DeepEqual(allowed, v) {
+		return apierrors.NewForbidden(c.res.gr(), v.Name, textError("node \""+node+"\" may only say that the volume's folder is made, or removed"))
+	}
+	return nil
+}
