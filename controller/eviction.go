@@ -88,6 +88,12 @@ func (c *evictionController) reconcile(ctx context.Context, key Key) (time.Durat
 	if wait > 0 {
 		return wait, nil
 	}
+	if claim, volume, stuck := c.stuckOn(pod); force && stuck {
+		// It could run nowhere else; here it does as soon as the node is back.
+		c.events.record("taint-eviction-controller", about(pod), corev1.EventTypeWarning, "VolumeCannotMove",
+			"Pod is not moved: volume %s of claim %s is on node %s, which is unreachable, and can be mounted nowhere else", volume, claim, node.Name)
+		return 0, nil
+	}
 	c.events.record("taint-eviction-controller", about(pod), corev1.EventTypeNormal, "TaintManagerEviction", "Marking for deletion Pod %s/%s", pod.Namespace, pod.Name)
 	options := metav1.DeleteOptions{}
 	if force {

@@ -46,6 +46,9 @@ const (
 	podsByNode      = "node"    // pods by spec.nodeName
 	orphans         = "orphans" // pods, ReplicaSets and revisions without a controller, by namespace
 	slicesByService = "service" // EndpointSlices by namespace/name of their service
+	podsByClaim     = "claim"   // pods by namespace/name of the claims that they use
+	volumesByClaim  = "claim"   // persistent volumes by namespace/name of claimRef
+	volumesByNode   = "node"    // persistent volumes by the node that keeps them
 )
 
 func addIndexes(c *cache) {
@@ -61,6 +64,24 @@ func addIndexes(c *cache) {
 	c.addIndex(pods, orphans, orphan)
 	c.addIndex(replicaSets, orphans, orphan)
 	c.addIndex(revisions, orphans, orphan)
+	c.addIndex(pods, podsByClaim, func(o api.Object) (keys []string) {
+		for _, name := range api.ClaimNames(o.(*corev1.Pod)) {
+			keys = append(keys, o.GetNamespace()+"/"+name)
+		}
+		return keys
+	})
+	c.addIndex(volumes, volumesByClaim, func(o api.Object) []string {
+		if ref := o.(*corev1.PersistentVolume).Spec.ClaimRef; ref != nil {
+			return []string{ref.Namespace + "/" + ref.Name}
+		}
+		return nil
+	})
+	c.addIndex(volumes, volumesByNode, func(o api.Object) []string {
+		if node := o.GetLabels()[api.LabelVolumeNode]; node != "" {
+			return []string{node}
+		}
+		return nil
+	})
 	c.addIndex(endpointSlices, slicesByService, func(o api.Object) []string {
 		if name := o.GetLabels()[discoveryv1.LabelServiceName]; name != "" {
 			return []string{o.GetNamespace() + "/" + name}
