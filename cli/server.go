@@ -500,6 +500,9 @@ func (s *Server) followMembers(ctx context.Context) error {
 			for _, m := range s.pool.Members() {
 				if m.State == gossip.Dead {
 					s.dialer.Reset(m.ID) // kept connections would be tried until they time out
+					for _, a := range s.resolve(m.ID) {
+						s.port.Forsake(a)
+					}
 				}
 			}
 		}
@@ -574,26 +577,20 @@ func (s *Server) splice(ctx context.Context) (net.Conn, error) {
 	if m := s.master.Load(); m != nil && m.ready.Load() {
 		return nil, wire.ErrLocal
 	}
-	var failed error
+	var masters []netip.AddrPort
 	for _, id := range s.masters() {
-		if id == s.node.ID() {
-			continue
-		}
-		for _, a := range s.resolve(id) {
-			conn, err := (&net.Dialer{Timeout: 2 * time.Second}).DialContext(ctx, "tcp", a.String())
-			if err == nil {
-				return conn, nil
-			}
-			failed = err
+		if id != s.node.ID() {
+			masters = append(masters, s.resolve(id)...)
 		}
 	}
-	if s.master.Load() != nil {
+	conn, err := wire.DialFirst(ctx, masters)
+	switch {
+	case err == nil:
+		return conn, nil
+	case s.master.Load() != nil:
 		return nil, wire.ErrLocal
 	}
-	if failed == nil {
-		failed = errors.New("no master is known")
-	}
-	return nil, failed
+	return nil, fmt.Errorf("reach a master: %w", err)
 }
 
 func (s *Server) apiTLS() *tls.Config {

@@ -127,15 +127,30 @@ func (d *Dialer) Dial(ctx context.Context, id, proto string) (net.Conn, error) {
 }
 
 func (d *Dialer) dial(ctx context.Context, id, proto string) (*tls.Conn, error) {
-	addrs := d.Resolve(id)
-	if len(addrs) == 0 {
-		return nil, ErrNoAddress
-	}
 	config := d.Certs.Client(id).Clone()
 	config.NextProtos = []string{proto}
+	return race(ctx, d.Resolve(id), func(ctx context.Context, addr netip.AddrPort) (*tls.Conn, error) {
+		return d.dialAddr(ctx, addr, config, proto)
+	})
+}
+
+// DialFirst connects to the first of some addresses that answers. It does not
+// wait for a dead one before it tries the next.
+func DialFirst(ctx context.Context, addrs []netip.AddrPort) (net.Conn, error) {
+	return race(ctx, addrs, func(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+		return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", addr.String())
+	})
+}
+
+// race dials addresses in their order, the next one when the one before has
+// failed or taken long, and returns the first connection.
+func race[C net.Conn](ctx context.Context, addrs []netip.AddrPort, dial func(context.Context, netip.AddrPort) (C, error)) (won C, err error) {
+	if len(addrs) == 0 {
+		return won, ErrNoAddress
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	type attempt struct {
-		conn *tls.Conn
+		conn C
 		err  error
 	}
 	attempts := make(chan attempt)
@@ -143,7 +158,7 @@ func (d *Dialer) dial(ctx context.Context, id, proto string) (*tls.Conn, error) 
 	defer func() { // wait for what was started
 		cancel()
 		for ; running > 0; running-- {
-			if a := <-attempts; a.conn != nil {
+			if a := <-attempts; a.err == nil {
 				a.conn.Close()
 			}
 		}
@@ -153,7 +168,7 @@ func (d *Dialer) dial(ctx context.Context, id, proto string) (*tls.Conn, error) 
 		addrs = addrs[1:]
 		running++
 		go func() {
-			conn, err := d.dialAddr(ctx, addr, config, proto)
+			conn, err := dial(ctx, addr)
 			if err != nil {
 				err = fmt.Errorf("%s: %w", addr, err)
 			}
@@ -185,9 +200,9 @@ func (d *Dialer) dial(ctx context.Context, id, proto string) (*tls.Conn, error) 
 		}
 	}
 	if len(failures) == 1 {
-		return nil, last
+		return won, last
 	}
-	return nil, errors.New(strings.Join(failures, "; "))
+	return won, errors.New(strings.Join(failures, "; "))
 }
 
 func (d *Dialer) dialAddr(ctx context.Context, addr netip.AddrPort, config *tls.Config, proto string) (*tls.Conn, error) {

@@ -33,7 +33,8 @@
 // # Goroutines
 //
 // Port.Run runs one goroutine for each connection until its handshake is done
-// and somebody accepted it, or, for a spliced one, two until it ends; all of
+// and somebody accepted it, or, for a spliced one, two until it ends (and a timer
+// while something written to the master is not known to be acknowledged); all of
 // them end before Run returns. Connections that were accepted belong to their
 // acceptor. ServeNode runs one per connection and one per call, and ends them
 // all. Dialer has those of net/http2 and one for each connection of calls, which

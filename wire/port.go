@@ -7,10 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -167,6 +167,18 @@ func (p *Port) untrack(conn net.Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.open, conn)
+}
+
+// Forsake ends what is spliced to an address, because its host is dead: it would
+// be silent for long.
+func (p *Port) Forsake(addr netip.AddrPort) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for conn := range p.open {
+		if to, ok := conn.RemoteAddr().(*net.TCPAddr); ok && to.AddrPort() == addr {
+			conn.Close()
+		}
+	}
 }
 
 func (p *Port) closeAll() {
@@ -350,34 +362,6 @@ func (c *replayConn) Read(b []byte) (int, error) {
 		return n, nil
 	}
 	return c.Conn.Read(b)
-}
-
-// splice copies both ways until both have ended. Between two TCP connections
-// the kernel copies. An end of one direction is passed on as such; an error
-// ends both.
-func splice(client, upstream net.Conn, said []byte) {
-	defer client.Close()
-	defer upstream.Close()
-	if _, err := upstream.Write(said); err != nil {
-		return
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		pass(client, upstream)
-	}()
-	pass(upstream, client)
-	<-done
-}
-
-func pass(to, from net.Conn) {
-	_, err := io.Copy(to, from)
-	half, ok := to.(interface{ CloseWrite() error })
-	if err == nil && ok && half.CloseWrite() == nil {
-		return
-	}
-	to.Close()
-	from.Close()
 }
 
 // turn accepts from a listener for as long as one user wants to.

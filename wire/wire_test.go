@@ -589,6 +589,38 @@ func TestSplicePassesTheEnds(t *testing.T) {
 	<-done
 }
 
+// TestForsake ends what was spliced to a dead host, and nothing else.
+func TestForsake(t *testing.T) {
+	certs := makeCerts(t, "one", "two", "node", "admin")
+	_, one := startPort(t, certs["one"], nil)
+	_, two := startPort(t, certs["two"], nil)
+	next := []netip.AddrPort{one, two}
+	p, node := startPort(t, certs["node"], func(c *Config) {
+		c.Splice = func(ctx context.Context) (net.Conn, error) {
+			to := next[0]
+			next = next[1:]
+			return DialFirst(ctx, []netip.AddrPort{to})
+		}
+	})
+	var conns []net.Conn
+	for range 2 {
+		c, err := apiDial(node, certs["admin"], "http/1.1")(t.Context(), "tcp", node.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		conns = append(conns, c)
+	}
+	p.Forsake(one)
+	if _, err := conns[0].Read(make([]byte, 1)); err == nil {
+		t.Error("a master that is forsaken says something")
+	}
+	fmt.Fprint(conns[1], "GET /api HTTP/1.1\r\nHost: x\r\n\r\n")
+	if _, err := conns[1].Read(make([]byte, 1)); err != nil {
+		t.Errorf("the other master: %v", err)
+	}
+}
+
 func TestGarbageAndSilence(t *testing.T) {
 	certs := makeCerts(t, "a", "b")
 	_, addr := startPort(t, certs["a"], nil)
