@@ -104,7 +104,7 @@ func (d *disk) closeGap(last uint64) error {
 	if err != nil {
 		return err
 	}
-	return d.log.DeleteRange(first, last)
+	return d.store.DeleteRange(first, last)
 }
 
 func (d *disk) close() error {
@@ -187,6 +187,13 @@ type guardedLog struct {
 	raft.LogStore // the cache
 	disk          *keeper
 	full          atomic.Bool
+
+	mu sync.Mutex
+	// cut is the end of the log that raft had removed, until it has stored what
+	// comes in its place. If that fails, raft goes on as if the old end were
+	// still there, and would panic where it is not. So it is: read from here,
+	// and stored in front of whatever is stored next.
+	cut []raft.Log
 	refused       atomic.Pointer[time.Time] // when the disk last took nothing
 }
 
@@ -221,14 +228,75 @@ func newGuardedLog(log raft.LogStore) (*guardedLog, error) {
 }
 
 func (g *guardedLog) StoreLogs(logs []*raft.Log) error {
-	if err := g.LogStore.StoreLogs(logs); err == nil {
+	g.mu.Lock()
+	var before []*raft.Log
+	for i := range g.cut {
+		if g.cut[i].Index < logs[0].Index {
+			before = append(before, &g.cut[i])
+		}
+	}
+	if n := len(before); n > 0 && before[n-1].Index+1 != logs[0].Index {
+		before = nil // a snapshot took their place
+	}
+	g.mu.Unlock()
+	if err := g.LogStore.StoreLogs(append(before, logs...)); err == nil {
 		g.full.Store(false)
+		g.mu.Lock()
+		g.cut = nil
+		g.mu.Unlock()
 		return nil
 	}
 	now := time.Now()
 	g.refused.Store(&now)
 	g.full.Store(noSpace(g.disk.err))
 	return g.disk.err
+}
+
+// DeleteRange removes the beginning of the log, or its end, or all.
+func (g *guardedLog) DeleteRange(low, high uint64) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	last, err := g.LogStore.LastIndex() // on disk
+	if err != nil {
+		return err
+	}
+	var cut []raft.Log
+	if high >= last {
+		for i := low; i <= last; i++ {
+			var l raft.Log
+			if err := g.LogStore.GetLog(i, &l); err != nil {
+				return err
+			}
+			cut = append(cut, l)
+		}
+	}
+	if low <= last {
+		if err := g.LogStore.DeleteRange(low, min(high, last)); err != nil {
+			return err
+		}
+	}
+	g.cut = append(cut, g.cut...) // which begins behind last
+	return nil
+}
+
+func (g *guardedLog) GetLog(index uint64, l *raft.Log) error {
+	g.mu.Lock()
+	if n := len(g.cut); n > 0 && index >= g.cut[0].Index && index <= g.cut[n-1].Index {
+		defer g.mu.Unlock()
+		*l = g.cut[index-g.cut[0].Index]
+		return nil
+	}
+	g.mu.Unlock()
+	return g.LogStore.GetLog(index, l)
+}
+
+func (g *guardedLog) LastIndex() (uint64, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if n := len(g.cut); n > 0 {
+		return g.cut[n-1].Index, nil
+	}
+	return g.LogStore.LastIndex()
 }
 
 // IsMonotonic has raft drop the log when it takes a snapshot from a leader. Else

@@ -11,7 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -424,4 +426,88 @@ func TestGapBehindASnapshot(t *testing.T) {
 	if err := d.close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestEndOfTheLogStaysUntilTheNewOneIsStored: raft removes entries that
+// contradict its leader's, and goes on as if they were there if those cannot be
+// stored.
+func TestEndOfTheLogStaysUntilTheNewOneIsStored(t *testing.T) {
+	bolt, err := openBolt(filepath.Join(t.TempDir(), logFile), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bolt.Close()
+	var full atomic.Bool
+	g, err := newGuardedLog(fullDisk{bolt, &full})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := func(term uint64, indexes ...uint64) error {
+		var logs []*raft.Log
+		for _, i := range indexes {
+			logs = append(logs, &raft.Log{Index: i, Term: term})
+		}
+		return g.StoreLogs(logs)
+	}
+	terms := func() (all []uint64) {
+		last, err := g.LastIndex()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := uint64(1); i <= last; i++ {
+			var l raft.Log
+			if err := g.GetLog(i, &l); err != nil && !errors.Is(err, raft.ErrLogNotFound) {
+				t.Fatal(err)
+			}
+			all = append(all, l.Term) // 0: not there
+		}
+		return all
+	}
+	expect := func(when string, want ...uint64) {
+		t.Helper()
+		if got := terms(); !slices.Equal(got, want) {
+			t.Errorf("%s the terms are %v, not %v", when, got, want)
+		}
+	}
+	remove := func(low, high uint64) {
+		t.Helper()
+		if err := g.DeleteRange(low, high); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := store(1, 1, 2, 3, 4, 5); err != nil {
+		t.Fatal(err)
+	}
+	full.Store(true)
+	remove(4, 5)
+	if err := store(2, 4); err == nil {
+		t.Error("a full disk stores entries")
+	}
+	expect("after a failure", 1, 1, 1, 1, 1)
+	remove(5, 5)
+	if err := store(2, 5); err == nil {
+		t.Error("a full disk stores entries")
+	}
+	remove(3, 5)
+	if err := store(2, 3); err == nil {
+		t.Error("a full disk stores entries")
+	}
+	expect("after three failures", 1, 1, 1, 1, 1)
+	full.Store(false)
+	remove(5, 5)
+	if err := store(3, 5, 6); err != nil {
+		t.Fatal(err)
+	}
+	expect("when there is room again", 1, 1, 1, 1, 3, 3)
+	remove(6, 6)
+	if err := store(4, 6); err != nil {
+		t.Fatal(err)
+	}
+	remove(1, 2)
+	expect("after a compaction", 0, 0, 1, 1, 3, 4)
+	remove(3, 6) // a snapshot took the place of all
+	if err := store(4, 10); err != nil {
+		t.Fatal(err)
+	}
+	expect("after a snapshot", 0, 0, 0, 0, 0, 0, 0, 0, 0, 4)
 }
