@@ -61,6 +61,7 @@ type cluster struct {
 	broken  atomic.Int64 // promises
 
 	// What the planner of the history knows alone.
+	files        bool // the log is in files, as in the product, and not in memory
 	loss         float64
 	base, jitter time.Duration
 	lasts, every time.Duration // a fault, and from one to the next, on average
@@ -332,11 +333,23 @@ func (p *proc) followMembers(ctx context.Context) error {
 	}
 }
 
+// used says whether there is a log on the machine's disk.
+func (m *machine) used() (bool, error) {
+	if m.c.files {
+		return consensus.HasState(filepath.Join(m.dir, "raft"))
+	}
+	return m.disk.used(), nil
+}
+
 // runMasters runs a master whenever this node is one.
 func (p *proc) runMasters(ctx context.Context) error {
 	found := p.m.founder
 	p.m.founder = false
-	for is := found || p.m.disk.used(); ; is = false {
+	used, err := p.m.used()
+	if err != nil {
+		return err
+	}
+	for is := found || used; ; is = false {
 		if !is {
 			select {
 			case <-p.promote:
@@ -364,6 +377,10 @@ func (p *proc) runMaster(ctx context.Context, bootstrap bool) (retired bool, err
 	defer stop()
 	s := &master{streams: make(chan net.Conn, 16)}
 	var gone atomic.Bool
+	openLog := p.m.disk.openLog
+	if p.c.files {
+		openLog = nil
+	}
 	s.node, err = consensus.New(consensus.Config{
 		ID: p.m.id, Name: p.m.name, Dir: filepath.Join(p.m.dir, "raft"),
 		Stream: &streamLayer{p: p, s: s, closed: make(chan struct{})}, Addresses: addresses{}, Codec: codec{}, Caller: p,
@@ -377,7 +394,7 @@ func (p *proc) runMaster(ctx context.Context, bootstrap bool) (retired bool, err
 		Retired:       func() { gone.Store(true); stop() },
 		LeaseDuration: leaseDuration,
 		Compaction:    consensus.Compaction{Every: 5 * time.Second, Threshold: 48, Trailing: 32},
-		Log:           p.log, OpenLog: p.m.disk.openLog, Boot: p.c.clock,
+		Log:           p.log, OpenLog: openLog, Boot: p.c.clock,
 	})
 	if err != nil {
 		return false, err
