@@ -193,8 +193,8 @@ type guardedLog struct {
 	// comes in its place. If that fails, raft goes on as if the old end were
 	// still there, and would panic where it is not. So it is: read from here,
 	// and stored in front of whatever is stored next.
-	cut []raft.Log
-	refused       atomic.Pointer[time.Time] // when the disk last took nothing
+	cut     []raft.Log
+	refused atomic.Pointer[time.Time] // when the disk last took nothing
 }
 
 // muteFor is how long a node whose disk was full asks for no votes. Then it
