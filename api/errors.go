@@ -35,7 +35,7 @@ func storageError(err error, r schema.GroupResource, name string) error {
 	case errors.Is(err, ErrNoLeader):
 		// No Retry-After: the storage has waited already, and clients that
 		// silently do the same ten times over would show nothing for minutes.
-		return apierrors.NewServiceUnavailable(ErrNoLeader.Error() + " that this server reaches; try again, or ask another node")
+		return apierrors.NewServiceUnavailable(ErrNoLeader.Error() + " that this server reaches: until a majority of the masters answers, nothing can be written, and what is read has to be asked for with resourceVersion=0, and may be old. Try again, or ask another node; if masters are lost for good, run `conclave recover`")
 	case errors.Is(err, ErrUnknownOutcome), errors.Is(err, context.DeadlineExceeded):
 		// No Retry-After: clients would repeat by themselves what may have been done.
 		return apierrors.NewTimeoutError(fmt.Sprintf("request for %s %q did not complete: the outcome is not known", r.String(), name), 0)

@@ -162,6 +162,18 @@ func (x *exchange) resource(ctx context.Context) error {
 		}
 	}
 	switch t.Verb {
+	case "get", "list", "watch":
+		if x.s.cfg.Stale != nil && x.query.Get("resourceVersion") == "0" {
+			why, err := x.s.cfg.Stale(ctx)
+			if err != nil {
+				return c.storageError(err)
+			}
+			if why != "" {
+				x.warn(why)
+			}
+		}
+	}
+	switch t.Verb {
 	case "get":
 		return x.get(ctx, c)
 	case "list":

@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -226,6 +227,24 @@ func TestLinearizableReads(t *testing.T) {
 		}
 	}
 	st.store.FailSync(nil)
+	why := "this may be old"
+	old := newSite(t, func(c *api.Config) {
+		c.Stale = func(context.Context) (string, error) {
+			if why == "" {
+				return "", api.ErrNoLeader
+			}
+			return why, nil
+		}
+	})
+	for path, warned := range map[string]bool{cms: false, cms + "?resourceVersion=0": true, "/api/v1/namespaces/default": false, "/api/v1/namespaces/default?resourceVersion=0": true} {
+		if a := old.request(old.admin(), "GET", path, ""); a.code != 200 || (a.header.Get("Warning") == `299 - "this may be old"`) != warned {
+			t.Errorf("%s: %d, warning %q", path, a.code, a.header.Get("Warning"))
+		}
+	}
+	why = ""
+	if a := old.request(old.admin(), "GET", cms+"?resourceVersion=0", ""); a.code != 503 || !strings.Contains(a.status(t).Message, "conclave recover") {
+		t.Errorf("a read that is refused: %d %s", a.code, a.body)
+	}
 	st.store.FailWrites(func(api.Write) error { return api.ErrUnknownOutcome })
 	if a := st.request(rt, "POST", cms, `{"metadata":{"name":"x"}}`); a.code != 504 || a.status(t).Reason != metav1.StatusReasonTimeout {
 		t.Errorf("%d %s", a.code, a.body)

@@ -77,6 +77,11 @@ type Config struct {
 	Ready func() error
 	// Metrics is the text of GET /metrics; nil: there is none.
 	Metrics func() []byte
+	// Stale is asked before a read that any replica may answer
+	// (resourceVersion=0). It says why what this one has may be old, and
+	// nothing if there is no such doubt; an error refuses the read. nil: there
+	// never is.
+	Stale func(ctx context.Context) (string, error)
 	// UnreachableToleration is how long a pod that does not say otherwise
 	// stays bound to a node that is not ready or unreachable.
 	UnreachableToleration time.Duration

@@ -280,7 +280,7 @@ func (s *Server) credentials(ctx context.Context) (c credentials, err error) {
 // askMaster calls the masters in turn until one answers.
 func (s *Server) askMaster(ctx context.Context, path string, body []byte, answer any) error {
 	err := errors.New("no master is known")
-	for _, id := range s.masters() {
+	for _, id := range s.mastersOrReplicas() {
 		var raw []byte
 		if raw, err = s.dialer.Call(ctx, id, path, body); err != nil {
 			continue

@@ -46,7 +46,8 @@ func clientCommands(withData func(...cli.Flag) []cli.Flag, output cli.Flag) []*c
 	container := &cli.StringFlag{Name: "container", Aliases: []string{"c"}, Usage: "container of the pod"}
 	flags := func(more ...cli.Flag) []cli.Flag { return withData(append([]cli.Flag{namespace, config}, more...)...) }
 	return []*cli.Command{
-		{Name: "get", Usage: "show objects", ArgsUsage: "KIND [NAME…] | KIND/NAME…", Flags: flags(all, selector, output), Action: runGet},
+		{Name: "get", Usage: "show objects", ArgsUsage: "KIND [NAME…] | KIND/NAME…", Flags: flags(all, selector, output,
+			&cli.BoolFlag{Name: "stale", Usage: "what any master has, even one that is cut off from the others"}), Action: runGet},
 		{Name: "apply", Usage: "make objects as a manifest says (server-side apply)", Flags: flags(file, &cli.BoolFlag{Name: "force-conflicts", Usage: "take over fields that others manage"}), Action: runApply},
 		{Name: "delete", Usage: "delete objects", ArgsUsage: "KIND NAME… | KIND/NAME…", Flags: flags(file, &cli.IntFlag{Name: "grace-period", Value: -1, Usage: "seconds that pods get to end"}), Action: runDelete},
 		{Name: "logs", Usage: "show what a container printed", ArgsUsage: "POD", Flags: flags(container,
@@ -83,6 +84,7 @@ func newKube(c *cli.Context) (*kube, error) {
 		return nil, err
 	}
 	config.UserAgent = "conclave/" + version
+	config.WarningHandler = rest.NewWarningWriter(c.App.ErrWriter, rest.WarningWriterOptions{Deduplicate: true})
 	config.QPS = -1 // one person's commands need no throttle
 	config.NegotiatedSerializer = unstructuredSerializer()
 	config.GroupVersion = &schema.GroupVersion{}
@@ -184,8 +186,11 @@ func runGet(c *cli.Context) error {
 			if name == "" {
 				request.Param("labelSelector", c.String("selector"))
 			}
+			if c.Bool("stale") {
+				request.Param("resourceVersion", "0")
+			}
 			if format == "json" || format == "yaml" {
-				raw, err := request.SetHeader("Accept", "application/json").DoRaw(c.Context)
+				raw, err := request.SetHeader("Accept", "application/json").Do(c.Context).Raw() // DoRaw drops warnings
 				if err != nil {
 					return err
 				}
@@ -555,7 +560,7 @@ func unstructuredSerializer() runtime.NegotiatedSerializer {
 
 // getTable asks the server to print.
 func getTable(ctx context.Context, request *rest.Request, table *metav1.Table) error {
-	raw, err := request.SetHeader("Accept", tableAccept).DoRaw(ctx)
+	raw, err := request.SetHeader("Accept", tableAccept).Do(ctx).Raw()
 	if err != nil {
 		return err
 	}

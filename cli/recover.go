@@ -431,6 +431,25 @@ func (s *Server) recoverHere(ctx context.Context, want Recovery) error {
 	}
 }
 
+// staleAfter is how long a master may be without a leader before what it has is
+// called old: elections take less.
+const staleAfter = time.Second
+
+// staleness says why what this master has may be old. One that has not caught
+// up since its start does not know what of its log counts: it waits until it
+// has.
+func (m *master) staleness(ctx context.Context, name string) (string, error) {
+	if !m.ready.Load() {
+		return "", translate(storageErrors, m.consensus.Sync(ctx))
+	}
+	since := m.consensus.Leaderless()
+	if since.IsZero() || time.Since(since) < staleAfter {
+		return "", nil
+	}
+	return fmt.Sprintf("this may be old: it is node %s's own copy, at revision %d; it has reached no leader for %s",
+		name, m.consensus.Store().Revision(), time.Since(since).Round(time.Second)), nil
+}
+
 // lossProblem says what is wrong where nobody leads, and what to do.
 func (s *Server) lossProblem(c consensusStatus) string {
 	var there, gone []string

@@ -562,6 +562,21 @@ func (s *Server) masters() []string {
 	return ids
 }
 
+// mastersOrReplicas are the masters, or, where there is none that can answer for
+// the cluster, the nodes that have its state and can say so.
+func (s *Server) mastersOrReplicas() []string {
+	ids := s.masters()
+	if len(ids) > 0 {
+		return ids
+	}
+	for _, m := range s.pool.Members() {
+		if m.Replica && m.State == gossip.Alive && m.ID != s.node.ID() {
+			ids = append(ids, m.ID)
+		}
+	}
+	return ids
+}
+
 func (s *Server) masterAddresses() []string {
 	var all []string
 	for _, id := range s.masters() {
@@ -578,7 +593,7 @@ func (s *Server) splice(ctx context.Context) (net.Conn, error) {
 		return nil, wire.ErrLocal
 	}
 	var masters []netip.AddrPort
-	for _, id := range s.masters() {
+	for _, id := range s.mastersOrReplicas() {
 		if id != s.node.ID() {
 			masters = append(masters, s.resolve(id)...)
 		}
@@ -766,6 +781,7 @@ func (s *Server) runMaster(ctx context.Context, authority *identity.Authority, b
 		Nodes:                kubelets{s}, Leases: m.leases,
 		Ready:                 func() error { return m.readiness() },
 		Metrics:               s.metrics,
+		Stale:                 func(ctx context.Context) (string, error) { return m.staleness(ctx, s.node.Name()) },
 		UnreachableToleration: s.config.UnreachableToleration,
 		Version:               serverVersion(), Log: s.log.With("room", "api"),
 	})

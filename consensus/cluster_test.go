@@ -622,6 +622,11 @@ func TestMinorityCannotWriteOrRead(t *testing.T) {
 				t.Errorf("a patient %s of the minority: %v, %v", what, err, ctx.Err())
 			}
 		}
+		// Who comes after that is told sooner.
+		began := time.Now()
+		if err := n.Sync(within(t, time.Minute)); !errors.Is(err, ErrNoLeader) || time.Since(began) > leaderWait/2 {
+			t.Errorf("a later read of the minority: %v after %s", err, time.Since(began))
+		}
 		w.set(func() { w.group[old.id] = 0 })
 		if err := n.Sync(within(t, 10*time.Second)); err != nil {
 			t.Errorf("a read after the heal: %v", err)

@@ -172,30 +172,36 @@ func (n *Node) given(ctx context.Context) error {
 	}
 }
 
-// leaderWait is how long a call goes on without a leader. An election takes a
+// leaderWait is how long calls go on without a leader. An election takes a
 // second or two; who has had none for longer is cut off from the others, and
-// whoever asks it had better know.
-const leaderWait = 10 * time.Second
+// whoever asks it had better know: after leastWait, in which a node that was
+// healed just now finds the others.
+const (
+	leaderWait = 10 * time.Second
+	leastWait  = time.Second
+)
 
-// vigil waits for a leader on behalf of one call.
-type vigil struct {
-	n     *Node
-	since time.Time // there has been no leader; zero: there is one
+// Leaderless is since when this node knows no leader; zero if it knows one.
+func (n *Node) Leaderless() time.Time {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case n.Leader() != "":
+		n.leaderless = time.Time{}
+	case n.leaderless.IsZero():
+		n.leaderless = time.Now()
+	}
+	return n.leaderless
 }
 
-// over says why the call is to give up, if it is: the caller's context or the
-// node has ended, or nobody has led for long.
-func (v *vigil) over(ctx context.Context) error {
-	if given := v.n.given(ctx); given != nil {
+// over says why a call that began then is to give up, if it is: the caller's
+// context or the node has ended, or nobody has led for long.
+func (n *Node) over(ctx context.Context, began time.Time) error {
+	if given := n.given(ctx); given != nil {
 		return given
 	}
-	switch now := time.Now(); {
-	case v.n.Leader() != "":
-		v.since = time.Time{}
-	case v.since.IsZero():
-		v.since = now
-	case now.Sub(v.since) >= leaderWait:
-		return fmt.Errorf("there was none for %s", leaderWait)
+	if since := n.Leaderless(); !since.IsZero() && time.Since(since) >= leaderWait && time.Since(began) >= leastWait {
+		return fmt.Errorf("there was none for %s", time.Since(since).Round(time.Second))
 	}
 	return nil
 }

@@ -66,7 +66,10 @@ type Node struct {
 
 	mu      sync.Mutex
 	leading *leadership // nil unless this node leads and its barrier has passed
-	stats   Metrics
+	// leaderless is since when no leader is known, zero if one is; watchRaft
+	// keeps it.
+	leaderless time.Time
+	stats      Metrics
 }
 
 // signal wakes all who wait for something to change.
@@ -330,6 +333,7 @@ func (n *Node) watchRaft(ctx context.Context, seen <-chan raft.Observation) erro
 	}
 	defer end()
 	for {
+		n.Leaderless()
 		select {
 		case <-seen:
 			n.changed.fire()

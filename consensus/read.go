@@ -75,7 +75,7 @@ func (n *Node) Sync(ctx context.Context) error {
 
 // sync also returns the term of the leader that vouched for it.
 func (n *Node) sync(ctx context.Context) (term uint64, err error) {
-	patience := vigil{n: n}
+	began := time.Now()
 	for {
 		changed := n.changed.wait()
 		at, err := n.readIndex(ctx)
@@ -85,7 +85,7 @@ func (n *Node) sync(ctx context.Context) (term uint64, err error) {
 			}
 		}
 		n.pause(ctx, changed)
-		if given := patience.over(ctx); given != nil {
+		if given := n.over(ctx, began); given != nil {
 			return 0, fmt.Errorf("catching up with the leader: %w: %w (%w)", ErrNoLeader, given, err)
 		}
 	}

@@ -81,8 +81,8 @@ func parseResult(b []byte) (result, error) {
 // Write commits one change and returns once this replica has applied it. The
 // record is the new version, or for Delete the last state.
 //
-// Where there is no leader it waits for one, until ctx ends or for leaderWait:
-// ErrNoLeader. A leader that is lost while the write is under way leaves its
+// Where there is no leader it waits for one, until ctx ends or there has been
+// none for leaderWait: ErrNoLeader. A leader that is lost while the write is under way leaves its
 // fate open; then Write asks the next leader. The entry counts in one term
 // only, so that in a later term it is either in the log already or never will
 // be, and the window of events tells which. Thus a write happens at most once,
@@ -105,8 +105,7 @@ func (n *Node) Write(ctx context.Context, w Write) (Record, error) {
 	if len(e.object) > maxEntry {
 		return nil, fmt.Errorf("%s: %d bytes of %d allowed: %w", what, len(e.object), maxEntry, ErrTooLarge)
 	}
-	a := &attempt{n: n, entry: &e, since: n.store.Revision()}
-	patience := vigil{n: n}
+	began, a := time.Now(), &attempt{n: n, entry: &e, since: n.store.Revision()}
 	for {
 		changed := n.changed.wait()
 		record, done, err := a.try(ctx)
@@ -117,7 +116,7 @@ func (n *Node) Write(ctx context.Context, w Write) (Record, error) {
 			return record, nil
 		}
 		n.pause(ctx, changed)
-		if given := patience.over(ctx); given != nil {
+		if given := n.over(ctx, began); given != nil {
 			if a.open != 0 {
 				return nil, fmt.Errorf("%s: %w: %w", what, ErrUnknownOutcome, given)
 			}

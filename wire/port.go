@@ -282,7 +282,7 @@ func (p *Port) sorry() *http.Server {
 
 // unavailable is the default of Config.Unavailable.
 func unavailable(w http.ResponseWriter, _ *http.Request) {
-	Refuse(w, "this node reaches no master of its cluster right now")
+	Refuse(w, "this node reaches no master of its cluster: until one answers, nothing can be read or written here; what runs goes on. If the masters are lost for good, run `conclave recover`")
 }
 
 // Refuse answers an API client for whom nothing can be done right now, and

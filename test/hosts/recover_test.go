@@ -9,7 +9,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 
@@ -154,6 +157,7 @@ func TestRecoverAfterTheMastersAreLost(t *testing.T) {
 	calledDead(t, c, plain[0], voters)
 	calledDead(t, c, standby, voters)
 	mustContain(t, "the status of the standby", strings.Join(statusOn(t, c, standby).Problems, "\n"), "no majority: 0 of 3 masters", "conclave recover")
+	nothingLies(t, c, plain[0], standby, marks[7])
 	if _, err := c.On(t.Context(), plain[0], c.Binary, "recover"); err == nil || !strings.Contains(err.Error(), "--yes") {
 		t.Errorf("recovering without a word: %v", err)
 	}
@@ -191,6 +195,32 @@ func TestRecoverAfterTheMastersAreLost(t *testing.T) {
 	if problems := statusOn(t, c, standby).Problems; len(problems) > 0 {
 		t.Errorf("problems: %v", problems)
 	}
+}
+
+// nothingLies asks a node that is no master while no majority is there: what
+// cannot be known is refused, and what may be old says so.
+func nothingLies(t *testing.T, c *cluster.Cluster, host, standby, mark string) {
+	t.Helper()
+	connect(t, c, host)
+	if out, err := c.Kubectl(t.Context(), "get", "configmap", mark); err == nil || !strings.Contains(out, "conclave recover") {
+		t.Errorf("a plain read without a majority: %v: %s", err, out)
+	}
+	out, err := c.Kubectl(t.Context(), "get", "--raw", "/api/v1/namespaces/default/configmaps/"+mark+"?resourceVersion=0")
+	if err != nil {
+		t.Error(err)
+	}
+	mustContain(t, "a read of what may be old", out, mark, "this may be old: it is node "+standby+"'s own copy")
+	out, err = c.On(t.Context(), host, c.Binary, "get", "--stale", "configmap", mark)
+	if err != nil {
+		t.Error(err)
+	}
+	mustContain(t, "get --stale", out, mark, "this may be old")
+	began := time.Now()
+	_, err = c.Client.CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "refused"}}, metav1.CreateOptions{})
+	if !apierrors.IsServiceUnavailable(err) || !strings.Contains(err.Error(), "conclave recover") {
+		t.Errorf("a write without a majority: %v", err)
+	}
+	t.Logf("a write was refused after %s", time.Since(began))
 }
 
 // TestReturnedMajorityIsNobody recovers from the standby of five nodes, and
