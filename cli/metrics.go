@@ -41,6 +41,7 @@ func (s *Server) metrics() []byte {
 			fmt.Sprintf("{part=\"working\"} %d", set.Voters), fmt.Sprintf("{part=\"target\"} %d", set.Target), fmt.Sprintf("{part=\"standby\"} %d", set.Standby))
 	}
 	times("conclave_election", "From the last word of the leader before until this node led.", counted.Elections)
+	times("conclave_detection", "From the last sign of a node until it was called dead, while this node led.", consensus.Times(m.judge.Detections()))
 	times("conclave_master_replacement", "From the first doubt about a master until there were enough again, while this node led.", counted.Replacements)
 	family("conclave_master_changes_total", "counter", "Changes of the set of masters that this node made.", value(counted.Changes))
 	family("conclave_writes_total", "counter", "Attempts to write that began on this node.", value(counted.Writes))

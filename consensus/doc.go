@@ -59,9 +59,28 @@
 // gets its vote when it has had the whole log for a moment. Dead means that
 // gossip does not see a node and its lease has ended; a dead voter leaves the
 // configuration before its replacement votes, because the dead one counts in
-// every majority. What only saves, such as shrinking from three voters to one
-// when a node is gone, waits half a minute: a node that reboots is back by
-// then.
+// every majority. It leaves at once if a standby is ready, or if the others can
+// then lose one more; otherwise after half a minute, because one that is still
+// a voter has its vote the moment it is back. A target that falls with the
+// number of nodes is held for as long, while there are nodes enough. So seven
+// nodes that die one after another go from five voters to three and on to two
+// of three. A voter that lives and has not followed for half a minute is
+// replaced too, if a standby is ready.
+//
+// What serves makes way only for what suits clearly better (another zone, twice
+// the memory, a disk eight times as fast), when that has been so for five
+// minutes. An exchange makes fewer voters share a zone, or as many and the sum
+// of their worth clearly larger: thus exchanges end. The better one has its vote
+// before the other loses it, and a leader hands over before.
+//
+// A node that was removed while it was away is back with an old log, and maybe
+// in a term beyond ours. It is not heard (transport.go, errRemoved), not added
+// before it has forgotten (members.go, isNew), and forgets when the leader has
+// told it, with all changes of the configuration committed, that it is out.
+//
+// A leader that stops hands over first (Resign): the voters make their
+// connections to each other, then raft transfers, and the old leader stays until
+// the new one takes writes.
 //
 // hashicorp/raft-autopilot is not used: it works by a timer of seconds on
 // health that it polls from the servers, has no notion of a number of voters

@@ -83,6 +83,21 @@ type Judge struct {
 	mu      sync.Mutex
 	nodes   map[string]*judged // by id
 	changed chan struct{}      // closed at the next change
+	found   Detections
+}
+
+// Detections says how many nodes were found dead, and how long after they were
+// last heard of: in all, and the newest one.
+type Detections struct {
+	Count     uint64
+	Sum, Last time.Duration
+}
+
+// Detections are those since New.
+func (j *Judge) Detections() Detections {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.found
 }
 
 // New prepares a Judge; without Run it calls everybody alive.
@@ -183,6 +198,11 @@ func (j *Judge) look(now time.Time, ask func(id string, address netip.AddrPort))
 			gossip: m.Alive, expired: expired, patient: now.Sub(renewed) < j.config.Patience,
 			knock: n.knock, before: n.state,
 		})
+		if state == Dead && n.state != Dead && !renewed.IsZero() {
+			j.found.Count++
+			j.found.Last = now.Sub(renewed)
+			j.found.Sum += j.found.Last
+		}
 		changed = changed || state != n.state
 		n.state = state
 		doubt = doubt || (state != Alive && state != Dead) || !m.Alive && state != Dead

@@ -116,6 +116,9 @@ func TestRun(t *testing.T) {
 		if took := until(t, j, Dead); took < lease-knockTimeout || took > lease+alarmed {
 			t.Errorf("dead %s after the suspicion, with a lease of %s", took, lease)
 		}
+		if d := j.Detections(); d.Count != 1 || d.Last < lease || d.Last > lease+time.Second || d.Sum != d.Last {
+			t.Errorf("found dead: %+v, with a lease of %s", d, lease)
+		}
 		w.set(func(w *world) { w.alive, w.renewed = true, time.Time{} })
 		until(t, j, Alive)
 

@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"conclave/test/cluster"
 )
 
@@ -202,6 +205,12 @@ func TestStopsGracefully(t *testing.T) {
 		if now := handovers(t, c, state.Leader); now != handed+1 {
 			t.Errorf("%s did not hand over", state.Leader)
 		}
+		told, err := clientsOf(t, c, 10*time.Second, next.Leader)[0].RESTClient().Get().AbsPath("/metrics").DoRaw(t.Context())
+		if err != nil {
+			t.Error(err)
+		}
+		mustContain(t, "what the new leader tells", string(told), "\nconclave_leader 1\n", "\nconclave_election_seconds_count ",
+			"\nconclave_masters{part=\"target\"} 3\n", "\nconclave_ready_seconds ")
 		w.Stop()
 		if lost, err := w.Lost(t.Context(), rest[1]); err != nil || len(lost) > 0 {
 			t.Errorf("lost: %v (%v)", lost, err)
@@ -211,6 +220,79 @@ func TestStopsGracefully(t *testing.T) {
 		}
 	}
 	t.Logf("the longest times without an acknowledged write, through each survivor: %s", strings.Join(gaps, ", "))
+}
+
+// TestFirstLeaderKilledWhileOthersJoin ends the first node's conclave by SIGKILL
+// while two others join, and starts it again: the cluster becomes whole.
+// CONCLAVE_ROUNDS=20 looks for what is rare.
+func TestFirstLeaderKilledWhileOthersJoin(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	rounds := 1
+	if text := os.Getenv("CONCLAVE_ROUNDS"); text != "" {
+		fmt.Sscan(text, &rounds)
+	}
+	for round := range rounds {
+		c, err := cluster.New(t.Context(), cluster.Config{Name: labName("y"), Hosts: 3, Bare: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		down := func() {
+			if err := c.Down(); err != nil {
+				t.Error(err)
+			}
+		}
+		func() {
+			defer down()
+			defer func() {
+				if t.Failed() {
+					dumpLogs(t, c)
+				}
+			}()
+			first := c.Hosts[0].Name
+			if err := c.Start(first, "up"); err != nil {
+				t.Fatal(err)
+			}
+			var token string
+			eventually(t, "a token", func() (err error) {
+				token, err = c.On(t.Context(), first, c.Binary, "token", "--bare")
+				return err
+			})
+			for _, h := range c.Hosts[1:] {
+				if err := c.Start(h.Name, "join", strings.TrimSpace(token)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			moments := []func(masterSet) bool{
+				func(s masterSet) bool { return len(s.Members) > 1 },
+				func(s masterSet) bool { return len(s.Members) > 2 },
+				func(s masterSet) bool { return s.Masters.Target > 1 },
+				func(s masterSet) bool { return len(s.voters()) > 1 },
+			}
+			awaitSet(t, c, first, "the moment to kill", moments[(round+os.Getpid())%len(moments)])
+			before, _ := mastersOf(t, c, first)
+			if err := c.Kill(first); err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			if err := c.Start(first, "up"); err != nil {
+				t.Fatal(err)
+			}
+			for _, h := range c.Hosts {
+				awaitSet(t, c, h.Name, "three masters, as "+h.Name+" sees it", wholeSet(3, 0))
+			}
+			if err := c.Connect(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for _, h := range c.Hosts {
+				eventually(t, "a write through "+h.Name, func() error {
+					_, err := clientsOf(t, c, 5*time.Second, h.Name)[0].CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "by-" + h.Name}}, metav1.CreateOptions{})
+					return err
+				})
+			}
+			t.Logf("killed when the masters were %v: whole again after %.1f s", before, time.Since(began).Seconds())
+		}()
+	}
 }
 
 // handovers is how often a host has said that it handed leadership over.
