@@ -50,3 +50,24 @@ func TestFenced(t *testing.T) {
 		}
 	}
 }
+
+// A pod that must not run twice is not gone before its node says so, unless
+// somebody says that no grace is to be given.
+func TestGraceOfFencedPods(t *testing.T) {
+	zero, yes := int64(0), true
+	pod := &corev1.Pod{Spec: corev1.PodSpec{NodeName: "n", TerminationGracePeriodSeconds: &zero}}
+	if got := podGrace(pod, nil); got != 0 {
+		t.Errorf("an ordinary pod: %d", got)
+	}
+	pod.OwnerReferences = []metav1.OwnerReference{{Kind: "StatefulSet", Controller: &yes}}
+	if got := podGrace(pod, nil); got != 1 {
+		t.Errorf("a fenced pod: %d", got)
+	}
+	if got := podGrace(pod, &zero); got != 0 {
+		t.Errorf("a fenced pod, by force: %d", got)
+	}
+	pod.Spec.NodeName = ""
+	if got := podGrace(pod, nil); got != 0 {
+		t.Errorf("one that runs nowhere: %d", got)
+	}
+}

@@ -544,9 +544,16 @@ func podGrace(pod *corev1.Pod, asked *int64) int64 {
 		return 0 // no process is left, or none was ever started
 	case grace < 0:
 		return 1
+	case grace == 0 && asked == nil && Fenced(pod, unknownClaim):
+		// Only its node can say that it has ended, or somebody who asks for no
+		// grace in so many words: its successor comes as soon as it is gone.
+		return 1
 	}
 	return grace
 }
+
+// unknownClaim is the claim finder of those who cannot look.
+func unknownClaim(string) *corev1.PersistentVolumeClaim { return nil }
 
 // policyFinalizers is the finalizers of an object that is deleted with these
 // options: the garbage collector acts on orphan and foregroundDeletion.

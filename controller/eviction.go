@@ -9,6 +9,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 	"k8s.io/klog/v2"
 
 	"conclave/api"
@@ -17,7 +19,7 @@ import (
 // newTaintEviction deletes the pods that do not tolerate a NoExecute taint of
 // their node, or no longer do.
 func newTaintEviction(e *env) *Controller {
-	c := &evictionController{env: e, since: map[Key]time.Time{}}
+	c := &evictionController{env: e, since: map[Key]time.Time{}, told: map[Key]types.UID{}}
 	return &Controller{
 		Name:      "taint-eviction",
 		Workers:   8,
@@ -30,6 +32,8 @@ func newTaintEviction(e *env) *Controller {
 type evictionController struct {
 	*env
 	mu sync.Mutex
+	// told are the pods of which an event said that they cannot be moved.
+	told map[Key]types.UID
 	// since is when a pod was found to tolerate its node only for a while, for
 	// taints that do not say when they were added.
 	since map[Key]time.Time
@@ -68,6 +72,9 @@ func (c *evictionController) reconcile(ctx context.Context, key Key) (time.Durat
 	pod, ok := get[*corev1.Pod](c.cache, pods, key.Namespace, key.Name)
 	if !ok || pod.DeletionTimestamp != nil || pod.Spec.NodeName == "" {
 		c.forget(key)
+		c.mu.Lock()
+		delete(c.told, key)
+		c.mu.Unlock()
 		return 0, nil
 	}
 	node, ok := get[*corev1.Node](c.cache, nodes, "", pod.Spec.NodeName)
@@ -83,6 +90,10 @@ func (c *evictionController) reconcile(ctx context.Context, key Key) (time.Durat
 		return 0, nil
 	case left > 0:
 		return left, nil
+	}
+	if volume := c.tiedBy(pod, node); volume != "" {
+		c.tellTied(key, pod, node, volume)
+		return 0, nil
 	}
 	wait, force := c.mayForce(pod, node)
 	if wait > 0 {
@@ -113,6 +124,60 @@ func (c *evictionController) reconcile(ctx context.Context, key Key) (time.Durat
 	return 0, nil
 }
 
+// tiedBy is the name of a volume that keeps a pod on a node that is lost: it can
+// be reached from no other. Another pod in its place would only wait there.
+func (c *evictionController) tiedBy(pod *corev1.Pod, node *corev1.Node) string {
+	if !c.states.of(node).lost() {
+		return "" // somebody wants the pod off a node that is there
+	}
+	for _, v := range pod.Spec.Volumes {
+		name := ""
+		switch {
+		case v.PersistentVolumeClaim != nil:
+			name = v.PersistentVolumeClaim.ClaimName
+		case v.Ephemeral != nil:
+			name = pod.Name + "-" + v.Name
+		}
+		claim, ok := get[*corev1.PersistentVolumeClaim](c.cache, claims, pod.Namespace, name)
+		if name == "" || !ok {
+			continue
+		}
+		volume, ok := get[*corev1.PersistentVolume](c.cache, volumes, "", claim.Spec.VolumeName)
+		if ok && c.onlyOn(volume, node) {
+			return volume.Name
+		}
+	}
+	return ""
+}
+
+// onlyOn says that of all nodes only this one reaches a volume.
+func (c *evictionController) onlyOn(volume *corev1.PersistentVolume, node *corev1.Node) bool {
+	if volume.Spec.NodeAffinity == nil || volume.Spec.NodeAffinity.Required == nil {
+		return false
+	}
+	reaches, err := nodeaffinity.NewNodeSelector(volume.Spec.NodeAffinity.Required)
+	if err != nil || !reaches.Match(node) {
+		return false
+	}
+	for _, other := range list[*corev1.Node](c.cache, nodes, "") {
+		if other.Name != node.Name && reaches.Match(other) {
+			return false
+		}
+	}
+	return true
+}
+
+func (c *evictionController) tellTied(key Key, pod *corev1.Pod, node *corev1.Node, volume string) {
+	c.mu.Lock()
+	known := c.told[key] == pod.UID
+	c.told[key] = pod.UID
+	c.mu.Unlock()
+	if !known {
+		c.events.record("taint-eviction-controller", about(pod), corev1.EventTypeWarning, "VolumeOnLostNode",
+			"Volume %s lies on node %s, which is lost, and can be reached from no other: the pod is not moved and runs again when the node is back", volume, node.Name)
+	}
+}
+
 // mayForce says whether a pod may be deleted without its agent's help, or how
 // long to wait before anything is decided. An ordinary pod may go when its node
 // is dead. A fenced one may when its node has surely killed it: then nothing is
@@ -120,7 +185,7 @@ func (c *evictionController) reconcile(ctx context.Context, key Key) (time.Durat
 // lost by not waiting on a dead one.
 func (e *env) mayForce(pod *corev1.Pod, node *corev1.Node) (wait time.Duration, force bool) {
 	state := e.states.of(node)
-	if !e.fenced(pod) || state != Dead && state != Refused {
+	if !e.fenced(pod) || !state.lost() {
 		return 0, state == Dead
 	}
 	if left := e.states.fenceLeft(node); left > 0 {
@@ -141,8 +206,13 @@ func (e *env) deleteAsSeen(ctx context.Context, pod *corev1.Pod, options metav1.
 // tolerated says whether a pod must go, and how much time it has left.
 func (c *evictionController) tolerated(key Key, pod *corev1.Pod, node *corev1.Node) (left time.Duration, evict bool) {
 	now := c.Now()
+	lost := c.states.of(node).lost()
 	for _, taint := range node.Spec.Taints {
-		if taint.Key == corev1.TaintNodeUnreachable && c.fenced(pod) {
+		switch {
+		case taint.Key != corev1.TaintNodeUnreachable:
+		case !lost:
+			continue // it is back, and the taint about to be taken away
+		case c.fenced(pod):
 			// Whoever cannot reach the masters has killed it: unlike an ordinary
 			// pod it does not run on while its host merely lacks our process.
 			taint.Effect = corev1.TaintEffectNoExecute
@@ -304,7 +374,7 @@ func (c *podGC) reconcile(ctx context.Context, key Key) (time.Duration, error) {
 		}
 	}
 	phase := pod.Status.Phase
-	if !podFinished(pod) {
+	if !podFinished(pod) && !c.fenced(pod) { // what its node may run again has not failed before it is gone
 		phase = corev1.PodFailed
 	}
 	pod, err := markDisrupted(ctx, c.env, pod, phase, "DeletionByPodGC", "PodGC: node no longer exists")
@@ -334,5 +404,8 @@ func (c *podGC) after(key Key, missing bool) time.Duration {
 
 // fenced is api.Fenced.
 func (e *env) fenced(pod *corev1.Pod) bool {
-	return api.Fenced(pod, func(string) *corev1.PersistentVolumeClaim { return nil })
+	return api.Fenced(pod, func(name string) *corev1.PersistentVolumeClaim {
+		claim, _ := get[*corev1.PersistentVolumeClaim](e.cache, claims, pod.Namespace, name)
+		return claim
+	})
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -221,6 +222,78 @@ func TestNoTrafficWhileCooling(t *testing.T) {
 		w.settle(12 * time.Second)
 		if ready() != 1 {
 			t.Errorf("when it has: %d addresses", ready())
+		}
+	})
+}
+
+// A volume on a dead node's disk keeps its pod there; one that others reach too
+// does not.
+func TestPodTiedToADeadNode(t *testing.T) {
+	inWorld(t, func(w *world) {
+		for _, name := range []string{"a", "b"} {
+			w.addNode(name, func(n *corev1.Node) { n.Labels[corev1.LabelHostname] = name })
+		}
+		w.agent.set(func() { w.agent.nodes = []string{"a"} })
+		mounting := func(name string, hosts ...string) {
+			create(w, volumes, &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pv-" + name}, Spec: corev1.PersistentVolumeSpec{
+				AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, Capacity: corev1.ResourceList{"storage": resource.MustParse("1Gi")},
+				PersistentVolumeSource: corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: "/data"}},
+				NodeAffinity: &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+					MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: hosts}}}}}},
+			}})
+			create(w, claims, &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "data-" + name}, Spec: corev1.PersistentVolumeClaimSpec{
+				AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, VolumeName: "pv-" + name,
+				Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{"storage": resource.MustParse("1Gi")}},
+			}})
+			create(w, pods, plainPod(name, func(p *corev1.Pod) {
+				p.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data-" + name}}}}
+			}))
+		}
+		mounting("local", "a")
+		mounting("shared", "a", "b")
+		w.settle(time.Second)
+		for range 3 { // each of which looks at the pods anew
+			w.liveness.set("a", Suspect)
+			w.settle(time.Second)
+			w.liveness.set("a", Dead)
+			w.settle(testFence + time.Second)
+		}
+		if !w.exists(pods, "default", "local") || w.exists(pods, "default", "shared") {
+			t.Errorf("the pod on the node's own disk is there: %v; the other: %v", w.exists(pods, "default", "local"), w.exists(pods, "default", "shared"))
+		}
+		said := 0
+		for _, e := range all[*corev1.Event](w, events, "default") {
+			if e.InvolvedObject.Name == "local" && e.Reason == "VolumeOnLostNode" {
+				said += int(e.Count)
+				if !strings.Contains(e.Message, "Volume pv-local lies on node a") {
+					t.Error(e.Message)
+				}
+			}
+		}
+		if said != 1 {
+			t.Errorf("it was said %d times why", said)
+		}
+	})
+}
+
+// A node that is back before its taint is taken away keeps its pods.
+func TestBackBeforeTheTaintIsGone(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.addNode("a")
+		create(w, pods, plainPod("fenced", withAClaim))
+		w.settle(time.Second)
+		uid := read[*corev1.Pod](w, pods, "default", "fenced").UID
+		w.liveness.set("a", Dead)
+		w.settle(testFence / 2)
+		if got := taintsOf(w.node("a")); got != "unreachable:NoExecute unreachable:NoSchedule" {
+			t.Fatal(got)
+		}
+		w.liveness.set("a", Suspect)
+		w.settle(time.Second)
+		w.liveness.set("a", Alive)
+		w.settle(time.Minute)
+		if p := read[*corev1.Pod](w, pods, "default", "fenced"); p.UID != uid || p.DeletionTimestamp != nil {
+			t.Errorf("the pod is %+v", p.ObjectMeta)
 		}
 	})
 }

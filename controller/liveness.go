@@ -30,6 +30,9 @@ func (s *states) fenceLeft(node *corev1.Node) time.Duration {
 	return s.liveness.FenceLeft(node.Name, node.Annotations[nodeIDAnnotation])
 }
 
+// lost says that a node's agent cannot be asked, for good as far as is known.
+func (s NodeState) lost() bool { return s == Refused || s == Dead }
+
 // out says whether the pods of a node must not be sent traffic. The pods of a
 // host that merely lacks our process run on.
 func (s NodeState) out() bool { return s == Suspect || s == Dead }

@@ -3,7 +3,6 @@ package hosts
 import (
 	"bufio"
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -15,19 +14,17 @@ import (
 	"testing"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/utils/ptr"
 
 	"conclave/lab"
 	"conclave/test/cluster"
 )
 
-// copies is a pod that must not run twice, stamping a file that all hosts share
-// as long as a copy of it runs, and what stands for its StatefulSet: it makes
-// the pod anew when there is none.
+// copies is a StatefulSet of one pod, which stamps a file that all hosts share
+// as long as a copy of it runs.
 type copies struct {
 	*testing.T
 	c      *cluster.Cluster
@@ -46,22 +43,18 @@ func onlyOne(t *testing.T, c *cluster.Cluster) *copies {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &copies{T: t, c: c, folder: folder, client: c.Client}
-}
-
-// make creates the pod, unless there is one of that name.
-func (o *copies) make(ctx context.Context) error {
-	p := toolPod(onlyPod, "", map[string]string{"app": "only"}, "stamp", "/stamps/log", "$(UID)")
-	p.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "StatefulSet", Name: "only", UID: "only", Controller: ptr.To(true)}}
-	p.Spec.Volumes = []corev1.Volume{{Name: "stamps", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: o.folder}}}}
-	c := &p.Spec.Containers[0]
-	c.VolumeMounts = []corev1.VolumeMount{{Name: "stamps", MountPath: "/stamps"}}
-	c.Env = []corev1.EnvVar{{Name: "UID", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.uid"}}}}
-	_, err := o.client.CoreV1().Pods("default").Create(ctx, p, metav1.CreateOptions{})
-	if apierrors.IsAlreadyExists(err) {
-		return nil
+	p := toolPod("", "", map[string]string{"app": "only"}, "stamp", "/stamps/log", "$(UID)")
+	p.Spec.Volumes = []corev1.Volume{{Name: "stamps", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: folder}}}}
+	p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "stamps", MountPath: "/stamps"}}
+	p.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "UID", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.uid"}}}}
+	set := &appsv1.StatefulSet{ObjectMeta: metav1.ObjectMeta{Name: "only"}, Spec: appsv1.StatefulSetSpec{
+		Selector: &metav1.LabelSelector{MatchLabels: p.Labels},
+		Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: p.Labels}, Spec: p.Spec},
+	}}
+	if _, err := c.Client.AppsV1().StatefulSets("default").Create(t.Context(), set, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
 	}
-	return err
+	return &copies{T: t, c: c, folder: folder, client: c.Client}
 }
 
 // run is one process that stamped, from its first stamp to its last, as time
@@ -118,9 +111,6 @@ func overlap(all []run) time.Duration {
 func (o *copies) running(old *corev1.Pod) (p *corev1.Pod) {
 	o.Helper()
 	eventually(o.T, "the pod runs", func() (err error) {
-		if err = o.make(o.Context()); err != nil {
-			return err
-		}
 		p, err = o.client.CoreV1().Pods("default").Get(o.Context(), onlyPod, metav1.GetOptions{})
 		if err != nil {
 			return err
