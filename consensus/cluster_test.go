@@ -970,3 +970,31 @@ func TestPreparedAndNeverAdded(t *testing.T) {
 		endAll(hosts)
 	})
 }
+
+// TestLeaveThatDoesNotHappen: a node that asked to go and stayed is one of us.
+func TestLeaveThatDoesNotHappen(t *testing.T) {
+	bubble(t, func(t *testing.T, w *wires) {
+		hosts := cluster(t, w, 3, 3)
+		stays := hosts[0]
+		if leaderOf(hosts) == stays {
+			stays = hosts[1]
+		}
+		if err := stays.get().Remove(within(t, 20*time.Second), stays.id); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the node to be told", 10*time.Second, func() bool {
+			stays.mu.Lock()
+			defer stays.mu.Unlock()
+			return stays.retired == 1
+		})
+		if err := stays.get().Remove(within(t, 5*time.Second), stays.id); err != nil {
+			t.Errorf("the node is out, and asked again it says %v", err)
+		}
+		stays.end()
+		if err := os.RemoveAll(stays.dir); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "three voters again", 3*time.Minute, func() bool { return votersOf(hosts) == 3 })
+		endAll(hosts)
+	})
+}

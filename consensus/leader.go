@@ -326,6 +326,9 @@ func (n *Node) Remove(ctx context.Context, id string) error {
 			return err
 		}
 		n.pause(ctx, changed)
+		if id == n.c.ID && n.removed.Load() {
+			return nil // it was told so before it had its answer
+		}
 		if err := n.given(ctx); err != nil {
 			return fmt.Errorf("removing node %s: %w: %w", id, ErrNoLeader, err)
 		}

@@ -91,21 +91,26 @@ type prepared struct {
 	err error
 }
 
-// leaving are the nodes that asked to go, until gossip no longer sees them.
+// leaving are the nodes that asked to go, until gossip no longer sees them, or
+// they have not asked for a while: a leave may fail, and then the node is still
+// one of us.
 type leaving struct {
-	mu  sync.Mutex
-	ids map[string]bool
+	mu    sync.Mutex
+	asked map[string]time.Time
 }
+
+// leaveWithin is how long a node that asked to go, and asks no more, is believed.
+const leaveWithin = time.Minute
 
 // add returns whether that is news.
 func (l *leaving) add(id string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.ids == nil {
-		l.ids = make(map[string]bool)
+	if l.asked == nil {
+		l.asked = make(map[string]time.Time)
 	}
-	known := l.ids[id]
-	l.ids[id] = true
+	_, known := l.asked[id]
+	l.asked[id] = time.Now()
 	return !known
 }
 
@@ -114,10 +119,12 @@ func (l *leaving) add(id string) bool {
 func (l *leaving) has(id string, alive bool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !alive {
-		delete(l.ids, id)
+	at, known := l.asked[id]
+	if known && (!alive || time.Since(at) > leaveWithin) {
+		delete(l.asked, id)
+		return false
 	}
-	return l.ids[id]
+	return known
 }
 
 // keepMasters makes the changes that plan asks for, one at a time, until the
@@ -446,13 +453,16 @@ func (n *Node) watchRetirement(ctx context.Context, r *raft.Raft) {
 				return
 			}
 		}
-		wait := retireAfter
+		wait, told := retireAfter, (<-chan struct{})(nil)
 		if len(r.GetConfiguration().Configuration().Servers) == 0 {
-			wait = addedWithin
+			wait, told = addedWithin, changed
 		}
 		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
+		case <-told:
+			timer.Stop()
+			continue
 		case <-ctx.Done():
 			timer.Stop()
 			return
@@ -462,6 +472,7 @@ func (n *Node) watchRetirement(ctx context.Context, r *raft.Raft) {
 		}
 		if n.removedElsewhere(ctx) {
 			n.retired.Do(func() {
+				n.removed.Store(true)
 				n.log.Info("this node is no longer a master")
 				go n.c.Retired()
 			})

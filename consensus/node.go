@@ -63,6 +63,7 @@ type Node struct {
 	leases    leases
 	leaving   leaving
 	retired   sync.Once
+	removed   atomic.Bool // the others have no place for this node any more
 
 	mu      sync.Mutex
 	leading *leadership // nil unless this node leads and its barrier has passed

@@ -377,7 +377,8 @@ func (p *planner) tidy() change {
 }
 
 // waits says whether something is to be expected that no event announces: the
-// end of a lease, or a non-voter that catches up.
+// end of a lease, a non-voter that catches up, or a node that leaves and does not
+// go.
 func (p *planner) waits() bool {
 	for _, id := range p.voters {
 		if n := p.nodes[id]; !n.Dead && !n.Reachable || n.Suspect {
@@ -386,6 +387,11 @@ func (p *planner) waits() bool {
 	}
 	for _, id := range p.others {
 		if n := p.nodes[id]; !n.Ready || !n.Alive || n.Suspect {
+			return true
+		}
+	}
+	for _, n := range p.nodes {
+		if n.Leaving && n.Alive { // it may yet stay
 			return true
 		}
 	}

@@ -128,7 +128,7 @@ func TestPlan(t *testing.T) {
 		{"the leader leaves", "a:leaving b c d", "A B C D", "hand over a"},
 		{"the leader of two leaves", "a:leaving b:ready", "A b", "promote b"},
 		{"then hands over", "a:leaving b", "A B", "hand over a"},
-		{"the last one cannot leave", "a:leaving", "A", "keep"},
+		{"the last one cannot leave", "a:leaving", "A", "keep…"},
 
 		{"other zones first", "a:zone=x b:zone=x,ready,memory=8 c:zone=y,ready", "A b c", "promote c"},
 		{"more memory first", "a b:memory=1 c:memory=8", "A", "add c"},
