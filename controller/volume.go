@@ -179,7 +179,10 @@ func (c volumeController) unboundClaim(ctx context.Context, claim *corev1.Persis
 	if claim.Spec.VolumeName != "" {
 		return c.namedVolume(ctx, claim)
 	}
-	class, known := get[*storagev1.StorageClass](c.cache, storageClasses, "", kinds.ClaimClass(claim))
+	class, known, err := c.classOf(ctx, kinds.ClaimClass(claim))
+	if err != nil {
+		return err
+	}
 	waits := known && api.Waits(class)
 	selected := claim.Annotations[api.AnnotationSelectedNode]
 	node, _ := get[*corev1.Node](c.cache, nodes, "", selected)
@@ -208,6 +211,19 @@ func (c volumeController) unboundClaim(ctx context.Context, claim *corev1.Persis
 		}
 	}
 	return nil
+}
+
+// classOf finds a class. A class, its volumes and claims are often made in one
+// breath: that the cache does not know it yet must not let a claim be bound as
+// if its class did not wait.
+func (c volumeController) classOf(ctx context.Context, name string) (class *storagev1.StorageClass, known bool, err error) {
+	class, known = get[*storagev1.StorageClass](c.cache, storageClasses, "", name)
+	if known || name == "" {
+		return class, known, nil
+	}
+	o, err := c.peek(ctx, storageClasses, "", name)
+	class, known = o.(*storagev1.StorageClass)
+	return class, known, err
 }
 
 const noProvisioner = "kubernetes.io/no-provisioner"
