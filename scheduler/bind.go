@@ -2,11 +2,13 @@ package scheduler
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
@@ -16,13 +18,31 @@ var (
 	nodes      = corev1.SchemeGroupVersion.WithResource("nodes")
 	namespaces = corev1.SchemeGroupVersion.WithResource("namespaces")
 	events     = corev1.SchemeGroupVersion.WithResource("events")
+	claims     = corev1.SchemeGroupVersion.WithResource("persistentvolumeclaims")
+	volumes    = corev1.SchemeGroupVersion.WithResource("persistentvolumes")
+	classes    = storagev1.SchemeGroupVersion.WithResource("storageclasses")
 )
 
 const component = "default-scheduler"
 
 // bind writes a decision. It ends with the pod bound, or gone, or back in the
 // queue, or ctx.
-func (s *Scheduler) bind(ctx context.Context, e *entry, assumed *podInfo) {
+func (s *Scheduler) bind(ctx context.Context, e *entry, assumed *podInfo, waiting []*corev1.PersistentVolumeClaim) {
+	if len(waiting) > 0 {
+		if err := s.bindVolumes(ctx, e, assumed, waiting); err != nil {
+			if ctx.Err() != nil {
+				return
+			}
+			s.mu.Lock()
+			info := e.info
+			s.mu.Unlock()
+			s.unbind(e, assumed, err)
+			if !errors.Is(err, errPodGone) {
+				s.writeFailure(ctx, info, `running PreBind plugin "VolumeBinding": binding volumes: `+err.Error(), true)
+			}
+			return
+		}
+	}
 	binding := &corev1.Binding{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Binding"},
 		ObjectMeta: metav1.ObjectMeta{Namespace: assumed.Namespace, Name: assumed.Name, UID: assumed.UID},
@@ -52,6 +72,11 @@ func (s *Scheduler) bind(ctx context.Context, e *entry, assumed *podInfo) {
 			fmt.Sprintf("Successfully assigned %s/%s to %s", assumed.Namespace, assumed.Name, assumed.Spec.NodeName))
 		return
 	}
+	s.unbind(e, assumed, err)
+}
+
+// unbind takes a decision back that could not be carried out.
+func (s *Scheduler) unbind(e *entry, assumed *podInfo, err error) {
 	s.Log.Debug("binding refused", "pod", assumed.Namespace+"/"+assumed.Name, "node", assumed.Spec.NodeName, "error", err)
 	s.mu.Lock()
 	defer s.mu.Unlock()

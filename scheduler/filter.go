@@ -13,6 +13,7 @@ type cycle struct {
 
 	hard, soft []spreadCount
 	affinity   affinityCount
+	volumes    volumeCheck
 	*scratch
 }
 
@@ -73,6 +74,8 @@ var filters = []Filter{
 		return true
 	}, because("node(s) didn't have free ports for the requested pod ports")},
 	{"NodeResourcesFit", everyPod, fits, lacks},
+	volumeFilters[0],
+	volumeFilters[1],
 	{"PodTopologySpread", func(c *cycle) bool { return len(c.hard) > 0 }, func(c *cycle, n *nodeInfo) bool {
 		for i := range c.hard {
 			if _, ok := n.domain(c.hard[i].key); !ok || !c.hard[i].fits(n) {

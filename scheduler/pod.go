@@ -9,6 +9,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	helper "k8s.io/component-helpers/resource"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
+
+	"conclave/api"
 )
 
 // resources is a ResourceList in the units of its comparison.
@@ -75,6 +77,8 @@ type podInfo struct {
 	ports  []hostPort
 	images []string
 	owner  types.UID // its controller's, "" if none
+	// claims are the keys of the claims that it uses, claimNames their names.
+	claims, claimNames []string
 
 	required  *nodeaffinity.RequiredNodeAffinity // nil if the pod asks for nothing
 	preferred *nodeaffinity.PreferredSchedulingTerms
@@ -133,9 +137,15 @@ func newPodInfo(pod *corev1.Pod) *podInfo {
 	if ref := metav1.GetControllerOfNoCopy(pod); ref != nil {
 		p.owner = ref.UID
 	}
+	p.claimNames = api.ClaimNames(pod)
+	for _, name := range p.claimNames {
+		p.claims = append(p.claims, pod.Namespace+"/"+name)
+	}
 	p.compile()
 	return p
 }
+
+func (p *podInfo) uses(claim string) bool { return slices.Contains(p.claims, claim) }
 
 func (p *podInfo) addPorts(c *corev1.Container) {
 	for _, port := range c.Ports {

@@ -28,6 +28,7 @@ func sample(nodes int) int {
 // explanation says why a pod fits nowhere.
 type explanation struct {
 	nodes   int
+	whole   string // a reason that has nothing to do with nodes
 	reasons map[string]int
 }
 
@@ -35,6 +36,9 @@ type explanation struct {
 func (e *explanation) String() string {
 	if e.nodes == 0 {
 		return "no nodes available to schedule pods"
+	}
+	if e.whole != "" {
+		return fmt.Sprintf("0/%d nodes are available: %s.", e.nodes, e.whole)
 	}
 	var parts []string
 	for reason, n := range maps.All(e.reasons) {
@@ -50,6 +54,11 @@ func (e *explanation) String() string {
 // nodes it looked at.
 func schedule(s *snapshot, p *podInfo, suspect func(string) bool) (chosen *nodeInfo, why *explanation, looked int) {
 	c := &cycle{s: s, p: p, suspect: suspect, scratch: &s.scratch}
+	if len(p.claims) > 0 {
+		if c.volumes = s.check(p); c.volumes.hopeless != "" {
+			return nil, &explanation{nodes: len(s.order), whole: c.volumes.hopeless}, 0
+		}
+	}
 	for _, constraint := range p.hardSpread {
 		c.hard = append(c.hard, newSpreadCount(c, constraint, p.hardSpread))
 	}

@@ -7,10 +7,13 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
+
+	"conclave/api"
 )
 
 func trust(string) bool { return false }
@@ -109,10 +112,72 @@ func cluster(objects ...any) *snapshot {
 			s.setNode(o)
 		case *corev1.Pod:
 			s.addPod(newPodInfo(o))
+		case *corev1.PersistentVolumeClaim:
+			s.claims[o.Namespace+"/"+o.Name] = o
+		case *corev1.PersistentVolume:
+			s.volumes[o.Name] = o
+		case *storagev1.StorageClass:
+			s.classes[o.Name] = o
 		}
 	}
 	return s
 }
+
+func claiming(claim string) func(*corev1.Pod) {
+	return func(p *corev1.Pod) {
+		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: claim, VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim}}})
+	}
+}
+
+func testClaim(name, class string, edit ...func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolumeClaim {
+	c := &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: types.UID("claim-" + name)},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			StorageClassName: &class, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			Resources: corev1.VolumeResourceRequirements{Requests: amounts("storage", "1Gi")},
+		},
+	}
+	for _, f := range edit {
+		f(c)
+	}
+	return c
+}
+
+func boundTo(volume string) func(*corev1.PersistentVolumeClaim) {
+	return func(c *corev1.PersistentVolumeClaim) {
+		c.Spec.VolumeName, c.Status.Phase, c.Annotations = volume, corev1.ClaimBound, map[string]string{api.AnnotationBindCompleted: "yes"}
+	}
+}
+
+func alone(c *corev1.PersistentVolumeClaim) {
+	c.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOncePod}
+}
+
+// testVolume can be mounted on one node.
+func testVolume(name, class, node string) *corev1.PersistentVolume {
+	v := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID("volume-" + name)}}
+	v.Spec.Capacity, v.Spec.StorageClassName, v.Status.Phase = amounts("storage", "1Gi"), class, corev1.VolumeAvailable
+	v.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
+	v.Spec.NodeAffinity = &corev1.VolumeNodeAffinity{Required: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+		MatchExpressions: []corev1.NodeSelectorRequirement{{Key: corev1.LabelHostname, Operator: corev1.NodeSelectorOpIn, Values: []string{node}}},
+	}}}}
+	v.Spec.Local = &corev1.LocalVolumeSource{Path: "/x"}
+	return v
+}
+
+func testClass(name, provisioner string, waits bool, edit ...func(*storagev1.StorageClass)) *storagev1.StorageClass {
+	mode := storagev1.VolumeBindingImmediate
+	if waits {
+		mode = storagev1.VolumeBindingWaitForFirstConsumer
+	}
+	c := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Provisioner: provisioner, VolumeBindingMode: &mode}
+	for _, f := range edit {
+		f(c)
+	}
+	return c
+}
+
+func keeping(n *corev1.Node) { n.Annotations = map[string]string{api.AnnotationVolumesDir: "/data"} }
 
 const zone = corev1.LabelTopologyZone
 
@@ -150,6 +215,22 @@ func TestExplanations(t *testing.T) {
 			"0/1 nodes are available: 1 node(s) didn't match pod affinity rules."},
 		{"anti-affinity", cluster(testNode("a"), testPod("x", on("a"), label("app", "web"))), testPod("p", awayFrom(corev1.LabelHostname, "web")), "",
 			"0/1 nodes are available: 1 node(s) didn't match pod anti-affinity rules."},
+		{"no claim", cluster(testNode("a")), testPod("p", claiming("data")), "",
+			`0/1 nodes are available: persistentvolumeclaim "data" not found.`},
+		{"claim that goes", cluster(testNode("a"), testClaim("data", "", func(c *corev1.PersistentVolumeClaim) { c.DeletionTimestamp = &metav1.Time{} })), testPod("p", claiming("data")), "",
+			`0/1 nodes are available: persistentvolumeclaim "data" is being deleted.`},
+		{"claim that lost its volume", cluster(testNode("a"), testClaim("data", "", boundTo("v"), func(c *corev1.PersistentVolumeClaim) { c.Status.Phase = corev1.ClaimLost })), testPod("p", claiming("data")), "",
+			`0/1 nodes are available: persistentvolumeclaim "data" bound to non-existent persistentvolume "v".`},
+		{"unbound", cluster(testNode("a"), testClaim("data", "quick"), testClass("quick", "a/b", false)), testPod("p", claiming("data")), "",
+			"0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims."},
+		{"volume elsewhere", cluster(testNode("a"), testNode("b"), testClaim("data", "", boundTo("v")), testVolume("v", "", "c")), testPod("p", claiming("data")), "",
+			"0/2 nodes are available: 2 node(s) didn't match PersistentVolume's node affinity."},
+		{"no free volume", cluster(testNode("a"), testNode("b"), testClaim("data", "disks"), testClass("disks", "kubernetes.io/no-provisioner", true), testVolume("v", "disks", "c")), testPod("p", claiming("data")), "",
+			"0/2 nodes are available: 2 node(s) didn't find available persistent volumes to bind."},
+		{"nodes without folders", cluster(testNode("a"), testClaim("data", "local"), testClass("local", api.LocalPathProvisioner, true)), testPod("p", claiming("data")), "",
+			"0/1 nodes are available: 1 node(s) didn't find available persistent volumes to bind."},
+		{"another pod's", cluster(testNode("a"), testNode("b"), testClaim("data", "", boundTo("v"), alone), testVolume("v", "", "a"), testPod("x", on("a"), claiming("data"))), testPod("p", claiming("data")), "",
+			"0/2 nodes are available: 2 node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode."},
 		{"anti-affinity of another", cluster(testNode("a"), testPod("x", on("a"), awayFrom(corev1.LabelHostname, "web"))), testPod("p", label("app", "web")), "",
 			"0/1 nodes are available: 1 node(s) didn't satisfy existing pods anti-affinity rules."},
 	} {
@@ -190,6 +271,13 @@ func TestPlacement(t *testing.T) {
 			affinityOf(p).NodeAffinity = &corev1.NodeAffinity{RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
 				MatchFields: []corev1.NodeSelectorRequirement{{Key: "metadata.name", Operator: corev1.NodeSelectorOpIn, Values: []string{"b"}}}}}}}
 		}), "b"},
+		{"where the volume is", cluster(testNode("a"), testNode("b"), testNode("c"), testClaim("data", "", boundTo("v")), testVolume("v", "", "b")), testPod("p", claiming("data")), "b"},
+		{"where one is free", cluster(testNode("a"), testNode("b"), testClaim("data", "disks"), testClass("disks", "kubernetes.io/no-provisioner", true), testVolume("v", "disks", "a")), testPod("p", claiming("data")), "a"},
+		{"where one can be made", cluster(testNode("a"), testNode("b", keeping), testClaim("data", "local"), testClass("local", api.LocalPathProvisioner, true)), testPod("p", claiming("data")), "b"},
+		{"where one may be made", cluster(testNode("a", keeping), testNode("b", keeping, nodeLabel(zone, "z")), testClaim("data", "local"), testClass("local", api.LocalPathProvisioner, true, func(c *storagev1.StorageClass) {
+			c.AllowedTopologies = []corev1.TopologySelectorTerm{{MatchLabelExpressions: []corev1.TopologySelectorLabelRequirement{{Key: zone, Values: []string{"z"}}}}}
+		})), testPod("p", claiming("data")), "b"},
+		{"a claim that many share", cluster(testNode("a"), testNode("b"), testClaim("data", "", boundTo("v")), testVolume("v", "", "a"), testPod("x", on("a"), claiming("data"))), testPod("p", claiming("data")), "a"},
 		{"largest init container counts", cluster(testNode("a", small)), testPod("p", asks("cpu", "500m"), func(p *corev1.Pod) {
 			p.Spec.InitContainers = []corev1.Container{{Name: "i", Resources: corev1.ResourceRequirements{Requests: amounts("cpu", "1500m")}}}
 		}), ""},

@@ -11,7 +11,11 @@
 //     never for the same port of a host: the snapshot that one decision sees
 //     has all decisions before it. A binding whose outcome is not known keeps
 //     its place until it is known.
-//   - Nothing is decided before pods, nodes and namespaces have been listed.
+//   - Nothing is decided before everything that decisions depend on has been
+//     listed.
+//   - A pod with claims whose volumes wait for it is bound only once they are:
+//     its node is written into the claims, and the pod holds its place there
+//     until the volumes are bound, or turn out not to be.
 //   - A stale decision is not argued with: a binding that is refused puts the
 //     pod back into the queue.
 //   - The snapshot is kept by small changes as the watches tell of them; no
@@ -24,7 +28,8 @@
 //
 // # Threads
 //
-// Run starts one follower each of pods, nodes and namespaces, the loop, and up
+// Run starts one follower each of pods, nodes, namespaces, claims, volumes and
+// storage classes, the loop, and up
 // to inFlight goroutines that each write one decision. All share the mutex of
 // Scheduler and end with Run's context; Run returns after them.
 package scheduler
@@ -69,6 +74,7 @@ type Scheduler struct {
 	mu       sync.Mutex
 	snapshot *snapshot
 	queue    *queue
+	news     chan struct{}           // closed, and replaced, when claims or volumes changed
 	notes    []func(context.Context) // writes that no decision waits for
 	unlisted int                     // resources that were not yet listed
 	wake     chan struct{}           // holds one token when the queue may have work
@@ -88,7 +94,7 @@ func New(c Config) (*Scheduler, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Scheduler{Config: c, snapshot: newSnapshot(), queue: newQueue(), wake: make(chan struct{}, 1)}, nil
+	return &Scheduler{Config: c, snapshot: newSnapshot(), queue: newQueue(), news: make(chan struct{}), wake: make(chan struct{}, 1)}, nil
 }
 
 // Run binds pods until ctx, which is leadership's, ends, and returns when all
@@ -99,6 +105,9 @@ func (s *Scheduler) Run(ctx context.Context) error {
 		pods:       {s: s, apply: s.applyPod, known: s.knownPods, forget: s.forgetPod},
 		nodes:      {s: s, apply: s.applyNode, known: s.knownNodes, forget: s.forgetNode},
 		namespaces: {s: s, apply: s.applyNamespace, known: s.knownNamespaces, forget: s.forgetNamespace},
+		claims:     {s: s, apply: s.applyClaim, known: known(s.snapshot.claims), forget: forget(s, s.snapshot.claims)},
+		volumes:    {s: s, apply: s.applyVolume, known: known(s.snapshot.volumes), forget: forget(s, s.snapshot.volumes)},
+		classes:    {s: s, apply: s.applyClass, known: known(s.snapshot.classes), forget: forget(s, s.snapshot.classes)},
 	}
 	s.unlisted = len(handlers)
 	for resource, h := range handlers {
@@ -170,8 +179,9 @@ func (s *Scheduler) decide() (write func(context.Context), next time.Time) {
 		e.said = message
 		return func(ctx context.Context) { s.writeFailure(ctx, p, message, news) }, time.Time{}
 	}
+	waiting := s.snapshot.check(p).waiting
 	assumed := s.snapshot.assume(p, node)
-	return func(ctx context.Context) { s.bind(ctx, e, assumed) }, time.Time{}
+	return func(ctx context.Context) { s.bind(ctx, e, assumed, waiting) }, time.Time{}
 }
 
 // assume counts a pod on the node that was chosen for it.
@@ -284,7 +294,10 @@ func smaller(a, b *resources) bool {
 // forgetPod is also told of a pod that ended.
 func (s *Scheduler) forgetPod(uid types.UID) {
 	s.queue.remove(uid)
-	if s.snapshot.removePod(uid) != nil {
+	if p := s.snapshot.removePod(uid); p != nil {
+		if len(p.claims) > 0 {
+			s.volumesChanged(func(*podInfo) bool { return false }) // its binding may wait
+		}
 		s.queue.wakeAll(s.Now(), func(*podInfo) bool { return true })
 	}
 }

@@ -360,3 +360,94 @@ func TestBurst(t *testing.T) {
 		}
 	})
 }
+
+// change updates an object as it is now.
+func change[T api.Object](b *bench, r schema.GroupVersionResource, namespace, name string, f func(T), sub ...string) {
+	b.Helper()
+	for {
+		o, err := b.client.Get(b.ctx, r, namespace, name, metav1.GetOptions{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		changed := o.DeepCopyObject().(T)
+		f(changed)
+		if _, err := b.client.Update(b.ctx, r, namespace, changed, metav1.UpdateOptions{}, sub...); err == nil {
+			return
+		} else if !apierrors.IsConflict(err) {
+			b.Fatal(err)
+		}
+	}
+}
+
+// A pod holds its place on its node until its volumes are bound there.
+func TestWaitsForVolumes(t *testing.T) {
+	inBubble(t, nil, nil, func(b *bench) {
+		b.node("a", keeping, func(n *corev1.Node) { n.Status.Allocatable["cpu"] = amounts("cpu", "1")["cpu"] })
+		b.create(testClass("local", api.LocalPathProvisioner, true), classes)
+		b.create(testClaim("data", "local"), claims)
+		b.settle(0)
+		selected := func() string {
+			c, err := api.GetAs[*corev1.PersistentVolumeClaim](b.ctx, b.client, "default", "data")
+			if err != nil {
+				b.Fatal(err)
+			}
+			return c.Annotations[api.AnnotationSelectedNode]
+		}
+		b.pod("p", claiming("data"), asks("cpu", "1"))
+		b.pod("rival", asks("cpu", "1"))
+		b.settle(time.Second)
+		if selected() != "a" || b.get("p").Spec.NodeName != "" || b.get("rival").Spec.NodeName != "" {
+			t.Fatalf("selected %q, p on %q, rival on %q", selected(), b.get("p").Spec.NodeName, b.get("rival").Spec.NodeName)
+		}
+		// Nobody can make it there: somebody else may have the place.
+		change(b, claims, "default", "data", func(c *corev1.PersistentVolumeClaim) { delete(c.Annotations, api.AnnotationSelectedNode) })
+		b.settle(time.Second)
+		if got := strings.Join(b.events("FailedScheduling"), " "); !strings.Contains(got, `binding volumes: provisioning failed for PVC "default/data"`) {
+			t.Errorf("events %q", got)
+		}
+		if got := b.get("rival").Spec.NodeName; got != "a" {
+			t.Errorf("rival is on %q", got)
+		}
+		if err := b.client.Delete(b.ctx, pods, "default", "rival", metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
+			t.Fatal(err)
+		}
+		b.settle(time.Minute)
+		if selected() != "a" {
+			t.Errorf("it was not tried again: %q", b.events("FailedScheduling"))
+		}
+	})
+}
+
+func TestBindsOnceVolumesAreBound(t *testing.T) {
+	inBubble(t, nil, nil, func(b *bench) {
+		b.node("a", keeping)
+		b.create(testClass("local", api.LocalPathProvisioner, true), classes)
+		b.create(testClaim("data", "local"), claims)
+		b.settle(0)
+		b.pod("p", claiming("data"))
+		b.settle(time.Second)
+		b.create(testVolume("v", "local", "a"), volumes)
+		change(b, claims, "default", "data", func(c *corev1.PersistentVolumeClaim) {
+			c.Spec.VolumeName = "v"
+			metav1.SetMetaDataAnnotation(&c.ObjectMeta, api.AnnotationBindCompleted, "yes")
+		})
+		b.settle(0)
+		if got := b.get("p").Spec.NodeName; got != "a" {
+			t.Errorf("p is on %q: %q", got, b.events("FailedScheduling"))
+		}
+		// A claim that nobody serves does not keep its pod's place for ever,
+		// and a pod that goes does not wait at all.
+		b.create(testClaim("slow", "local"), claims)
+		b.settle(0)
+		b.pod("q", claiming("slow"))
+		b.pod("gone", claiming("slow"))
+		b.settle(time.Second)
+		if err := b.client.Delete(b.ctx, pods, "default", "gone", metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil {
+			t.Fatal(err)
+		}
+		b.settle(2 * volumesWithin)
+		if got := strings.Join(b.events("FailedScheduling"), " "); !strings.Contains(got, `running PreBind plugin "VolumeBinding": binding volumes: context deadline exceeded`) {
+			t.Errorf("events %q", got)
+		}
+	})
+}

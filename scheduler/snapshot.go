@@ -68,6 +68,7 @@ type snapshot struct {
 	// equally good nodes is taken.
 	turn, start int
 	scratch     scratch
+	volumeState
 }
 
 func newSnapshot() *snapshot {
@@ -76,6 +77,7 @@ func newSnapshot() *snapshot {
 		byNamespace: map[string]map[types.UID]*podInfo{}, affine: map[types.UID]*podInfo{},
 		owners: map[types.UID]*ownerCount{}, images: map[string]*image{},
 		namespaces: map[string]labels.Set{}, namespaceUIDs: map[types.UID]string{}, zones: map[string]int{},
+		volumeState: newVolumeState(),
 	}
 }
 
@@ -184,6 +186,7 @@ func (s *snapshot) removeNode(name string) {
 func (s *snapshot) addPod(p *podInfo) {
 	s.removePod(p.UID)
 	s.pods[p.UID] = p
+	s.use(p)
 	n := s.node(p.Spec.NodeName)
 	n.pods[p.UID] = p
 	n.requests.add(&p.requests, 1)
@@ -219,6 +222,7 @@ func (s *snapshot) removePod(uid types.UID) *podInfo {
 		return nil
 	}
 	delete(s.pods, uid)
+	s.release(p)
 	n := s.nodes[p.Spec.NodeName]
 	delete(n.pods, uid)
 	n.requests.add(&p.requests, -1)
