@@ -85,6 +85,7 @@ type Agent struct {
 	node     *nodeKeeper
 	objects  *objectStore
 	services *serviceStore
+	folders  *folderKeeper
 
 	admission sync.Mutex          // one admission at a time; guards accepted and crowded
 	accepted  map[types.UID]bool  // pods whose resources count
@@ -111,6 +112,11 @@ func New(cfg Config) (*Agent, error) {
 	case cfg.Listener != nil && cfg.Authorize == nil:
 		return nil, errors.New("agent: the kubelet API needs Authorize")
 	}
+	dir, err := filepath.Abs(cfg.Dir) // the API is told of it
+	if err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	cfg.Dir = dir
 	cfg.RunDir = cmp.Or(cfg.RunDir, filepath.Join(cfg.Dir, "run"))
 	cfg.MaxPods = cmp.Or(cfg.MaxPods, defaultMaxPods)
 	cfg.ClusterDomain = cmp.Or(cfg.ClusterDomain, "cluster.local")
@@ -135,8 +141,8 @@ func New(cfg Config) (*Agent, error) {
 		workers: map[types.UID]*podWorker{}, seen: map[types.UID]map[chan struct{}]bool{},
 	}
 	a.events = newRecorder(cfg.Client, cfg.NodeName, cfg.Now, a.log)
+	a.folders = newFolderKeeper(a)
 	a.objects = &objectStore{a: a, entries: map[objectKey]*objectEntry{}, wg: &a.wg}
-	var err error
 	if a.node, err = newNodeKeeper(a); err != nil {
 		return nil, err
 	}
@@ -170,6 +176,12 @@ func (a *Agent) Run(ctx context.Context) error {
 		})
 	})
 	group.Go(func() error { return a.followPods(ctx) })
+	group.Go(func() error { a.folders.run(ctx); return nil })
+	group.Go(func() error {
+		return a.follow(ctx, "volumes", func() error {
+			return api.Follow(ctx, a.cfg.Client, volumesResource, "", metav1.ListOptions{LabelSelector: api.LabelVolumeNode + "=" + a.cfg.NodeName}, a.folders)
+		})
+	})
 	if a.cfg.Listener != nil {
 		group.Go(func() error { return a.serve(ctx) })
 	}
@@ -353,6 +365,7 @@ func (a *Agent) workerEnded(w *podWorker) {
 	delete(a.accepted, w.uid)
 	delete(a.crowded, w)
 	a.admission.Unlock()
+	a.folders.changed()
 	a.roomMade()
 	a.podShown(w.uid)
 }

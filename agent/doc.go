@@ -1,7 +1,8 @@
 // Package agent runs this node's pods: it is Conclave's kubelet.
 //
 // It owns the folder pods/ of the data folder (what the node must know to start
-// its pods with no master in sight), the folders volumes/ and etc/ of the run
+// its pods with no master in sight) and volumes/ (the volumes of class
+// local-path that are kept here), the folders volumes/ and etc/ of the run
 // folder (what pods see and what must not outlive a reboot), this node's Node
 // object, the status of the pods bound to this node, and the kubelet API.
 //
@@ -19,6 +20,8 @@
 //   - A pod's status is computed as a whole and written when it differs from
 //     what the API has. A status that could not be written is written later,
 //     in its newest form.
+//   - Users' data is removed only on the word of a PersistentVolume that is
+//     deleted, protected no longer and mounted by no pod here.
 //   - Nothing is polled and nothing is written to disk while nothing happens.
 //     What waits, waits for an event or for the one time that matters next.
 //   - What a pod's folder on disk holds suffices to start it again: manifest,
@@ -34,7 +37,10 @@
 //     most one for each container and for the pod, and waits for them.
 //   - one prober per probe of a running container, ended by its worker.
 //   - one follower for the pods of this node, one for services, one for this
-//     node's Node object, one per ConfigMap or Secret that pods here name.
+//     node's Node object, one for the volumes that are kept here, one per
+//     ConfigMap, Secret, claim and claimed volume that pods here name.
+//   - the keeper of the volumes' folders, with one goroutine for each folder
+//     that is being made or removed.
 //   - the status writer with a few workers, the event recorder, the node
 //     loop, the runtime watcher, which turns the runtime's hints into wake-ups
 //     of the workers concerned, and the HTTP server of the kubelet API.

@@ -255,10 +255,11 @@ func (n *nodeKeeper) sync(ctx context.Context) (ready bool, err error) {
 }
 
 func (n *nodeKeeper) annotations() map[string]string {
-	if n.a.cfg.NodeID == "" {
-		return nil
+	annotations := map[string]string{api.AnnotationVolumesDir: n.a.folders.dir}
+	if n.a.cfg.NodeID != "" {
+		annotations[nodeIDAnnotation] = n.a.cfg.NodeID
 	}
-	return map[string]string{nodeIDAnnotation: n.a.cfg.NodeID}
+	return annotations
 }
 
 // metadataPatch is what the Node lacks of our labels and annotations; nil if

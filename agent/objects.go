@@ -26,6 +26,8 @@ var (
 	configMapsResource      = corev1.SchemeGroupVersion.WithResource("configmaps")
 	secretsResource         = corev1.SchemeGroupVersion.WithResource("secrets")
 	serviceAccountsResource = corev1.SchemeGroupVersion.WithResource("serviceaccounts")
+	claimsResource          = corev1.SchemeGroupVersion.WithResource("persistentvolumeclaims")
+	volumesResource         = corev1.SchemeGroupVersion.WithResource("persistentvolumes")
 )
 
 const (
@@ -40,8 +42,8 @@ type objectKey struct {
 	namespace, name string
 }
 
-// objectStore follows the ConfigMaps and Secrets that pods here name, each
-// once, for as long as a pod needs it.
+// objectStore follows the ConfigMaps, Secrets and claims that pods here name,
+// and the claims' volumes, each once, for as long as a pod needs it.
 type objectStore struct {
 	a   *Agent
 	ctx context.Context // of Run
@@ -74,20 +76,31 @@ func (s *objectStore) hold(uid types.UID, keys map[objectKey]bool) {
 		}
 	}
 	for k := range keys {
-		e := s.entries[k]
-		if e == nil {
-			ctx, stop := context.WithCancel(s.ctx)
-			e = &objectEntry{users: map[types.UID]bool{}, stop: stop, known: make(chan struct{}), asked: time.Now()}
-			s.entries[k] = e
-			s.wg.Go(func() {
-				err := api.Follow(ctx, s.a.cfg.Client, k.resource, k.namespace, metav1.ListOptions{FieldSelector: "metadata.name=" + k.name}, objectHandler{s, k, e})
-				if ctx.Err() == nil {
-					s.a.log.Error("an object cannot be followed", "resource", k.resource.Resource, "namespace", k.namespace, "name", k.name, "err", err)
-				}
-			})
-		}
-		e.users[uid] = true
+		s.follow(k).users[uid] = true
 	}
+}
+
+// add makes a pod hold one object more.
+func (s *objectStore) add(uid types.UID, k objectKey) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.follow(k).users[uid] = true
+}
+
+func (s *objectStore) follow(k objectKey) *objectEntry {
+	if e := s.entries[k]; e != nil {
+		return e
+	}
+	ctx, stop := context.WithCancel(s.ctx)
+	e := &objectEntry{users: map[types.UID]bool{}, stop: stop, known: make(chan struct{}), asked: time.Now()}
+	s.entries[k] = e
+	s.wg.Go(func() {
+		err := api.Follow(ctx, s.a.cfg.Client, k.resource, k.namespace, metav1.ListOptions{FieldSelector: "metadata.name=" + k.name}, objectHandler{s, k, e})
+		if ctx.Err() == nil {
+			s.a.log.Error("an object cannot be followed", "resource", k.resource.Resource, "namespace", k.namespace, "name", k.name, "err", err)
+		}
+	})
+	return e
 }
 
 // objectHandler is the api.Handler of one entry.
@@ -205,9 +218,18 @@ func (s *objectStore) load(file string, k objectKey) (api.Object, error) {
 	if err != nil || len(data) == 0 {
 		return nil, err
 	}
-	var obj api.Object = &corev1.ConfigMap{}
-	if k.resource == secretsResource {
+	var obj api.Object
+	switch k.resource {
+	case configMapsResource:
+		obj = &corev1.ConfigMap{}
+	case secretsResource:
 		obj = &corev1.Secret{}
+	case claimsResource:
+		obj = &corev1.PersistentVolumeClaim{}
+	case volumesResource:
+		obj = &corev1.PersistentVolume{}
+	default:
+		return nil, fmt.Errorf("%s: objects of %s are not kept", file, k.resource.Resource)
 	}
 	if err := json.Unmarshal(data, obj); err != nil {
 		return nil, fmt.Errorf("read %s: %w", file, err)

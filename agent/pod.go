@@ -17,6 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"conclave/api"
 )
 
 // podWorker runs one pod. Its loop alone touches what is below "loop"; others
@@ -35,7 +37,8 @@ type podWorker struct {
 	changed bool        // what failed before may succeed now
 	crowded bool        // there is no room for it before others are down
 	probes  map[probeKey]*probeResult
-	shown   podView // what the kubelet API serves
+	mounts  map[string]string // the volumes of its claims, by the claims' names, as far as known
+	shown   podView           // what the kubelet API serves
 
 	// loop
 	ctx     context.Context
@@ -528,8 +531,9 @@ func (w *podWorker) cancel(container string) {
 	}
 }
 
-// wanted are the objects that the pod needs.
-func wanted(pod *corev1.Pod) map[objectKey]bool {
+// wanted are the objects that the pod needs, as far as they are known: mounts
+// are the volumes of its claims.
+func wanted(pod *corev1.Pod, mounts map[string]string) map[objectKey]bool {
 	keys := map[objectKey]bool{}
 	configMaps, secrets := referenced(pod)
 	for n := range configMaps {
@@ -537,6 +541,12 @@ func wanted(pod *corev1.Pod) map[objectKey]bool {
 	}
 	for n := range secrets {
 		keys[objectKey{secretsResource, pod.Namespace, n}] = true
+	}
+	for _, n := range api.ClaimNames(pod) {
+		keys[objectKey{claimsResource, pod.Namespace, n}] = true
+	}
+	for _, n := range mounts {
+		keys[objectKey{volumesResource, "", n}] = true
 	}
 	return keys
 }
@@ -571,12 +581,14 @@ func (w *podWorker) setUp() {
 	pod := w.pod
 	w.mu.Lock()
 	w.stale = false
+	keys := wanted(pod, w.mounts)
 	w.mu.Unlock()
-	w.a.objects.hold(w.uid, wanted(pod))
-	ips := w.podIPs()
+	w.a.objects.hold(w.uid, keys)
+	ips, fresh := w.podIPs(), !w.hasRun()
 	w.start("volumes", idle, 0, func(ctx context.Context) func() {
-		err := w.setUpVolumes(ctx, pod, ips)
+		err := w.setUpVolumes(ctx, pod, ips, fresh)
 		return func() {
+			w.a.folders.changed()
 			if err == nil {
 				w.volumes.succeeded()
 				return
@@ -596,7 +608,19 @@ func (w *podWorker) setUp() {
 	})
 }
 
-func (w *podWorker) setUpVolumes(ctx context.Context, pod *corev1.Pod, podIPs []string) error {
+// hasRun says whether a container was started in the present sandbox: from then
+// on the pod's volumes are its own business.
+func (w *podWorker) hasRun() bool {
+	for _, c := range w.rec.Containers {
+		if c.Attempt >= 0 && c.Sandbox == w.rec.Sandbox {
+			return true
+		}
+	}
+	return false
+}
+
+// setUpVolumes does so; fresh says that nothing of the pod has run yet.
+func (w *podWorker) setUpVolumes(ctx context.Context, pod *corev1.Pod, podIPs []string, fresh bool) error {
 	if err := os.MkdirAll(w.dirs.disk, 0o750); err != nil {
 		return err
 	}
@@ -605,7 +629,13 @@ func (w *podWorker) setUpVolumes(ctx context.Context, pod *corev1.Pod, podIPs []
 	var errs []error
 	for i := range pod.Spec.Volumes {
 		v := &pod.Spec.Volumes[i]
-		if err := setUpVolume(pod, v, w.dirs, src); err != nil {
+		var err error
+		if _, claimed := api.ClaimName(pod, v); claimed {
+			err = w.setUpClaim(ctx, pod, v, fresh)
+		} else {
+			err = setUpVolume(pod, v, w.dirs, src)
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("MountVolume.SetUp failed for volume %q : %w", v.Name, err))
 		}
 	}
@@ -857,6 +887,10 @@ func (w *podWorker) tearDown() {
 			w.sandbox, w.volumes = attempts{}, attempts{}
 			w.rec.Down = true
 			w.a.objects.hold(w.uid, nil)
+			w.mu.Lock()
+			w.shown.rec.Down = true // for whoever asks before the next report
+			w.mu.Unlock()
+			w.a.folders.changed()
 			w.tokens.clear()
 		}
 	})

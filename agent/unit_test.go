@@ -566,3 +566,57 @@ func TestCgroupUsage(t *testing.T) {
 		}
 	}
 }
+
+func TestGiveToGroup(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("gives files to a group, which needs root")
+	}
+	outside := filepath.Join(t.TempDir(), "outside")
+	if err := os.WriteFile(outside, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for _, err := range []error{
+		os.Mkdir(filepath.Join(dir, "sub"), 0o700), os.WriteFile(filepath.Join(dir, "sub", "file"), nil, 0o600), os.Symlink(outside, filepath.Join(dir, "link")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	look := func(path string) (gid int, mode fs.FileMode) {
+		info, err := os.Lstat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		gid, _ = groupOf(info)
+		return gid, info.Mode()
+	}
+	if err := giveToGroup(dir, 1234, nil); err != nil {
+		t.Fatal(err)
+	}
+	if gid, mode := look(filepath.Join(dir, "sub")); gid != 1234 || mode != fs.ModeDir|fs.ModeSetgid|0o770 {
+		t.Errorf("folder: %d, %v", gid, mode)
+	}
+	if gid, mode := look(filepath.Join(dir, "sub", "file")); gid != 1234 || mode != 0o660 {
+		t.Errorf("file: %d, %v", gid, mode)
+	}
+	if gid, mode := look(outside); gid == 1234 || mode != 0o600 {
+		t.Errorf("what a link points to: %d, %v", gid, mode)
+	}
+	// With the other policy the root's group decides about all.
+	policy := corev1.FSGroupChangeOnRootMismatch
+	for _, err := range []error{os.Chown(filepath.Join(dir, "sub"), -1, 5), giveToGroup(dir, 1234, &policy)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if gid, _ := look(filepath.Join(dir, "sub")); gid != 5 {
+		t.Errorf("the root is as it should be, and all below was changed: %d", gid)
+	}
+	if err := giveToGroup(dir, 77, &policy); err != nil {
+		t.Fatal(err)
+	}
+	if gid, _ := look(filepath.Join(dir, "sub")); gid != 77 {
+		t.Errorf("the root was not as it should be, and what is below was left: %d", gid)
+	}
+}

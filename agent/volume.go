@@ -14,6 +14,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+
+	"conclave/api"
 )
 
 // podDirs are the folders of one pod. disk outlives a reboot, the others are
@@ -335,6 +337,12 @@ func volumeMounts(pod *corev1.Pod, c *corev1.Container, d podDirs, env map[strin
 			return nil, configError{fmt.Sprintf("volume %q of container %q is not in the pod", m.Name, c.Name)}
 		}
 		source, sub := volumePath(v, d), m.SubPath
+		if _, claimed := api.ClaimName(pod, v); claimed {
+			var err error
+			if source, err = os.Readlink(source); err != nil {
+				return nil, configError{fmt.Sprintf("volume %q of container %q is not set up", m.Name, c.Name)}
+			}
+		}
 		if m.SubPathExpr != "" {
 			var unknown string
 			sub = expand(m.SubPathExpr, func(k string) (string, bool) {
@@ -370,7 +378,8 @@ func volumeMounts(pod *corev1.Pod, c *corev1.Container, d podDirs, env map[strin
 				return nil, configError{fmt.Sprintf("failed to prepare subPath for volumeMount %q of container %q: %v", m.Name, c.Name, err)}
 			}
 		}
-		readOnly := m.ReadOnly || v.Secret != nil || v.ConfigMap != nil || v.DownwardAPI != nil || v.Projected != nil
+		readOnly := m.ReadOnly || v.Secret != nil || v.ConfigMap != nil || v.DownwardAPI != nil || v.Projected != nil ||
+			v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly
 		mounts = append(mounts, bindMount(source, m.MountPath, readOnly, m.MountPropagation))
 	}
 	return mounts, nil

@@ -40,7 +40,6 @@ var podGaps = []gap{
 	{path: "securityContext.seLinuxChangePolicy"},
 	{path: "securityContext.windowsOptions"},
 	{path: "securityContext.supplementalGroupsPolicy", but: []string{string(corev1.SupplementalGroupsPolicyMerge)}},
-	{path: "securityContext.fsGroupChangePolicy", but: []string{string(corev1.FSGroupChangeAlways)}},
 	{path: "securityContext.seccompProfile", but: []string{string(corev1.SeccompProfileTypeUnconfined)}},
 	{path: "securityContext.appArmorProfile", but: []string{string(corev1.AppArmorProfileTypeUnconfined)}},
 	{path: "volumes[*].emptyDir.mode"},
