@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -99,12 +100,6 @@ func (c *evictionController) reconcile(ctx context.Context, key Key) (time.Durat
 	if wait > 0 {
 		return wait, nil
 	}
-	if claim, volume, stuck := c.stuckOn(pod); force && stuck {
-		// It could run nowhere else; here it does as soon as the node is back.
-		c.events.record("taint-eviction-controller", about(pod), corev1.EventTypeWarning, "VolumeCannotMove",
-			"Pod is not moved: volume %s of claim %s is on node %s, which is unreachable, and can be mounted nowhere else", volume, claim, node.Name)
-		return 0, nil
-	}
 	c.events.record("taint-eviction-controller", about(pod), corev1.EventTypeNormal, "TaintManagerEviction", "Marking for deletion Pod %s/%s", pod.Namespace, pod.Name)
 	options := metav1.DeleteOptions{}
 	if force {
@@ -127,19 +122,13 @@ func (c *evictionController) reconcile(ctx context.Context, key Key) (time.Durat
 // tiedBy is the name of a volume that keeps a pod on a node that is lost: it can
 // be reached from no other. Another pod in its place would only wait there.
 func (c *evictionController) tiedBy(pod *corev1.Pod, node *corev1.Node) string {
-	if !c.states.of(node).lost() {
+	unreachable := slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeUnreachable })
+	if !unreachable && !c.states.of(node).lost() {
 		return "" // somebody wants the pod off a node that is there
 	}
-	for _, v := range pod.Spec.Volumes {
-		name := ""
-		switch {
-		case v.PersistentVolumeClaim != nil:
-			name = v.PersistentVolumeClaim.ClaimName
-		case v.Ephemeral != nil:
-			name = pod.Name + "-" + v.Name
-		}
+	for _, name := range api.ClaimNames(pod) {
 		claim, ok := get[*corev1.PersistentVolumeClaim](c.cache, claims, pod.Namespace, name)
-		if name == "" || !ok {
+		if !ok {
 			continue
 		}
 		volume, ok := get[*corev1.PersistentVolume](c.cache, volumes, "", claim.Spec.VolumeName)

@@ -121,24 +121,3 @@ func localPathOf(v *corev1.PersistentVolume) string {
 	}
 	return v.Spec.Local.Path
 }
-
-// stuckOn is a claim of a pod whose volume can be mounted nowhere but on the
-// pod's own node.
-func (e *env) stuckOn(pod *corev1.Pod) (claim, volume string, stuck bool) {
-	for _, name := range api.ClaimNames(pod) {
-		c, ok := get[*corev1.PersistentVolumeClaim](e.cache, claims, pod.Namespace, name)
-		if !ok || !api.Bound(c) {
-			continue
-		}
-		v, ok := get[*corev1.PersistentVolume](e.cache, volumes, "", c.Spec.VolumeName)
-		if !ok || v.Spec.NodeAffinity == nil {
-			continue
-		}
-		if !slices.ContainsFunc(list[*corev1.Node](e.cache, nodes, ""), func(n *corev1.Node) bool {
-			return n.Name != pod.Spec.NodeName && api.Fits(v, n)
-		}) {
-			return name, v.Name, true
-		}
-	}
-	return "", "", false
-}

@@ -337,7 +337,7 @@ func TestLocalPathOnADeadNode(t *testing.T) {
 		if w.exists(pods, "default", "free") || !w.exists(pods, "default", "stuck") {
 			t.Errorf("free: %t, stuck: %t", w.exists(pods, "default", "free"), w.exists(pods, "default", "stuck"))
 		}
-		w.sees("stuck", "VolumeCannotMove: Pod is not moved: volume pvc-"+string(c.UID)+" of claim data is on node a, which is unreachable")
+		w.sees("stuck", "VolumeOnLostNode: Volume pvc-"+string(c.UID)+" lies on node a")
 		w.same("made", w.binding("data"), "Bound pvc-"+string(c.UID))
 		if young := read[*corev1.PersistentVolumeClaim](w, claims, "default", "young"); young.Annotations[api.AnnotationSelectedNode] != "" {
 			t.Error("a volume waits to be made by a dead node")
