@@ -72,7 +72,7 @@ func admitPod(ctx context.Context, c *call, obj, old Object) error {
 	if err := admitPriority(c, pod); err != nil {
 		return err
 	}
-	addTolerations(pod, c.s.cfg.UnreachableToleration)
+	addTolerations(pod, c.s.unreachableToleration)
 	if _, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]; mirror {
 		return nil // it runs already, and as nobody
 	}
@@ -175,18 +175,26 @@ func mountToken(pod *corev1.Pod) {
 	}}})
 }
 
-// addTolerations says how long a pod stays with a node that went away, where
-// it does not say so itself.
-func addTolerations(pod *corev1.Pod, stay time.Duration) {
-	for _, key := range []string{corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable} {
+// notReadyStay is how long a pod that does not say otherwise stays on a node
+// that says itself that it is not ready: Kubernetes' five minutes, because
+// somebody is there, and the pod runs.
+const notReadyStay = 5 * time.Minute
+
+// addTolerations says how long a pod stays on a node that is not ready or that
+// cannot be reached, where it does not say so itself.
+func addTolerations(pod *corev1.Pod, unreachable func() time.Duration) {
+	for _, taint := range []struct {
+		key  string
+		stay func() time.Duration
+	}{{corev1.TaintNodeNotReady, func() time.Duration { return notReadyStay }}, {corev1.TaintNodeUnreachable, unreachable}} {
 		if slices.ContainsFunc(pod.Spec.Tolerations, func(t corev1.Toleration) bool {
-			return (t.Key == key || t.Key == "") && (t.Effect == corev1.TaintEffectNoExecute || t.Effect == "")
+			return (t.Key == taint.key || t.Key == "") && (t.Effect == corev1.TaintEffectNoExecute || t.Effect == "")
 		}) {
 			continue
 		}
-		seconds := int64(stay / time.Second)
+		seconds := int64(taint.stay() / time.Second)
 		pod.Spec.Tolerations = append(pod.Spec.Tolerations, corev1.Toleration{
-			Key: key, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: &seconds,
+			Key: taint.key, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: &seconds,
 		})
 	}
 }

@@ -45,6 +45,9 @@ func (s *Server) EnsureDefaults(ctx context.Context) error {
 	if err := ensure(ctx, c, svc); err != nil {
 		return err
 	}
+	if err := ensure(ctx, c, s.clusterSettings()); err != nil {
+		return err
+	}
 	if err := ensureLocalPath(ctx, c); err != nil {
 		return err
 	}

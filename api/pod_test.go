@@ -24,9 +24,15 @@ func testPod(name string) *corev1.Pod {
 }
 
 func TestPodAdmission(t *testing.T) {
-	st := newSite(t, func(c *api.Config) { c.UnreachableToleration = 7 * time.Second })
+	st := newSite(t, func(c *api.Config) { c.UnreachableToleration = time.Hour }) // the flag of the founder
 	st.namespace("shop")
 	cs, ctx := st.clientset(""), t.Context()
+	settings := must(cs.CoreV1().ConfigMaps("kube-system").Get(ctx, "conclave", metav1.GetOptions{}))(t)
+	if got := settings.Data["unreachable-toleration"]; got != "1h0m0s" {
+		t.Errorf("a new cluster's setting is %q", got)
+	}
+	settings.Data["unreachable-toleration"] = "7s"
+	must(cs.CoreV1().ConfigMaps("kube-system").Update(ctx, settings, metav1.UpdateOptions{}))(t)
 	sa := must(cs.CoreV1().ServiceAccounts("shop").Get(ctx, "default", metav1.GetOptions{}))(t)
 	sa.ImagePullSecrets = []corev1.LocalObjectReference{{Name: "registry"}}
 	must(cs.CoreV1().ServiceAccounts("shop").Update(ctx, sa, metav1.UpdateOptions{}))(t)
@@ -35,9 +41,9 @@ func TestPodAdmission(t *testing.T) {
 	if p.Spec.ServiceAccountName != "default" || p.Spec.ImagePullSecrets[0].Name != "registry" || *p.Spec.Priority != 0 || *p.Spec.PreemptionPolicy != corev1.PreemptLowerPriority {
 		t.Errorf("%+v", p.Spec)
 	}
-	for _, key := range []string{"node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"} {
+	for key, seconds := range map[string]int64{"node.kubernetes.io/not-ready": 300, "node.kubernetes.io/unreachable": 7} {
 		if !slices.ContainsFunc(p.Spec.Tolerations, func(t corev1.Toleration) bool {
-			return t.Key == key && t.Effect == corev1.TaintEffectNoExecute && t.Operator == corev1.TolerationOpExists && *t.TolerationSeconds == 7
+			return t.Key == key && t.Effect == corev1.TaintEffectNoExecute && t.Operator == corev1.TolerationOpExists && *t.TolerationSeconds == seconds
 		}) {
 			t.Errorf("no toleration of %s: %v", key, p.Spec.Tolerations)
 		}

@@ -82,8 +82,9 @@ type Config struct {
 	// nothing if there is no such doubt; an error refuses the read. nil: there
 	// never is.
 	Stale func(ctx context.Context) (string, error)
-	// UnreachableToleration is how long a pod that does not say otherwise
-	// stays bound to a node that is not ready or unreachable.
+	// UnreachableToleration is how long, in a cluster that this server founds, a
+	// pod that does not say otherwise stays bound to a node that cannot be
+	// reached. Afterwards it is a setting of the cluster.
 	UnreachableToleration time.Duration
 	Version               version.Info
 	Log                   *slog.Logger

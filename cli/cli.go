@@ -67,7 +67,7 @@ func App(stdin io.Reader, stdout, stderr io.Writer) *cli.App {
 			os.Exit(1)
 		},
 		Commands: append([]*cli.Command{
-			{Name: "up", Usage: "start this node: the first of a new cluster, or again after a stop", Flags: withData(nodeFlags()...), Action: runUp},
+			{Name: "up", Usage: "start this node: the first of a new cluster, or again after a stop", Flags: withData(append(nodeFlags(), foundFlags()...)...), Action: runUp},
 			{Name: "join", Usage: "start this node as a member of a cluster", ArgsUsage: "TOKEN [ADDRESS…]", Flags: withData(nodeFlags()...), Action: runJoin},
 			{Name: "leave", Usage: "hand over, drain, and forget the cluster", Flags: withData(), Action: runLeave},
 			{Name: "status", Usage: "nodes, masters, leader, and what is wrong", Flags: withData(output), Action: runStatus},
@@ -83,11 +83,20 @@ func App(stdin io.Reader, stdout, stderr io.Writer) *cli.App {
 	}
 }
 
+func env(flag string) []string {
+	return []string{"CONCLAVE_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))}
+}
+
+// foundFlags are the settings of a cluster, which hold from its founding until
+// they are changed in its ConfigMap kube-system/conclave.
+func foundFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.DurationFlag{Name: "unreachable-toleration", Usage: "of the new cluster: how long pods that do not say so stay bound to a dead node", EnvVars: env("unreachable-toleration")},
+	}
+}
+
 // nodeFlags are the settings of a node.
 func nodeFlags() []cli.Flag {
-	env := func(name string) []string {
-		return []string{"CONCLAVE_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))}
-	}
 	return []cli.Flag{
 		&cli.StringFlag{Name: "address", Usage: "this machine's address, by which the others reach it (default: found)", EnvVars: env("address")},
 		&cli.StringFlag{Name: "name", Usage: "the node's name (default: the host's)", EnvVars: env("name")},
@@ -95,7 +104,6 @@ func nodeFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "no-master", Usage: "never make this node a master", EnvVars: env("no-master")},
 		&cli.StringFlag{Name: "cgroup-parent", Value: "conclave", Usage: "cgroup below which pods run", EnvVars: env("cgroup-parent")},
 		&cli.StringSliceFlag{Name: "insecure-registry", Usage: "`HOST:PORT` of a registry spoken to by plain HTTP; may be repeated", EnvVars: env("insecure-registry")},
-		&cli.DurationFlag{Name: "unreachable-toleration", Usage: "how long pods that do not say so stay bound to a dead node", EnvVars: env("unreachable-toleration")},
 		&cli.StringFlag{Name: "log-level", Value: "info", Usage: "debug, info, warn or error", EnvVars: env("log-level")},
 		&cli.PathFlag{Name: "config", Usage: "YAML `FILE` with any of these settings, by their names", EnvVars: env("config")},
 	}
