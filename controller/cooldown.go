@@ -34,10 +34,10 @@ const (
 func cooling(node api.Object) bool { return node.GetAnnotations()[coolDownAnnotation] != "" }
 
 // losses reads the times at which a node was lost; what is not one is not
-// counted.
+// counted, nor is one that only a leader with a wrong clock can have written.
 func losses(annotation string, now time.Time) (recent []time.Time) {
 	for s := range strings.SplitSeq(annotation, ",") {
-		if t, err := time.Parse(time.RFC3339, s); err == nil && now.Sub(t) < lossWindow {
+		if t, err := time.Parse(time.RFC3339, s); err == nil && now.Sub(t).Abs() < lossWindow {
 			recent = append(recent, t)
 		}
 	}
@@ -80,8 +80,8 @@ func (c *nodeController) writeCoolDown(ctx context.Context, node *corev1.Node, v
 	case state == Alive && !begun && declared && coolDown(lost) > 0:
 		until = now.Add(coolDown(lost)).Truncate(time.Second)
 		c.events.record("node-controller", about(node), corev1.EventTypeWarning, "NodeCoolingDown", "Node %s was lost %d times in the last %s: it gets no pods and no traffic for %s", node.Name, lost, lossWindow, coolDown(lost))
-	case state != Alive || !until.After(now):
-		until = time.Time{} // lost again, or cool
+	case state != Alive || !until.After(now) || until.Sub(now) > coolDownMax:
+		until = time.Time{} // lost again, or cool, or said by a leader whose clock was wrong
 	}
 	if until.IsZero() == cooling(node) {
 		changed := edit(node)

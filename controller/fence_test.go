@@ -120,6 +120,31 @@ func TestCoolDown(t *testing.T) {
 	}
 }
 
+// A leader whose clock is a day ahead lets a node cool down, and then its clock
+// is set, or another one leads: the node is not out for a day.
+func TestCoolDownByAWrongClock(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.addNode("a")
+		ahead := time.Now().Add(24 * time.Hour)
+		change(w, nodes, "", "a", func(n *corev1.Node) {
+			n.Annotations[coolDownAnnotation] = ahead.UTC().Format(time.RFC3339)
+			n.Annotations[lossesAnnotation] = noteLoss(noteLoss(noteLoss("", ahead), ahead), ahead)
+		})
+		w.settle(time.Second)
+		n := w.node("a")
+		if got := readyOf(n); cooling(n) || !strings.HasPrefix(got, "True ") {
+			t.Errorf("it is out until %q: %s", n.Annotations[coolDownAnnotation], got)
+		}
+		w.liveness.set("a", Dead)
+		w.settle(time.Second)
+		w.liveness.set("a", Alive)
+		w.settle(0)
+		if got := readyOf(w.node("a")); !strings.HasPrefix(got, "True ") {
+			t.Errorf("lost once, and back: %s", got)
+		}
+	})
+}
+
 // A node that is lost again and again gets nothing for a while when it is back,
 // in which it is lost again at once.
 func TestFlappingNode(t *testing.T) {

@@ -40,10 +40,11 @@ func availableIn(pod *corev1.Pod, minReady time.Duration, now time.Time) (left t
 		return 0, false
 	}
 	since := podCondition(pod, corev1.PodReady).LastTransitionTime
-	if minReady == 0 {
-		return 0, true
+	left = max(since.Add(minReady).Sub(now), 0)
+	if minReady == 0 || left > 2*minReady { // the clock of one of us is wrong, and so the time says nothing
+		left = 0
 	}
-	return max(since.Add(minReady).Sub(now), 0), true
+	return left, true
 }
 
 // controllerKey is the Key of an object's controller, if that is of the kind.
