@@ -38,7 +38,7 @@ const (
 	faultPause  = 5 * time.Second
 	// settleWait is how long the cluster may take to be whole by itself once
 	// nothing is wrong any more: machines that run a drill may be slow.
-	settleWait = 2 * time.Minute
+	settleWait = 4 * time.Minute
 	// judgeWait is how long one register's history is thought about.
 	judgeWait = 30 * time.Second
 )
@@ -53,7 +53,6 @@ type drill struct {
 	kubeconfig  []byte
 	clients     map[string]*apiClient // by host
 	replicas    int                   // of the page
-	singles     int                   // pods of the StatefulSet
 	stamps      string                // the folder of what StatefulSet pods stamp
 	readdressed int
 

@@ -101,7 +101,7 @@ func pageDeployment(binary string, n int32) *appsv1.Deployment {
 	return &appsv1.Deployment{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "apps/v1", Kind: "Deployment"},
 		ObjectMeta: metav1.ObjectMeta{Name: pageName, Namespace: namespace},
-		Spec:       appsv1.DeploymentSpec{Replicas: &n, Selector: &metav1.LabelSelector{MatchLabels: labels}, Template: template},
+		Spec:       appsv1.DeploymentSpec{Replicas: &n, MinReadySeconds: 1, Selector: &metav1.LabelSelector{MatchLabels: labels}, Template: template},
 	}
 }
 
@@ -149,6 +149,13 @@ func settled(ctx context.Context, api *apiClient, hosts int, replicas int) strin
 	var allPods corev1.PodList
 	if err := api.call(ctx, http.MethodGet, pods, nil, &allPods); err != nil {
 		return fmt.Sprintf("the pods: %v", err)
+	}
+	var page appsv1.Deployment
+	if err := api.call(ctx, http.MethodGet, deployments+"/"+pageName, nil, &page); err != nil {
+		return fmt.Sprintf("the Deployment: %v", err)
+	}
+	if n := page.Status.AvailableReplicas; n != *page.Spec.Replicas {
+		return fmt.Sprintf("%d replicas of %d are available", n, *page.Spec.Replicas)
 	}
 	ready := 0
 	for _, p := range allPods.Items {
