@@ -450,6 +450,17 @@ func TestSubPath(t *testing.T) {
 			t.Errorf("%s: %q, %v", test.sub, data, err)
 		}
 	}
+	// What is made is as open as the volume, and its group's.
+	if err := os.Chmod(volume, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	gid := int64(1234)
+	if _, err := pinSubPath(volume, "shared", filepath.Join(d.sub, "c-9"), &gid); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(filepath.Join(volume, "shared")); err != nil || info.Mode() != fs.ModeDir|fs.ModeSetgid|0o777 {
+		t.Errorf("a new subPath is %v (%v)", info.Mode(), err)
+	}
 	if err := tearDownVolumes(d); err != nil {
 		t.Fatal(err)
 	}

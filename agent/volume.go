@@ -412,9 +412,14 @@ func pinSubPath(volume, sub, pin string, gid *int64) (string, error) {
 	defer root.Close()
 	handle, err := pathrs.OpenatInRoot(root, sub)
 	if errors.Is(err, fs.ErrNotExist) {
-		handle, err = pathrs.MkdirAllHandle(root, sub, 0o750)
+		// What is made here is as open as the volume: whoever may write to that
+		// may write to this.
+		var info fs.FileInfo
+		if info, err = os.Stat(volume); err == nil {
+			handle, err = pathrs.MkdirAllHandle(root, sub, info.Mode().Perm())
+		}
 		if err == nil {
-			err = makeDir(fdPath(handle), dirMode, gid)
+			err = makeDir(fdPath(handle), info.Mode()&(fs.ModePerm|fs.ModeSetgid), gid)
 		}
 	}
 	if err != nil {
