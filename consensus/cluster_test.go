@@ -814,8 +814,8 @@ func TestCatchUpBySnapshot(t *testing.T) {
 func TestLeases(t *testing.T) {
 	bubble(t, func(t *testing.T, w *wires) {
 		hosts := cluster(t, w, 3, 3)
-		agent := w.host(t, "agent") // not a master: it only calls
 		w.set(func() { w.noMaster["agent"] = true })
+		agent := w.host(t, "agent") // not a master: it only calls
 		c := NewLease(LeaseConfig{
 			ID: "agent", Name: "name-agent", Caller: agent,
 			Masters: func() []string { return []string{"n0", "n1", "n2"} },

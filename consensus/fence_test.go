@@ -42,8 +42,8 @@ func TestConfirmedBy(t *testing.T) {
 func TestFenceOfAMinority(t *testing.T) {
 	bubble(t, func(t *testing.T, w *wires) {
 		hosts := cluster(t, w, 3, 3)
-		agent := w.host(t, "agent")
 		w.set(func() { w.noMaster["agent"] = true })
+		agent := w.host(t, "agent")
 		told := make(chan time.Duration, 1000)
 		c := NewLease(LeaseConfig{
 			ID: "agent", Name: "name-agent", Caller: agent, Boot: virtualBoot, Fence: func(until time.Duration) { told <- until },

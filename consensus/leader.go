@@ -265,13 +265,18 @@ func (n *Node) Resign(ctx context.Context) (led bool, err error) {
 	if r == nil || r.State() != raft.Leader || voters(n.configuration()) < 2 {
 		return false, nil
 	}
-	ready, cancel := context.WithTimeout(ctx, readyWait)
-	n.eachVoter(func(id string) { _ = call(ready, n.c.Caller, id, pathReady, struct{}{}, &struct{}{}) })
-	cancel()
+	n.readySuccessors(ctx)
 	if err := n.Transfer(ctx); err != nil {
 		return true, err
 	}
 	return true, n.Sync(ctx) // this node is a voter that the next leader may need
+}
+
+// readySuccessors has the other voters get ready to lead.
+func (n *Node) readySuccessors(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, readyWait)
+	defer cancel()
+	n.eachVoter(func(id string) { _ = call(ctx, n.c.Caller, id, pathReady, struct{}{}, &struct{}{}) })
 }
 
 // eachVoter calls do for every voter but this node at the same time, and returns

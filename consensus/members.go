@@ -193,6 +193,9 @@ func (m *masters) step() time.Duration {
 	case c.step == keep:
 		return calmWait
 	}
+	if c.step == handOver {
+		n.readySuccessors(m.l.ctx)
+	}
 	err := n.future(func() raft.Future {
 		id := raft.ServerID(c.id)
 		switch c.step {
