@@ -17,6 +17,8 @@
 //   - A pod that is gone from the API is stopped; a pod being deleted leaves
 //     the API only after its containers have ended and its network, volumes
 //     and mounts are gone.
+//   - A pod that must not run twice is started only where the API took a write
+//     about it since the node's fence came up (fence.go).
 //   - A pod's status is computed as a whole and written when it differs from
 //     what the API has. A status that could not be written is written later,
 //     in its newest form.

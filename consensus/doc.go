@@ -23,6 +23,9 @@
 //   - At rest nothing is written to disk.
 //   - A node whose lease the leader calls expired has known for a third of the
 //     lease that it might be.
+//   - What a node runs under its fence no leader replaces before the fence is
+//     down, whoever leads, and whether a leader knows that it does not any more
+//     (fence.go).
 //
 // # The store
 //

@@ -11,6 +11,11 @@
 // container's exit is recorded after the last byte of its output was written
 // to its log.
 //
+// A pod that must not run twice has a guard here (fence.go), which kills what is
+// in the pod when the instant comes until which the node may run it, as read in
+// a page of memory that the engine moves on; it asks nobody, and lives only
+// while the pod has containers.
+//
 // The process itself lives in the pod's network, IPC and UTS namespaces, so
 // its containers inherit them and join nothing. With a shared process
 // namespace, its init is a child that does nothing but reap (pause.go), and
@@ -21,7 +26,7 @@
 // killed by their cgroup. A reaper here would compete with libcontainer for
 // the exit codes of its children.
 //
-// Goroutines: one accepts connections; one serves each connection and ends
+// Goroutines: one accepts connections; one is the guard of a fenced pod; one serves each connection and ends
 // with it; per container one waits for the exit and one per output stream
 // copies, all ending with the container. None of them holds a thread: pidfds
 // and pipes wait in Go's poller. Memory is the point of this program: it gives
