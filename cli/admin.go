@@ -121,6 +121,11 @@ func (m *master) status() consensusStatus {
 	for _, server := range raw.Servers {
 		c.Voters[server.ID], c.Lag[server.ID] = server.Voter, server.Lag
 	}
+	if runner := m.snapshots.Load(); runner != nil {
+		if failed := runner.Result().Failed; failed != "" {
+			c.Problems = append(c.Problems, "no snapshot is made on schedule: "+failed)
+		}
+	}
 	if raw.DiskFull {
 		c.Problems = append(c.Problems, "the disk that holds the log is full: free some space, nothing can be written until then")
 	}
@@ -357,6 +362,7 @@ func (s *Server) adminHandler(stop context.CancelFunc) http.Handler {
 		defer s.agent.ImagesChanged()
 		return nil, s.engine.RemoveImage(r.Context(), r.URL.Query().Get("ref"))
 	})
+	mux.HandleFunc("GET /state", s.serveState)
 	mux.HandleFunc("POST /leave", func(w http.ResponseWriter, r *http.Request) {
 		say := func(format string, args ...any) {
 			fmt.Fprintf(w, format+"\n", args...)

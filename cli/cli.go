@@ -73,7 +73,7 @@ func App(stdin io.Reader, stdout, stderr io.Writer) *cli.App {
 			{Name: "status", Usage: "nodes, masters, leader, and what is wrong", Flags: withData(output), Action: runStatus},
 			{Name: "token", Usage: "print the command line that joins a node", Flags: withData(&cli.BoolFlag{Name: "bare", Usage: "print the token alone"}), Action: runToken},
 			{Name: "kubeconfig", Usage: "print what kubectl needs", Flags: withData(), Action: runKubeconfig},
-			recoverCommand(withData), imageCommand(withData),
+			recoverCommand(withData), snapshotCommand(withData), imageCommand(withData),
 			{Name: "version", Usage: "print the version", Action: func(c *cli.Context) error {
 				fmt.Fprintf(c.App.Writer, "conclave %s (Kubernetes %s, %s %s/%s)\n", version, serverVersion().GitVersion, goruntime.Version(), goruntime.GOOS, goruntime.GOARCH)
 				return nil

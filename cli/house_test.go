@@ -25,12 +25,13 @@ var may = map[string][]string{
 	"wire":       nil,     // carries bytes
 	"liveness":   nil,     // judges by functions that it is given
 	"runtime":    nil,     // runs containers, and has never heard of pods' API
+	"snapshot":   {"api"}, // reads its schedule and writes events; what a snapshot holds it is given
 	"lab":        nil,     // runs the binary as a user would
 	"controller": {"api"}, // reads and writes objects
 	"scheduler":  {"api"},
 	"agent":      {"api"},
 	"network":    {"api"},
-	"cli":        {"agent", "api", "consensus", "controller", "gossip", "identity", "lab", "liveness", "network", "runtime", "scheduler", "wire"},
+	"cli":        {"agent", "api", "consensus", "controller", "gossip", "identity", "lab", "liveness", "network", "runtime", "scheduler", "snapshot", "wire"},
 	"main":       {"cli", "lab"},
 	"test":       {"lab", "test"},
 	"examples":   {"test"},

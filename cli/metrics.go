@@ -50,6 +50,14 @@ func (s *Server) metrics() []byte {
 		fmt.Sprintf("_sum %g", counted.CommitTime.Seconds()), fmt.Sprintf("_count %d", counted.Commits))
 	family("conclave_watch_window_events", "gauge", "Events kept for watches that resume.", value(counted.Window))
 	family("conclave_watch_window_bytes", "gauge", "Their size in the log.", value(counted.WindowBytes))
+	if runner := m.snapshots.Load(); runner != nil {
+		r := runner.Result()
+		family("conclave_snapshots_total", "counter", "Scheduled snapshots since this node led.", fmt.Sprintf("{result=\"saved\"} %d", r.Saves), fmt.Sprintf("{result=\"failed\"} %d", r.Fails))
+		if !r.Saved.IsZero() {
+			family("conclave_snapshot_saved_seconds", "gauge", "When the newest scheduled snapshot was made, in seconds since 1970.", value(r.Saved.Unix()))
+			family("conclave_snapshot_saved_bytes", "gauge", "Its size.", value(r.Size))
+		}
+	}
 	if ready := time.Duration(s.readyAfter.Load()); ready > 0 {
 		family("conclave_ready_seconds", "gauge", "From the start of this process, or from its joining, until its node was Ready.", value(ready.Seconds()))
 	}

@@ -45,6 +45,7 @@ import (
 	"conclave/network"
 	"conclave/runtime"
 	"conclave/scheduler"
+	"conclave/snapshot"
 	"conclave/wire"
 )
 
@@ -73,6 +74,8 @@ type ServerConfig struct {
 	// folder is a member of one already.
 	Join          *identity.Token
 	JoinAddresses []string
+	// Restore founds the cluster that a snapshot holds.
+	Restore *restoration
 
 	// Tell is told what a user wants to read about the start, a line at a time.
 	Tell func(format string, args ...any)
@@ -227,6 +230,9 @@ func (s *Server) enter(ctx context.Context) (authority *identity.Authority, foun
 		return nil, false, nil, err
 	}
 	if cluster, member := s.node.Cluster(); member {
+		if s.config.Restore != nil {
+			return nil, false, nil, fmt.Errorf("data folder %s is a member of cluster %.8s: a snapshot is restored on a new machine, or after `conclave leave`, or into another --data-dir", s.config.DataDir, cluster.ID)
+		}
 		if s.config.Join != nil && s.config.Join.CAHash != cluster.CAHash() {
 			return nil, false, nil, fmt.Errorf("data folder %s is a member of another cluster: `conclave leave` that one first, or choose another --data-dir", s.config.DataDir)
 		}
@@ -245,6 +251,10 @@ func (s *Server) enter(ctx context.Context) (authority *identity.Authority, foun
 				peers = append(peers, net.JoinHostPort(host, strconv.Itoa(gossipPort)))
 			}
 		}
+		return authority, false, peers, err
+	}
+	if s.config.Restore != nil {
+		authority, peers, err = s.enterRestored(ctx, s.config.Restore)
 		return authority, false, peers, err
 	}
 	if s.config.Join == nil {
@@ -428,7 +438,7 @@ func (s *Server) run(ctx context.Context, authority *identity.Authority, founded
 			return nil
 		})
 	}
-	g.Go(func() error { return s.tellReady(ctx, founded) })
+	g.Go(func() error { return s.tellReady(ctx, founded || s.config.Restore != nil) })
 	g.Go(func() error {
 		select {
 		case <-asked.Done():
@@ -620,7 +630,17 @@ func (s *Server) apiTLS() *tls.Config {
 // has ended since leads nowhere.
 func (s *Server) apiHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if m := s.master.Load(); m != nil {
+		m := s.master.Load()
+		switch {
+		case m == nil:
+		case r.URL.Path == statePath:
+			if err := m.authority.VerifyNode(r.TLS); err != nil {
+				http.Error(w, err.Error(), http.StatusForbidden)
+				return
+			}
+			s.serveState(w, r)
+			return
+		default:
 			m.api.ServeHTTP(w, r)
 			return
 		}
@@ -670,6 +690,7 @@ type master struct {
 	ready     atomic.Bool   // has caught up with the cluster once
 	ended     chan struct{} // closed when all of it has ended, and its log is where it belongs
 	finish    func(ending)  // stops it; the first reason counts
+	snapshots atomic.Pointer[snapshot.Runner]
 }
 
 // ending is why a master ended.
@@ -884,6 +905,10 @@ func (s *Server) lead(ctx context.Context, m *master) error {
 	g.Go(func() error { return m.judge.Run(ctx) })
 	g.Go(func() error { return manager.Run(ctx) })
 	g.Go(func() error { return placer.Run(ctx) })
+	g.Go(func() error {
+		defer m.snapshots.Store(nil)
+		return s.snapshots(m, snapshot.Config{Client: system("system:conclave"), Cluster: cluster.ID, Log: s.log.With("room", "snapshot")}).Run(ctx)
+	})
 	g.Go(func() error {
 		for {
 			changed := s.membersChanged()
@@ -1209,6 +1234,11 @@ func (c sealedCodec) Decode(raw []byte) (consensus.Object, error) {
 		body = opened
 	}
 	return api.DecodeStored(body)
+}
+
+// dialerTo calls nodes from a machine that is in no cluster yet.
+func dialerTo(certs wire.Certs, resolve func(id string) []netip.AddrPort, log *slog.Logger) *wire.Dialer {
+	return &wire.Dialer{Certs: certs, Resolve: resolve, Log: log.With("room", "wire")}
 }
 
 // idAddresses tells raft that its addresses are node ids: wire resolves them.

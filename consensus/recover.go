@@ -220,20 +220,26 @@ func (s Seed) FromLog() (at Position, err error) {
 	return at, nil
 }
 
-// FromStream begins with what Node.WriteState wrote. The stream is read and
-// checked to its end before anything is changed. The store returned is what it
-// held.
-func (s Seed) FromStream(from io.Reader) (*Store, error) {
-	c, err := readSnapshot(from, s.Codec.Decode)
+// Read reads what State.Write wrote, to the stream's end.
+func Read(from io.Reader, codec Codec) (*Store, error) {
+	c, err := readSnapshot(from, codec.Decode)
+	if err == nil {
+		_, err = io.Copy(io.Discard, from) // its end may say that all of it is damaged
+	}
 	if err != nil {
-		return nil, fmt.Errorf("restoring the state: %w", err)
+		return nil, fmt.Errorf("reading the state: %w", err)
 	}
 	store := newStore(1, 1)
 	store.restore(c)
-	if err := s.plant(store, Position{Term: s.Term, Index: c.revision}); err != nil {
-		return nil, fmt.Errorf("restoring the state into %s: %w", s.Dir, err)
-	}
 	return store, nil
+}
+
+// FromStore begins with what Read returned.
+func (s Seed) FromStore(store *Store) error {
+	if err := s.plant(store, Position{Term: s.Term, Index: store.Revision()}); err != nil {
+		return fmt.Errorf("restoring the state into %s: %w", s.Dir, err)
+	}
+	return nil
 }
 
 func (s Seed) logger() *slog.Logger {
@@ -375,12 +381,19 @@ func Settle(dir string) (Incarnation, error) {
 	return readIncarnation(dir)
 }
 
-// WriteState writes the whole store as it is at one moment, which it returns as
-// a revision; the store goes on meanwhile. Seed.FromStream reads it.
-func (n *Node) WriteState(to io.Writer) (revision uint64, err error) {
-	s := n.store.snapshot(n.c.Codec.Encode)
-	if err := s.write(to); err != nil {
-		return 0, fmt.Errorf("writing the state at revision %d: %w", s.revision, err)
+// State is the whole store as it was at one moment. The store goes on.
+type State struct{ s *snapshot }
+
+// State takes the state as it is now.
+func (n *Node) State() State { return State{n.store.snapshot(n.c.Codec.Encode)} }
+
+// Revision is the moment.
+func (s State) Revision() uint64 { return s.s.revision }
+
+// Write writes the state for Seed.FromStream.
+func (s State) Write(to io.Writer) error {
+	if err := s.s.write(to); err != nil {
+		return fmt.Errorf("writing the state at revision %d: %w", s.s.revision, err)
 	}
-	return s.revision, nil
+	return nil
 }

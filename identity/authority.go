@@ -169,9 +169,9 @@ func OpenAuthority(masterDir string) (*Authority, error) {
 // SaveBundle stores another master's Bundle in data-dir/master: this node
 // becomes a master. Bundles travel over mutual TLS only.
 func SaveBundle(masterDir string, bundle []byte) (*Authority, error) {
-	a, err := parseBundle(slices.Clone(bundle))
+	a, err := ParseBundle(bundle)
 	if err != nil {
-		return nil, fmt.Errorf("read the cluster's authority: %w", err)
+		return nil, err
 	}
 	if err := writeFile(filepath.Join(masterDir, bundleFile), a.bundle); err != nil {
 		return nil, fmt.Errorf("store the cluster's authority: %w", err)
@@ -188,6 +188,63 @@ func (a *Authority) Cluster() Cluster { return a.cluster }
 // Token lets new nodes join; addresses are host:port of TLS ports.
 func (a *Authority) Token(addresses []string) Token {
 	return Token{CAHash: a.cluster.CAHash(), Secret: a.cluster.JoinSecret, Addresses: addresses}
+}
+
+// ParseBundle reads a Bundle without storing it.
+func ParseBundle(bundle []byte) (*Authority, error) {
+	a, err := parseBundle(slices.Clone(bundle))
+	if err != nil {
+		return nil, fmt.Errorf("read the cluster's authority: %w", err)
+	}
+	return a, nil
+}
+
+// VerifyNode says whether a node that may be a master, with a good certificate
+// of this authority, is at the other end of a connection that did not check.
+func (a *Authority) VerifyNode(cs *tls.ConnectionState) error {
+	if !PeerEligible(cs) {
+		return errors.New("only a node that may be a master is given this")
+	}
+	return verifyLeaf(a.ca, cs.PeerCertificates[0], x509.ExtKeyUsageClientAuth, time.Now(), false)
+}
+
+// Guest lets a machine that is in no cluster yet call the nodes of this one. It
+// has the Client of Certificates.
+type Guest struct {
+	ca   *x509.Certificate
+	cert tls.Certificate
+}
+
+// Guest makes a certificate for the node's key.
+func (a *Authority) Guest(n *Node, name string, addrs []netip.Addr) (*Guest, error) {
+	csr, err := n.CSR(name, addrs)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := a.SignNode(csr, name, addrs, nil, false, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := parseCert(cert)
+	if err != nil {
+		return nil, err
+	}
+	return &Guest{ca: a.ca, cert: tls.Certificate{Certificate: [][]byte{leaf.Raw, a.ca.Raw}, PrivateKey: n.key, Leaf: leaf}}, nil
+}
+
+// Client is the config for dialling the node with this id.
+func (g *Guest) Client(expectID string) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{g.cert},
+		InsecureSkipVerify: true, // VerifyConnection checks the CA, the time and the id
+		VerifyConnection: func(cs tls.ConnectionState) error {
+			id, ok := PeerID(&cs)
+			if !ok || id != expectID {
+				return fmt.Errorf("another machine answers there than node %s", expectID)
+			}
+			return verifyLeaf(g.ca, cs.PeerCertificates[0], x509.ExtKeyUsageServerAuth, time.Now(), false)
+		},
+	}
 }
 
 // Sealer seals Secrets at rest.

@@ -52,10 +52,12 @@ func (i Incarnation) digest() ([]byte, error) {
 	return sum[:], nil
 }
 
-// Proclaim begins the incarnation after the newest one known.
+// Proclaim begins the incarnation after the newest one known. Its number comes
+// from the clock where that is ahead: whoever restores an old snapshot may not
+// know of all that were since.
 func (a *Authority) Proclaim(after Incarnation, by, from string) (Incarnation, error) {
 	i := Incarnation{
-		Number: after.Number + 1, ID: binary.LittleEndian.Uint64(randomBytes(8)), Cluster: a.cluster.ID,
+		Number: max(after.Number+1, uint64(max(time.Now().Unix(), 0))), ID: binary.LittleEndian.Uint64(randomBytes(8)), Cluster: a.cluster.ID,
 		Began: time.Now().UTC().Truncate(time.Second), By: by, From: from,
 	}
 	digest, err := i.digest()
