@@ -23,7 +23,7 @@ RESULTS    := $(CURDIR)/bin/conformance
 UNITS       = $(shell go list ./... | grep -v -e /test/hosts)
 
 .DELETE_ON_ERROR:
-.PHONY: help deps deps-test build pod kubectl test units race sim hosts chaos bench lint demo release clean conformance
+.PHONY: help deps deps-test build pod kubectl s3 test units race sim hosts chaos bench lint demo release clean conformance
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,7 +60,11 @@ kubectl: bin/kubectl ## build kubectl of the version that Conclave serves
 bin/kubectl: tools/kubectl/main.go tools/kubectl/go.mod
 	cd tools/kubectl && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v1.37.2 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=37" -o ../../bin/kubectl .
 
-test: deps-test build kubectl units hosts ## all tests: units, nodes in one process, hosts
+s3: bin/s3 ## build a real S3 server for the tests of snapshots
+bin/s3: tools/s3/go.mod
+	cd tools/s3 && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o ../../bin/s3 github.com/versity/versitygw/cmd/versitygw
+
+test: deps-test build kubectl s3 units hosts ## all tests: units, nodes in one process, hosts
 
 units: deps pod ## tests that need no built binary
 	go vet $(UNITS)

@@ -20,7 +20,7 @@ import (
 
 // S3 is a place in a bucket of an S3-compatible store. It speaks the four calls
 // that it needs by net/http; the signatures are the AWS SDK's
-// (docs/decisions/0006-snapshots.md).
+// (docs/decisions/0008-snapshots.md).
 type S3 struct {
 	Endpoint     string // https://…; empty: AWS's own for the region
 	Region       string // us-east-1 if empty
