@@ -20,6 +20,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"conclave/runtime/internal/proto"
 )
 
 func ptr[T any](v T) *T { return &v }
@@ -808,7 +810,7 @@ func TestFaults(t *testing.T) {
 		h.engine.wg.Wait() // folders are removed in the background
 		for _, dir := range []string{h.cfg.containersDir(), filepath.Join(h.cfg.Root, "run", "runtime")} {
 			left, err := os.ReadDir(dir)
-			left = slices.DeleteFunc(left, func(e os.DirEntry) bool { return filepath.Join(dir, e.Name()) == h.cfg.fencePath() }) // the node's, not a pod's
+			left = slices.DeleteFunc(left, func(e os.DirEntry) bool { return e.Name() == proto.FenceFile }) // the node's, not a pod's
 			if err != nil || len(left) > 0 {
 				t.Errorf("%s: %s holds %v, %v", label, dir, left, err)
 			}
