@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,8 +26,8 @@ type site struct {
 	client api.Client
 	dir    string
 	runner *Runner
-	broken error
-	taken  uint64
+	broken atomic.Bool
+	taken  atomic.Uint64
 	stop   func()
 }
 
@@ -34,11 +35,10 @@ func newSite(t *testing.T, client api.Client, dir string) *site {
 	s := &site{t: t, client: client, dir: dir}
 	s.runner = New(Config{Client: client, Cluster: "0123456789", Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler),
 		Take: func(context.Context) (Content, error) {
-			if s.broken != nil {
-				return Content{}, s.broken
+			if s.broken.Load() {
+				return Content{}, errors.New("no leader")
 			}
-			s.taken++
-			return Content{Header: Header{Cluster: "0123456789", Revision: s.taken, Made: time.Now().UTC().Truncate(time.Second)}, State: bytes.NewReader([]byte("state"))}, nil
+			return Content{Header: Header{Cluster: "0123456789", Revision: s.taken.Add(1), Made: time.Now().UTC().Truncate(time.Second)}, State: bytes.NewReader([]byte("state"))}, nil
 		}})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -100,7 +100,7 @@ func TestRunner(t *testing.T) {
 		client := server.Local(api.User{Name: "system:conclave", Groups: []string{"system:masters", "system:authenticated"}})
 		s := newSite(t, client, dir)
 		time.Sleep(48 * time.Hour) // nobody asked for anything; it is midnight
-		if s.taken != 0 {
+		if s.taken.Load() != 0 {
 			t.Error("a snapshot was made unasked")
 		}
 		s.configure(map[string]string{KeySchedule: "often", KeyTo: dir, KeyRecipients: recipient})
@@ -124,12 +124,12 @@ func TestRunner(t *testing.T) {
 			t.Errorf("it told of %q", got)
 		}
 		// One fails: it says so, keeps what there is, and tries again soon.
-		s.broken = errors.New("no leader")
+		s.broken.Store(true)
 		time.Sleep(6 * time.Hour)
 		if got := strings.Join(s.files(), " "); got != "18:00 12:00 00:00" || !strings.Contains(s.runner.Result().Failed, "no leader") || len(s.said("SnapshotFailed")) == 0 {
 			t.Errorf("after a failure: %s, %+v", got, s.runner.Result())
 		}
-		s.broken = nil
+		s.broken.Store(false)
 		time.Sleep(retryAfter)
 		if got := strings.Join(s.files()[:2], " "); got != "00:05 18:00" && got != "00:04 18:00" || s.runner.Result().Failed != "" {
 			t.Errorf("after the next try: %s, %+v", got, s.runner.Result())
@@ -139,19 +139,19 @@ func TestRunner(t *testing.T) {
 		time.Sleep(9 * time.Hour)
 		s = newSite(t, client, dir)
 		time.Sleep(time.Second)
-		if s.taken != 1 {
-			t.Errorf("the new leader took %d", s.taken)
+		if s.taken.Load() != 1 {
+			t.Errorf("the new leader took %d", s.taken.Load())
 		}
 		s.stop()
 		s = newSite(t, client, dir)
 		time.Sleep(time.Second)
-		if s.taken != 0 || s.runner.Result().Saved.IsZero() {
-			t.Errorf("the leader after it took %d, knows %+v", s.taken, s.runner.Result())
+		if s.taken.Load() != 0 || s.runner.Result().Saved.IsZero() {
+			t.Errorf("the leader after it took %d, knows %+v", s.taken.Load(), s.runner.Result())
 		}
 		delete(good, KeySchedule)
 		s.configure(good)
 		time.Sleep(24 * time.Hour)
-		if s.taken != 0 {
+		if s.taken.Load() != 0 {
 			t.Error("it goes on after the schedule was removed")
 		}
 		s.stop()
