@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -83,25 +84,21 @@ func (p process) skew(seconds int64) error {
 	if state != 'T' { // else it is paused, and stays so
 		defer p.signal(unix.SIGCONT)
 	}
-	memory, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", p.PID), os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer memory.Close()
 	for range skewTries {
 		if err := p.signal(unix.SIGSTOP); err != nil {
 			return err
 		}
+		at, err := p.standsAt()
+		if err != nil {
+			return err
+		}
+		// Only now: one that was just started may have had another memory.
 		first, last, err := p.vdso()
 		if err != nil {
 			return err
 		}
-		busy, err := p.within(first, last)
-		if err != nil {
-			return err
-		}
-		if !busy {
-			return writeClock(memory, first, last, seconds)
+		if !slices.ContainsFunc(at, func(a uint64) bool { return a >= first && a < last }) {
+			return p.writeClock(first, last, seconds)
 		}
 		if err := p.signal(unix.SIGCONT); err != nil {
 			return err
@@ -129,14 +126,14 @@ func (p process) vdso() (first, last uint64, err error) {
 	return 0, 0, errors.New("the kernel maps no clock into its memory")
 }
 
-// within waits until all threads stand still and says whether one of them does
-// so between two addresses.
-func (p process) within(first, last uint64) (bool, error) {
-	for range 1000 {
-		still, busy := true, false
+// standsAt waits until all threads stand still, and returns where.
+func (p process) standsAt() (at []uint64, err error) {
+	for range 10_000 {
+		still := true
+		at = at[:0]
 		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", p.PID))
 		if err != nil || len(tasks) == 0 {
-			return false, errors.Join(err, errors.New("the process has ended"))
+			return nil, errors.Join(err, errors.New("the process has ended"))
 		}
 		for _, task := range tasks {
 			raw, err := os.ReadFile(filepath.Join(task, "syscall"))
@@ -145,26 +142,31 @@ func (p process) within(first, last uint64) (bool, error) {
 				still = false
 				break
 			}
-			at, err := strconv.ParseUint(fields[len(fields)-1], 0, 64)
+			instruction, err := strconv.ParseUint(fields[len(fields)-1], 0, 64)
 			if err != nil {
-				return false, fmt.Errorf("%s/syscall: %w", task, err)
+				return nil, fmt.Errorf("%s/syscall: %w", task, err)
 			}
-			busy = busy || at >= first && at < last
+			at = append(at, instruction)
 			if _, state, err := statOf(task); err != nil || state != 'T' {
 				still = false
 				break
 			}
 		}
 		if still {
-			return busy, nil
+			return at, nil
 		}
 		time.Sleep(time.Millisecond)
 	}
-	return false, errors.New("it does not stop")
+	return nil, errors.New("it does not stop")
 }
 
 // writeClock puts our function in the place of the kernel's.
-func writeClock(memory *os.File, first, last uint64, seconds int64) error {
+func (p process) writeClock(first, last uint64, seconds int64) error {
+	memory, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", p.PID), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer memory.Close()
 	image := make([]byte, last-first)
 	if _, err := memory.ReadAt(image, int64(first)); err != nil {
 		return fmt.Errorf("read its clock function: %w", err)

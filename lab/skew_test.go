@@ -6,11 +6,46 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// TestSkewAtStart makes clocks wrong of processes that have just been started.
+func TestSkewAtStart(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("writing to another process's memory needs root")
+	}
+	if !CanSkew() {
+		t.Skip(ErrNoSkew)
+	}
+	for range 50 {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "tell-time")
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out strings.Builder
+		cmd.Stdout = &out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		p, err := identify(cmd.Process.Pid)
+		if err == nil {
+			err = p.skew(86400)
+		}
+		_, asked := fmt.Fprintln(in)
+		if err := errors.Join(err, asked, in.Close(), cmd.Wait()); err != nil {
+			t.Fatal(err)
+		}
+		var wall int64
+		if _, err := fmt.Sscan(out.String(), &wall); err != nil || wall-time.Now().Unix() < 80000 {
+			t.Errorf("it says %q (%v)", out.String(), err)
+		}
+	}
+}
 
 // tellTime is what a process of TestSkew does: for every line that it reads, it
 // says what its clocks show.
@@ -79,7 +114,7 @@ func TestSkew(t *testing.T) {
 	if err := p.signal(unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := p.within(0, 0); err != nil { // waits until it stands
+	if _, err := p.standsAt(); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.skew(0); err != nil {
