@@ -5,8 +5,10 @@
 // containers.
 //
 // It owns one folder (state and the hosts' data), one bridge, one veth pair per
-// host and the cgroups below /conclave-lab/NAME; it touches nothing that it did
-// not make. Powering a host off kills the first process of its process
+// host, one mounted file per host where hosts have disks of their own, and the
+// cgroups below /conclave-lab/NAME; it touches nothing that it did not make, but
+// for the clock function in the memory of a conclave whose clock it makes wrong
+// (skew.go). Powering a host off kills the first process of its process
 // namespace, and so everything that ran there: the kernel takes the mounts and
 // links with it, as a power cut would, and only the data folder stays.
 //
