@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"syscall"
@@ -34,6 +35,7 @@ type crowd struct {
 func TestGossip(t *testing.T) {
 	var used time.Duration
 	heap := uint64(0)
+	defer debug.SetGCPercent(debug.SetGCPercent(100)) // a thousand members know a million
 	synctest.Test(t, func(t *testing.T) { used, heap = gossipOf(t, *members) })
 	t.Logf("simulated with %s of CPU and %d KiB of heap for each member", used.Round(time.Millisecond), heap/uint64(*members)>>10)
 }
@@ -148,27 +150,28 @@ func count(p *gossip.Pool, s gossip.State) (n int) {
 	return n
 }
 
-// wait lets time pass until everybody sees so many in a state.
+// wait lets time pass until everybody sees so many in a state, all at once.
 func (c *crowd) wait(what string, most time.Duration, s gossip.State, want int) {
 	begin := time.Now()
-	left := c.living()
+	all := c.living()
+	seen := 0 // in a row, of all
 	for time.Since(begin) < most {
-		left = slices.DeleteFunc(left, func(p *gossip.Pool) bool { return count(p, s) == want })
-		if len(left) == 0 {
-			if left = slices.DeleteFunc(c.living(), func(p *gossip.Pool) bool { return count(p, s) == want }); len(left) == 0 {
+		for n := 0; n < len(all) && count(all[seen], s) == want; n++ {
+			if n == len(all)-1 {
 				return
 			}
+			seen = (seen + 1) % len(all) // who does not yet is asked first the next time
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	c.t.Fatalf("%s: not within %s; %s sees %d, not %d", what, most, left[0].Local().ID, count(left[0], s), want)
+	c.t.Fatalf("%s: not within %s; %s sees %d, not %d", what, most, all[seen].Local().ID, count(all[seen], s), want)
 }
 
 // waitAny waits until somebody doubts one of the dead.
 func (c *crowd) waitAny(most time.Duration) time.Duration {
 	begin := time.Now()
 	for time.Since(begin) < most {
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(50 * time.Millisecond)
 		for _, p := range c.living() {
 			for id := range c.dead {
 				if m, ok := p.Member(id); ok && m.State != gossip.Alive {
