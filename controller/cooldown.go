@@ -61,10 +61,22 @@ func coolDown(losses int) time.Duration {
 	return min(coolDownMin<<(min(losses, lossesToKeep)-lossesFree-1), coolDownMax)
 }
 
+// note adds a loss to a node's annotation, once for each time that it is lost:
+// noted is set when that is written.
+func (c *nodeController) note(node *corev1.Node) {
+	if c.noted[node.Name] {
+		return
+	}
+	node.Annotations[lossesAnnotation] = noteLoss(node.Annotations[lossesAnnotation], c.Now())
+}
+
 // writeCoolDown begins or ends a node's cool-down, and changes the verdict on
 // one that is alive and cools down.
 func (c *nodeController) writeCoolDown(ctx context.Context, node *corev1.Node, v *verdict) (*corev1.Node, error) {
 	state, now := c.states.of(node), c.Now()
+	if state == Alive {
+		delete(c.noted, node.Name)
+	}
 	until, begun := time.Time{}, false
 	if cooling(node) {
 		var err error
@@ -89,13 +101,13 @@ func (c *nodeController) writeCoolDown(ctx context.Context, node *corev1.Node, v
 		if !until.IsZero() {
 			changed.Annotations[coolDownAnnotation] = until.UTC().Format(time.RFC3339)
 		} else if state != Alive { // for its conditions it was never back
-			changed.Annotations[lossesAnnotation] = noteLoss(changed.Annotations[lossesAnnotation], now)
+			c.note(changed)
 		}
 		written, err := c.writeNode(ctx, changed)
 		if err != nil {
 			return nil, err
 		}
-		node = written
+		node, c.noted[node.Name] = written, state != Alive
 	}
 	if !until.IsZero() {
 		*v = verdict{

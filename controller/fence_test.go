@@ -322,3 +322,32 @@ func TestBackBeforeTheTaintIsGone(t *testing.T) {
 		}
 	})
 }
+
+// A node that is back reports before it is judged alive, perhaps again and
+// again: that was one loss.
+func TestOneOutageIsOneLoss(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.addNode("a")
+		w.liveness.set("a", Dead)
+		w.settle(10 * time.Second)
+		for range 5 {
+			change(w, nodes, "", "a", func(n *corev1.Node) {
+				r := readyCondition(n)
+				r.Status, r.Reason, r.Message = corev1.ConditionTrue, "KubeletReady", "kubelet is posting ready status"
+			}, "status")
+			w.settle(100 * time.Millisecond)
+			if got := readyOf(w.node("a")); !strings.HasPrefix(got, "Unknown ") {
+				t.Fatalf("a dead node is %s", got)
+			}
+		}
+		w.liveness.set("a", Alive)
+		w.settle(time.Second)
+		n := w.node("a")
+		if lost := n.Annotations[lossesAnnotation]; strings.Contains(lost, ",") || lost == "" {
+			t.Errorf("one outage counts as %q", lost)
+		}
+		if got := readyOf(n); !strings.HasPrefix(got, "True ") || cooling(n) {
+			t.Errorf("back: %s, annotations %v", got, n.Annotations)
+		}
+	})
+}

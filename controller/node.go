@@ -31,7 +31,7 @@ const lastReportAnnotation = "conclave.io/last-reported-conditions"
 // in its conditions what Liveness knows and the agent can no longer tell, in
 // its taints what follows for pods.
 func newNodes(e *env) *Controller {
-	c := &nodeController{env: e, refused: map[string]time.Time{}}
+	c := &nodeController{env: e, refused: map[string]time.Time{}, noted: map[string]bool{}}
 	return &Controller{
 		Name:      "node",
 		Workers:   1, // ranges are given one after the other; refused is its own
@@ -45,6 +45,9 @@ type nodeController struct {
 	*env
 	// refused is since when a node's process is down, by name.
 	refused map[string]time.Time
+	// noted are the nodes whose present loss is in their annotation: until one
+	// is judged alive, it is the same loss whatever its agent reports.
+	noted map[string]bool
 }
 
 // keysOfPod looks at a node again when a pod on it is called ready while nobody
@@ -85,6 +88,7 @@ func (c *nodeController) reconcile(ctx context.Context, key Key) (time.Duration,
 	node, ok := get[*corev1.Node](c.cache, nodes, "", key.Name)
 	if !ok {
 		delete(c.refused, key.Name)
+		delete(c.noted, key.Name)
 		return 0, nil
 	}
 	if len(node.Spec.PodCIDRs) == 0 && c.PodCIDR.IsValid() {
@@ -183,11 +187,12 @@ func (c *nodeController) writeConditions(ctx context.Context, node *corev1.Node,
 		}
 		changed.Annotations[lastReportAnnotation] = string(report)
 		if !cooling(node) {
-			changed.Annotations[lossesAnnotation] = noteLoss(changed.Annotations[lossesAnnotation], c.Now())
+			c.note(changed)
 		}
 		if node, err = c.writeNode(ctx, changed); err != nil {
 			return nil, err
 		}
+		c.noted[node.Name] = c.noted[node.Name] || !cooling(node)
 		changed = edit(node)
 		for i := range changed.Status.Conditions {
 			condition := &changed.Status.Conditions[i]
