@@ -946,9 +946,12 @@ func TestDisksFullOfAMajority(t *testing.T) {
 			full[i].Store(false)
 		}
 		w.set(func() { w.group[behind.id] = 0 })
-		if _, err := behind.get().Write(within(t, 20*time.Second), create("n", "c", "1")); err != nil {
-			t.Errorf("there is room again, and a write says %v", err)
-		}
+		// A write gives up when there was no leader for 10 s, which is about how
+		// long it takes both to look for room and one to be elected.
+		until(t, "a write, now that there is room again", time.Minute, func() bool {
+			_, err := behind.get().Write(within(t, 20*time.Second), create("n", "c", "1"))
+			return err == nil
+		})
 		endAll(hosts)
 	})
 }
