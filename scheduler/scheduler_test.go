@@ -59,9 +59,13 @@ func (b *bench) create(o api.Object, r schema.GroupVersionResource) {
 	}
 }
 
+// node makes a node and lets the scheduler hear of it: news of nodes and of
+// pods come by different watches, so that a pod made right after may be looked
+// at first, fit nowhere, and be overtaken by the next pod while it backs off.
 func (b *bench) node(name string, edit ...func(*corev1.Node)) {
 	b.Helper()
 	b.create(testNode(name, edit...), nodes)
+	b.settle(0)
 }
 
 func (b *bench) pod(name string, edit ...func(*corev1.Pod)) {
