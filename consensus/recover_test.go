@@ -160,6 +160,8 @@ func TestRecoverFromStandby(t *testing.T) {
 			h.powerOff()
 			w.set(func() { w.gone[h.id] = true })
 		}
+		// What is sent to a leader that has just died has an unknown fate.
+		until(t, "the standby misses the leader", 10*time.Second, func() bool { return standby.get().Leader() == "" })
 		if _, err := standby.get().Write(within(t, 20*time.Second), create("n", "x", "no")); !errors.Is(err, ErrNoLeader) {
 			t.Fatalf("a write without a majority: %v", err)
 		}
