@@ -88,7 +88,8 @@ func TestServiceAccounts(t *testing.T) {
 	t.Run("root CA", func(t *testing.T) {
 		t.Parallel()
 		conformance.Shows(t, "[sig-auth] ServiceAccounts should guarantee kube-root-ca.crt exist in any namespace [Conformance]")
-		maps := c.Client.CoreV1().ConfigMaps(ns)
+		// In a namespace of its own: the pods beside it need the CA.
+		maps := c.Client.CoreV1().ConfigMaps(namespace(t, c))
 		good := func(what string, not types.UID) (got *corev1.ConfigMap) {
 			t.Helper()
 			eventually(t, what, func() (err error) {
