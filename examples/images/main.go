@@ -34,6 +34,9 @@ func build(ctx context.Context, dir string, names []string) error {
 	if len(names) == 0 {
 		names = known
 	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
 	for _, n := range names {
 		recipe, ok := images.Recipes[n]
 		if !ok {
