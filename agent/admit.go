@@ -131,9 +131,9 @@ func (p hostPort) conflicts(o hostPort) bool {
 func hostPorts(pods ...*corev1.Pod) map[hostPort]bool {
 	ports := map[hostPort]bool{}
 	for _, pod := range pods {
-		for _, c := range pod.Spec.Containers {
+		for kind, c := range everyContainer(pod) {
 			for _, p := range c.Ports {
-				if p.HostPort == 0 {
+				if p.HostPort == 0 || kind == initial {
 					continue
 				}
 				h := hostPort{p.HostIP, p.Protocol, p.HostPort}

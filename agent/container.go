@@ -58,6 +58,11 @@ func containerConfig(pod *corev1.Pod, c *corev1.Container, attempt int, image Im
 			cfg.AddCapabilities, cfg.DropCapabilities = capabilities(sc.Capabilities.Add), capabilities(sc.Capabilities.Drop)
 		}
 	}
+	if target := targetOf(pod, c.Name); target != "" {
+		if cfg.PIDsOf = src.running(target); cfg.PIDsOf == "" {
+			return cfg, skipped, configError{fmt.Sprintf("unable to find target container %s", target)}
+		}
+	}
 	if c.Lifecycle != nil && c.Lifecycle.StopSignal != nil {
 		cfg.StopSignal = string(*c.Lifecycle.StopSignal)
 	}

@@ -59,7 +59,8 @@ type sources struct {
 	allocatable     corev1.ResourceList
 	configMap       func(name string) (*corev1.ConfigMap, error) // nil, nil: there is none
 	secret          func(name string) (*corev1.Secret, error)
-	services        map[string]string // variables of the services that the pod may see
+	services        map[string]string                  // variables of the services that the pod may see
+	running         func(container string) (id string) // of the runtime; empty: it does not run
 }
 
 // configError is a container that cannot be created from its specification as

@@ -216,8 +216,12 @@ func podReference(pod *corev1.Pod, field string) corev1.ObjectReference {
 
 // containerField is how an event points at a container.
 func containerField(pod *corev1.Pod, name string) string {
-	for i := range pod.Spec.InitContainers {
-		if pod.Spec.InitContainers[i].Name == name {
+	for kind, c := range everyContainer(pod) {
+		switch {
+		case c.Name != name || kind == ordinary:
+		case kind == ephemeral:
+			return "spec.ephemeralContainers{" + name + "}"
+		default:
 			return "spec.initContainers{" + name + "}"
 		}
 	}

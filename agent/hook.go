@@ -12,8 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// leastStop is what a container gets to end after its preStop hook, however
-// much of its grace period the hook took.
+// leastStop is what a container gets to end after its preStop hook and the wait
+// for its turn, however much of its grace period they took.
 const leastStop = 2 * time.Second
 
 func postStartOf(c *corev1.Container) *corev1.LifecycleHandler {
@@ -40,16 +40,18 @@ func (w *podWorker) postStart(ctx context.Context, pod *corev1.Pod, c *corev1.Co
 	w.log.Warn("a postStart hook failed", "container", id, "err", err)
 	w.event(c, corev1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed")
 	w.event(c, corev1.EventTypeNormal, "Killing", "FailedPostStartHook")
-	if err := w.stopGently(ctx, c, id, gracePeriod(pod, false), preStopOf(c), podIP); err != nil && ctx.Err() == nil {
+	if err := w.stopGently(ctx, c, id, gracePeriod(pod, false), preStopOf(c), nil, podIP); err != nil && ctx.Err() == nil {
 		w.log.Warn("a container whose postStart hook failed cannot be stopped", "container", id, "err", err)
 	}
 }
 
 // stopGently asks a container to end: by its preStop hook, if there is one,
-// and then by its signal, both within grace.
-func (w *podWorker) stopGently(ctx context.Context, c *corev1.Container, id string, grace time.Duration, preStop *corev1.LifecycleHandler, podIP string) error {
+// then, if turn is not nil, when that is closed, by its signal, all within
+// grace.
+func (w *podWorker) stopGently(ctx context.Context, c *corev1.Container, id string, grace time.Duration, preStop *corev1.LifecycleHandler, turn <-chan struct{}, podIP string) error {
+	began := w.a.cfg.Now()
+	left := func() time.Duration { return grace - w.a.cfg.Now().Sub(began) }
 	if preStop != nil && grace > 0 {
-		began := w.a.cfg.Now()
 		limited, cancel := context.WithTimeout(ctx, grace)
 		err := w.hook(limited, c, id, preStop, podIP)
 		cancel()
@@ -60,7 +62,19 @@ func (w *podWorker) stopGently(ctx context.Context, c *corev1.Container, id stri
 			w.log.Warn("a preStop hook failed", "container", id, "err", err)
 			w.event(c, corev1.EventTypeWarning, "FailedPreStopHook", "PreStopHook failed")
 		}
-		grace = max(grace-w.a.cfg.Now().Sub(began), leastStop)
+	}
+	if turn != nil && left() > 0 {
+		timer := time.NewTimer(left())
+		defer timer.Stop()
+		select {
+		case <-turn:
+		case <-timer.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if grace > 0 && (preStop != nil || turn != nil) {
+		grace = max(left(), leastStop)
 	}
 	return w.a.cfg.Runtime.StopContainer(ctx, string(w.uid), id, grace)
 }

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -94,10 +93,11 @@ type containerLoop struct {
 	waiting   *corev1.ContainerStateWaiting
 	pull      *pullBackOff
 	image     Image
-	announced time.Time // the back-off that an event told of
-	replaced  bool      // stopped because its definition changed
-	killed    bool      // stopped because it was not healthy
-	hooked    string    // the start whose preStop hook was run
+	announced time.Time     // the back-off that an event told of
+	replaced  bool          // stopped because its definition changed
+	killed    bool          // stopped because it was not healthy
+	hooked    string        // the start whose preStop hook was run
+	turn      chan struct{} // closed when a sidecar of a pod at its end is to end; nil if none waits
 }
 
 // operation is something under way in its own goroutine.
@@ -236,239 +236,6 @@ func (w *podWorker) sync() (until time.Time, over bool) {
 	}
 }
 
-// observe gathers what step needs, and notes what has happened since.
-func (w *podWorker) observe() observed {
-	w.mu.Lock()
-	if newer(w.latest, w.pod) {
-		w.takeOver(w.latest)
-	}
-	w.stale = w.stale || w.tokens.due(w.a.cfg.Now())
-	removed, stale, crowded := w.removed, w.stale, w.crowded
-	if w.changed {
-		w.changed = false
-		w.tryAgain()
-	}
-	w.mu.Unlock()
-	o := observed{
-		now: w.a.cfg.Now(), removed: removed, stale: stale && w.volumes.done,
-		accepted: !w.rec.Started.IsZero(), started: w.rec.Started, crowded: crowded,
-		failed: w.rec.Failed != nil, down: w.rec.Down,
-		volumes: w.opState("volumes", w.volumes), sandbox: w.opState("sandbox", w.sandbox),
-		teardown: w.opState("teardown", w.teardown), deletion: w.opState("deletion", w.deletion), fence: w.fenceState(),
-		containers: map[string]containerView{},
-	}
-	if w.sandbox.done && !w.rec.Down && !o.teardown.busy && !slices.Contains(w.a.cfg.Runtime.Pods(), string(w.uid)) {
-		w.event(nil, corev1.EventTypeNormal, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")
-		w.sandbox.done, o.sandbox.done = false, false
-	}
-	newest := w.newestContainers()
-	for _, c := range allContainers(w.pod) {
-		o.containers[c.Name] = w.observeContainer(c, newest[c.Name], o.now)
-	}
-	if o.down && w.pod.DeletionTimestamp != nil && w.ops["status"] == nil {
-		o.flushed = w.statusGone || equality.Semantic.DeepEqual(w.statusNow(o), w.pod.Status)
-	}
-	return o
-}
-
-// takeOver makes a newer version of the pod the one that is worked on.
-func (w *podWorker) takeOver(pod *corev1.Pod) {
-	old := w.pod
-	w.pod = pod
-	w.stale = w.stale || !equality.Semantic.DeepEqual(old.Labels, pod.Labels) || !equality.Semantic.DeepEqual(old.Annotations, pod.Annotations)
-	w.changed = w.changed || w.stale || old.Generation != pod.Generation
-	if w.a.fenced(old) != w.a.fenced(pod) {
-		w.sandbox.done = false // its process is to know
-	}
-}
-
-// tryAgain forgets the waiting after what a change of the pod or of an object
-// may have mended.
-func (w *podWorker) tryAgain() {
-	w.volumes.retry = time.Time{}
-	for _, c := range w.containers {
-		if c.waiting != nil && c.pull == nil {
-			c.retry = time.Time{}
-		}
-	}
-}
-
-func (w *podWorker) opState(key string, t attempts) opState {
-	return opState{done: t.done, busy: w.ops[key] != nil, retryAt: t.retry}
-}
-
-func (w *podWorker) loop(name string) *containerLoop {
-	c := w.containers[name]
-	if c == nil {
-		c = &containerLoop{}
-		w.containers[name] = c
-	}
-	return c
-}
-
-type numberedStatus struct {
-	ContainerStatus
-	attempt int
-}
-
-func (w *podWorker) newestContainers() map[string]*numberedStatus {
-	newest := map[string]*numberedStatus{}
-	for _, s := range w.a.cfg.Runtime.Containers(string(w.uid)) {
-		name, attempt, ok := splitContainerID(s.ID)
-		if ok && (newest[name] == nil || newest[name].attempt < attempt) {
-			newest[name] = &numberedStatus{s, attempt}
-		}
-	}
-	return newest
-}
-
-func (w *podWorker) observeContainer(c *corev1.Container, s *numberedStatus, now time.Time) containerView {
-	rec, loop := w.rec.container(c.Name), w.loop(c.Name)
-	op := w.ops[containerKey(c.Name)]
-	if s != nil && s.attempt > rec.Attempt && (s.State != Created || op == nil) {
-		// Started just now, or by a process that did not live to note it. One
-		// that is only created has not been started yet while we are at it.
-		w.started(c, rec, s)
-	}
-	v := containerView{attempt: rec.Attempt, fresh: rec.Attempt >= 0 && rec.Sandbox == w.rec.Sandbox, retryAt: later(rec.Until, loop.retry)}
-	if op != nil {
-		v.task, v.grace = op.task, op.grace
-	}
-	if rec.Attempt < 0 {
-		v.retryAt = loop.retry
-		return v
-	}
-	id := containerID(c.Name, rec.Attempt)
-	switch {
-	case s != nil && s.attempt == rec.Attempt && s.State == Running:
-		v.running = true
-		v.hooking = v.task == starting && postStartOf(c) != nil
-		v.retryAt = loop.retry
-		w.checkRunning(c, rec, &v, id)
-	case rec.End != nil:
-	case s != nil && s.attempt == rec.Attempt && (s.State == Exited || v.task == idle):
-		w.ended(c, rec, s, now)
-	case s == nil && v.task != starting && !w.busyAsAWhole():
-		rec.End = lostContainer(fullContainerID(w.pod, c.Name, rec.Attempt))
-		rec.End.FinishedAt = metav1.NewTime(now.Truncate(time.Second))
-	}
-	if !v.running {
-		v.end = rec.End
-		v.retryAt = later(rec.Until, loop.retry)
-	}
-	return v
-}
-
-// busyAsAWhole: containers may come and go without being lost.
-func (w *podWorker) busyAsAWhole() bool { return w.ops["teardown"] != nil }
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
-
-// checkRunning finds reasons to restart a running container.
-func (w *podWorker) checkRunning(c *corev1.Container, rec *containerRecord, v *containerView, id string) {
-	if rec.Asked != "" && rec.Asked != c.Image {
-		v.unhealthy = &unhealthy{message: fmt.Sprintf("Container %s definition changed, will be restarted", c.Name), grace: gracePeriod(w.pod, false)}
-		w.loop(c.Name).replaced = true
-		return
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	r := w.probes[probeKey{id, liveness}]
-	if r == nil || !r.known || r.good {
-		return
-	}
-	grace := gracePeriod(w.pod, false)
-	if s := c.LivenessProbe.TerminationGracePeriodSeconds; s != nil {
-		grace = time.Duration(*s) * time.Second
-	}
-	v.unhealthy = &unhealthy{message: fmt.Sprintf("Container %s failed liveness probe, will be restarted", c.Name), grace: grace}
-}
-
-// started notes that a container runs for the attempt-th time.
-func (w *podWorker) started(c *corev1.Container, rec *containerRecord, s *numberedStatus) {
-	loop := w.loop(c.Name)
-	if rec.End != nil {
-		rec.Last = rec.End
-	}
-	rec.End, rec.Attempt, rec.Sandbox, rec.Asked = nil, s.attempt, w.rec.Sandbox, c.Image
-	image := loop.image
-	if image.ID != s.Image {
-		image, _ = w.a.cfg.Runtime.Image(s.Image)
-	}
-	rec.Image, rec.ImageID = imageNames(c.Image, image)
-	loop.waiting, loop.pull = nil, nil
-	loop.attempts = attempts{}
-}
-
-// imageNames are the image and imageID of a container status: a name that the
-// image has, and the digest that it can be pulled by.
-func imageNames(asked string, image Image) (name, imageID string) {
-	name, imageID = asked, image.ID
-	if len(image.Names) > 0 {
-		name = image.Names[0]
-		for _, n := range image.Names {
-			if imageRepository(n) == imageRepository(asked) {
-				name = n
-				break
-			}
-		}
-	}
-	for i, d := range image.Digests {
-		if i == 0 || imageRepository(d) == imageRepository(asked) {
-			imageID = d
-		}
-	}
-	return name, imageID
-}
-
-// ended notes how a container came to its end.
-func (w *podWorker) ended(c *corev1.Container, rec *containerRecord, s *numberedStatus, now time.Time) {
-	finished := s.FinishedAt
-	if finished.IsZero() {
-		finished = now
-	}
-	end := &corev1.ContainerStateTerminated{
-		ExitCode: int32(s.ExitCode), Reason: s.Reason,
-		Message:     terminationMessage(c, w.dirs, rec.Attempt, s.ExitCode),
-		StartedAt:   metav1.NewTime(s.StartedAt.Truncate(time.Second)),
-		FinishedAt:  metav1.NewTime(finished.Truncate(time.Second)),
-		ContainerID: fullContainerID(w.pod, c.Name, rec.Attempt),
-	}
-	if s.StartedAt.IsZero() {
-		end.StartedAt = end.FinishedAt
-	}
-	if end.Message == "" {
-		end.Message = s.Message
-	}
-	switch {
-	case s.State == Created:
-		end.ExitCode, end.Reason = 128, "ContainerCannotRun"
-	case s.OOMKilled:
-		end.Reason = "OOMKilled"
-	case end.Reason != "":
-	case end.ExitCode == 0:
-		end.Reason = "Completed"
-	default:
-		end.Reason = "Error"
-	}
-	rec.End = end
-	loop := w.loop(c.Name)
-	if end.Reason == ReasonFenced {
-		w.event(c, corev1.EventTypeWarning, ReasonFenced, end.Message)
-	}
-	if loop.replaced || end.Reason == ReasonFenced {
-		rec.BackOff, rec.Until = 0, time.Time{}
-	} else {
-		rec.crashed(later(s.StartedAt, time.Time{}), finished)
-	}
-	loop.replaced, loop.killed = false, false
-}
-
 // act begins what step decided.
 func (w *podWorker) act(a action, o observed) {
 	switch a.kind {
@@ -487,6 +254,8 @@ func (w *podWorker) act(a action, o observed) {
 		w.stopContainer(a)
 	case actCancel:
 		w.cancel(a.container)
+	case actRenew:
+		w.renew()
 	case actAllow:
 		w.askFence()
 	case actTearDown:
@@ -531,6 +300,16 @@ func (w *podWorker) cancel(container string) {
 	}
 }
 
+// renew has all containers of the pod begin again, the first init container
+// first. It stays true across a restart of ours.
+func (w *podWorker) renew() {
+	for kind, c := range everyContainer(w.pod) {
+		if rec := w.rec.container(c.Name); kind != ephemeral && rec.Attempt >= 0 {
+			rec.Renew = true
+		}
+	}
+}
+
 // wanted are the objects that the pod needs, as far as they are known: mounts
 // are the volumes of its claims.
 func wanted(pod *corev1.Pod, mounts map[string]string) map[objectKey]bool {
@@ -556,6 +335,12 @@ func wanted(pod *corev1.Pod, mounts map[string]string) map[objectKey]bool {
 func (w *podWorker) sources(ctx context.Context, pod *corev1.Pod, podIPs []string) sources {
 	return sources{
 		podIPs: podIPs, hostIPs: w.a.hostIPs(), allocatable: w.a.node.allocatable(),
+		running: func(name string) string {
+			if s := w.newestContainers()[name]; s != nil && s.State == Running {
+				return s.ID
+			}
+			return ""
+		},
 		configMap: func(name string) (*corev1.ConfigMap, error) {
 			o, err := w.a.objects.get(ctx, w.uid, w.dirs, objectKey{configMapsResource, pod.Namespace, name})
 			cm, _ := o.(*corev1.ConfigMap)
@@ -854,12 +639,18 @@ func (w *podWorker) stopContainer(a action) {
 	loop := w.loop(a.container)
 	loop.killed = true
 	hook, ip := preStopOf(c), first(w.podIPs())
-	if loop.hooked == id {
-		hook = nil // it was cut short
+	if loop.hooked == id || a.renewal {
+		hook = nil // it was cut short, or is not due
 	}
 	loop.hooked = id
+	loop.replaced = loop.replaced || a.renewal
+	var turn chan struct{}
+	if a.inTurn {
+		turn = make(chan struct{})
+	}
+	loop.turn = turn
 	w.start(containerKey(a.container), stopping, a.grace, func(ctx context.Context) func() {
-		err := w.stopGently(ctx, c, id, a.grace, hook, ip)
+		err := w.stopGently(ctx, c, id, a.grace, hook, turn, ip)
 		return func() {
 			if err != nil && !errors.Is(err, context.Canceled) {
 				w.log.Warn("a container cannot be stopped", "container", id, "err", err)

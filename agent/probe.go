@@ -23,6 +23,7 @@ type probeKind string
 const (
 	liveness  probeKind = "Liveness"
 	readiness probeKind = "Readiness"
+	startup   probeKind = "Startup"
 )
 
 // probeKey is one probe of one start of a container.
@@ -56,18 +57,18 @@ func probes(p *corev1.Probe) bool {
 // syncProbes makes the probers exactly those of the containers that run.
 func (w *podWorker) syncProbes(o observed) {
 	want := map[probeKey]bool{}
-	for _, c := range w.pod.Spec.Containers {
+	for kind, c := range everyContainer(w.pod) {
 		v := o.containers[c.Name]
-		if !v.running || v.hooking {
+		if kind == initial || kind == ephemeral || !v.running || v.hooking {
 			continue
 		}
 		id := containerID(c.Name, v.attempt)
-		if probes(c.ReadinessProbe) {
-			want[probeKey{id, readiness}] = true
+		if !v.up { // the other probes wait
+			want[probeKey{id, startup}] = w.pod.DeletionTimestamp == nil
+			continue
 		}
-		if probes(c.LivenessProbe) && w.pod.DeletionTimestamp == nil {
-			want[probeKey{id, liveness}] = true
-		}
+		want[probeKey{id, readiness}] = probes(c.ReadinessProbe)
+		want[probeKey{id, liveness}] = probes(c.LivenessProbe) && w.pod.DeletionTimestamp == nil
 	}
 	for k, stop := range w.probers {
 		if !want[k] {
@@ -78,8 +79,8 @@ func (w *podWorker) syncProbes(o observed) {
 			w.mu.Unlock()
 		}
 	}
-	for k := range want {
-		if w.probers[k] == nil {
+	for k, due := range want {
+		if due && w.probers[k] == nil {
 			w.startProber(k)
 		}
 	}
@@ -88,17 +89,16 @@ func (w *podWorker) syncProbes(o observed) {
 func (w *podWorker) startProber(k probeKey) {
 	name, _, _ := splitContainerID(k.id)
 	c := containerNamed(w.pod, name).DeepCopy()
-	p := c.ReadinessProbe
-	result := &probeResult{}
-	if k.kind == liveness {
+	p, result := c.StartupProbe, &probeResult{}
+	switch k.kind {
+	case liveness:
 		p, result.good = c.LivenessProbe, true
-	} else {
+	case readiness:
+		p = c.ReadinessProbe
 		// One that an earlier process of ours found ready stays so until
 		// its probe says otherwise.
-		for _, s := range w.pod.Status.ContainerStatuses {
-			if s.Name == name && s.ContainerID == containerIDPrefix+string(w.uid)+"_"+k.id {
-				result.good = s.Ready
-			}
+		if s := statusOf(w.pod, name); s != nil && s.ContainerID == containerIDPrefix+string(w.uid)+"_"+k.id {
+			result.good = s.Ready
 		}
 	}
 	w.mu.Lock()
@@ -253,8 +253,12 @@ func (p *prober) http(ctx context.Context) (bool, string, error) {
 	if err != nil {
 		return false, "", err
 	}
+	transport := probeTransport
+	if p.probe.HTTPGet.Protocol != nil && *p.probe.HTTPGet.Protocol == corev1.HTTPProtocolHTTP2 {
+		transport = http2Transport
+	}
 	client := &http.Client{
-		Transport: probeTransport,
+		Transport: transport,
 		CheckRedirect: func(next *http.Request, via []*http.Request) error {
 			if next.URL.Hostname() != via[0].URL.Hostname() || len(via) > 10 {
 				return http.ErrUseLastResponse // elsewhere is not our business

@@ -26,8 +26,8 @@ const (
 
 var healthStates = []string{"UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"}
 
-// grpcTransport speaks HTTP/2 without TLS and keeps no connection.
-var grpcTransport = func() *http.Transport {
+// http2Transport speaks HTTP/2 without TLS and keeps no connection.
+var http2Transport = func() *http.Transport {
 	t := &http.Transport{DialContext: probeDialer.DialContext, DisableKeepAlives: true, Protocols: new(http.Protocols)}
 	t.Protocols.SetUnencryptedHTTP2(true)
 	return t
@@ -53,7 +53,7 @@ func checkHealth(ctx context.Context, host string, probe *corev1.GRPCAction, ser
 	req.Header.Set("Content-Type", "application/grpc")
 	req.Header.Set("TE", "trailers")
 	req.Header.Set("User-Agent", "kube-probe/1.37")
-	resp, err := grpcTransport.RoundTrip(req)
+	resp, err := http2Transport.RoundTrip(req)
 	if err != nil {
 		return false, fmt.Sprintf("failed to connect service %q: %v", req.URL.Host, err), nil
 	}

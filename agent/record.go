@@ -46,6 +46,10 @@ type containerRecord struct {
 	Attempt int `json:"attempt"`
 	// Sandbox is record.Sandbox at that start.
 	Sandbox int `json:"sandbox"`
+	// Up: in that start, the startup probe has succeeded, or there is none.
+	Up bool `json:"up,omitempty"`
+	// Renew: all containers of the pod are to begin again, and this one has not.
+	Renew bool `json:"renew,omitempty"`
 	// Image and ImageID are what it was started from, Asked is how the pod
 	// names that image.
 	Asked   string `json:"asked,omitempty"`
@@ -179,7 +183,7 @@ func recordFromStatus(pod *corev1.Pod) record {
 	}
 	r.Started = pod.Status.StartTime.Time
 	r.Down = terminalPhase(pod.Status.Phase)
-	for _, list := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
+	for _, list := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses, pod.Status.EphemeralContainerStatuses} {
 		for i := range list {
 			s := &list[i]
 			if s.ContainerID == "" {
@@ -188,6 +192,7 @@ func recordFromStatus(pod *corev1.Pod) record {
 			c := r.container(s.Name)
 			c.Attempt, c.Image, c.ImageID = int(s.RestartCount), s.Image, s.ImageID
 			c.End, c.Last = s.State.Terminated, s.LastTerminationState.Terminated
+			c.Up = isTrue(s.Started)
 			if s.State.Waiting != nil {
 				c.End, c.Last = s.LastTerminationState.Terminated, nil
 			}

@@ -28,14 +28,14 @@ func (w *podWorker) statusNow(o observed) corev1.PodStatus {
 		observed: o, failure: w.rec.Failed, rejected: w.rec.Rejected, hostIPs: w.a.hostIPs(), podIPs: w.podIPs(), views: map[string]statusView{},
 	}
 	newest := w.newestContainers()
-	for _, c := range allContainers(w.pod) {
+	for _, c := range everyContainer(w.pod) {
 		rec, loop := w.rec.container(c.Name), w.loop(c.Name)
 		v := statusView{record: *rec, image: loop.image, waiting: loop.waiting}
 		if s := newest[c.Name]; s != nil {
 			v.runtime = &s.ContainerStatus
 		}
 		view := o.containers[c.Name]
-		v.ready = view.running && w.isReady(c, containerID(c.Name, rec.Attempt))
+		v.ready = view.up && w.isReady(c, containerID(c.Name, rec.Attempt))
 		if rec.End != nil && view.task == idle && o.now.Before(rec.Until) && rec.waited() > 0 {
 			v.waiting = &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff", Message: w.backOffMessage(c, rec)}
 		}
@@ -117,9 +117,10 @@ func statusPatch(pod *corev1.Pod, status corev1.PodStatus) ([]byte, error) {
 
 // announceBackOffs sends the event of each back-off once.
 func (w *podWorker) announceBackOffs(o observed) {
-	for _, c := range allContainers(w.pod) {
+	over := w.pod.DeletionTimestamp != nil || finished(w.pod, o)
+	for kind, c := range everyContainer(w.pod) {
 		rec, loop := w.rec.container(c.Name), w.loop(c.Name)
-		if rec.End == nil || !o.now.Before(rec.Until) || rec.waited() <= 0 || loop.announced.Equal(rec.Until) || w.pod.DeletionTimestamp != nil {
+		if rec.End == nil || !o.now.Before(rec.Until) || rec.waited() <= 0 || loop.announced.Equal(rec.Until) || over || !shouldStart(w.pod, kind, c, o.containers[c.Name]) {
 			continue
 		}
 		loop.announced = rec.Until

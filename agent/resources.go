@@ -161,12 +161,3 @@ func allContainers(pod *corev1.Pod) []*corev1.Container {
 	}
 	return all
 }
-
-func containerNamed(pod *corev1.Pod, name string) *corev1.Container {
-	for _, c := range allContainers(pod) {
-		if c.Name == name {
-			return c
-		}
-	}
-	return nil
-}

@@ -120,6 +120,9 @@ type ContainerConfig struct {
 	LogPath                           string
 	LogMaxSize                        int64
 	LogMaxFiles                       int
+	// PIDsOf is the ID of the running container of the pod whose processes this
+	// one is to be among; empty: its own, or the pod's.
+	PIDsOf string
 	// Epoch is that of the fence in which the start was allowed, if the pod is
 	// fenced.
 	Epoch      uint64

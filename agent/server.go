@@ -172,12 +172,8 @@ func logOf(v podView, c *corev1.Container, previous bool) (int, error) {
 	}
 	if rec == nil || rec.Attempt < 0 {
 		reason := "ContainerCreating"
-		for _, list := range [][]corev1.ContainerStatus{v.pod.Status.InitContainerStatuses, v.pod.Status.ContainerStatuses} {
-			for _, s := range list {
-				if s.Name == c.Name && s.State.Waiting != nil {
-					reason = s.State.Waiting.Reason
-				}
-			}
+		if s := statusOf(v.pod, c.Name); s != nil && s.State.Waiting != nil {
+			reason = s.State.Waiting.Reason
 		}
 		switch reason {
 		case "ErrImagePull":
@@ -192,10 +188,8 @@ func logOf(v podView, c *corev1.Container, previous bool) (int, error) {
 	}
 	// While the next start waits, the one before is the last that ended.
 	if v.running[c.Name] == "" && rec.End != nil {
-		for _, s := range v.pod.Status.ContainerStatuses {
-			if s.Name == c.Name && s.State.Waiting != nil {
-				return rec.Attempt, nil
-			}
+		if s := statusOf(v.pod, c.Name); s != nil && s.State.Waiting != nil {
+			return rec.Attempt, nil
 		}
 	}
 	if rec.Last == nil || rec.Attempt == 0 {
@@ -513,10 +507,8 @@ func (a *Agent) measure() []measured {
 				s.Time = a.cfg.Now()
 			}
 			m := measured{view: v, container: name, Stats: s}
-			for _, cs := range v.pod.Status.ContainerStatuses {
-				if cs.Name == name && cs.State.Running != nil {
-					m.started = cs.State.Running.StartedAt.Time
-				}
+			if cs := statusOf(v.pod, name); cs != nil && cs.State.Running != nil {
+				m.started = cs.State.Running.StartedAt.Time
 			}
 			all = append(all, m)
 		}

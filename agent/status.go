@@ -36,12 +36,11 @@ const containerIDPrefix = "conclave://"
 func podStatus(pod *corev1.Pod, in statusInput) corev1.PodStatus {
 	old := &pod.Status
 	s := corev1.PodStatus{
-		ObservedGeneration:         pod.Generation,
-		QOSClass:                   qosClass(pod),
-		NominatedNodeName:          old.NominatedNodeName,
-		Resize:                     old.Resize,
-		ResourceClaimStatuses:      old.ResourceClaimStatuses,
-		EphemeralContainerStatuses: old.EphemeralContainerStatuses,
+		ObservedGeneration:    pod.Generation,
+		QOSClass:              qosClass(pod),
+		NominatedNodeName:     old.NominatedNodeName,
+		Resize:                old.Resize,
+		ResourceClaimStatuses: old.ResourceClaimStatuses,
 	}
 	if in.accepted || in.failure != nil {
 		t := metav1.NewTime(in.started.Truncate(time.Second))
@@ -63,8 +62,19 @@ func podStatus(pod *corev1.Pod, in statusInput) corev1.PodStatus {
 		}
 	}
 	initDone := initialized(pod, in.observed)
-	s.InitContainerStatuses = containerStatuses(pod, pod.Spec.InitContainers, in, true, initDone)
-	s.ContainerStatuses = containerStatuses(pod, pod.Spec.Containers, in, false, initDone)
+	for kind, c := range everyContainer(pod) {
+		if in.rejected {
+			break
+		}
+		list := &s.ContainerStatuses
+		switch kind {
+		case initial, sidecar:
+			list = &s.InitContainerStatuses
+		case ephemeral:
+			list = &s.EphemeralContainerStatuses
+		}
+		*list = append(*list, containerStatus(pod, kind, c, in, initDone))
+	}
 	s.Phase = phase(pod, in, initDone)
 	switch {
 	case terminalPhase(old.Phase):
@@ -76,18 +86,7 @@ func podStatus(pod *corev1.Pod, in statusInput) corev1.PodStatus {
 	return s
 }
 
-func containerStatuses(pod *corev1.Pod, list []corev1.Container, in statusInput, init, initDone bool) []corev1.ContainerStatus {
-	if in.rejected {
-		return nil
-	}
-	var out []corev1.ContainerStatus
-	for i := range list {
-		out = append(out, containerStatus(pod, &list[i], in, init, initDone))
-	}
-	return out
-}
-
-func containerStatus(pod *corev1.Pod, c *corev1.Container, in statusInput, init, initDone bool) corev1.ContainerStatus {
+func containerStatus(pod *corev1.Pod, kind containerKind, c *corev1.Container, in statusInput, initDone bool) corev1.ContainerStatus {
 	view, v := in.views[c.Name], in.containers[c.Name]
 	rec := view.record
 	s := corev1.ContainerStatus{Name: c.Name, Image: c.Image, RestartCount: int32(max(rec.Attempt, 0)), Started: new(false)}
@@ -107,11 +106,10 @@ func containerStatus(pod *corev1.Pod, c *corev1.Container, in statusInput, init,
 	switch {
 	case v.running && (!v.hooking || ended):
 		s.State.Running = &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(view.runtime.StartedAt.Truncate(time.Second))}
-		s.Started, s.Ready = new(true), view.ready && !init
-	case rec.End != nil && (view.waiting == nil || ended || !shouldStart(pod.Spec.RestartPolicy, v, init)):
+		s.Started, s.Ready = new(v.up || v.hooking), view.ready && kind != initial
+	case rec.End != nil && (view.waiting == nil || ended || !shouldStart(pod, kind, c, v)):
 		s.State.Terminated = rec.End
-		s.Ready = init && rec.End.ExitCode == 0
-		s.Started = new(false)
+		s.Ready = kind == initial && rec.End.ExitCode == 0
 	case rec.Attempt >= 0 && ended && rec.End == nil:
 		s.State.Terminated = lostContainer(s.ContainerID)
 	default:
@@ -121,11 +119,14 @@ func containerStatus(pod *corev1.Pod, c *corev1.Container, in statusInput, init,
 		}
 		if s.State.Waiting == nil {
 			reason := "ContainerCreating"
-			if !init && !initDone || init && !initTurn(pod, c, in) {
+			if kind == ordinary && !initDone || (kind == initial || kind == sidecar) && !initTurn(pod, c, in) {
 				reason = "PodInitializing"
 			}
 			s.State.Waiting = &corev1.ContainerStateWaiting{Reason: reason}
 		}
+	}
+	if kind == ephemeral { // nothing probes it, and nobody counts on it
+		s.Started, s.Ready = nil, false
 	}
 	return s
 }
@@ -140,7 +141,7 @@ func initTurn(pod *corev1.Pod, c *corev1.Container, in statusInput) bool {
 
 // stoppedForGood: nothing of this pod will start again.
 func stoppedForGood(pod *corev1.Pod, in statusInput) bool {
-	return in.down || in.removed || in.failure != nil || pod.DeletionTimestamp != nil || terminalPhase(pod.Status.Phase)
+	return in.down || in.removed || in.failure != nil || pod.DeletionTimestamp != nil || terminalPhase(pod.Status.Phase) || finished(pod, in.observed)
 }
 
 func lostContainer(id string) *corev1.ContainerStateTerminated {
@@ -165,32 +166,35 @@ func actualResources(c *corev1.Container) *corev1.ResourceRequirements {
 
 // phase is Kubernetes' summary of a pod's containers.
 func phase(pod *corev1.Pod, in statusInput, initDone bool) corev1.PodPhase {
-	policy := pod.Spec.RestartPolicy
-	for i := range pod.Spec.InitContainers {
-		v := in.containers[pod.Spec.InitContainers[i].Name]
-		if !v.running && v.end != nil && v.end.ExitCode != 0 && (policy == corev1.RestartPolicyNever || stoppedForGood(pod, in) && in.down) {
+	over := stoppedForGood(pod, in) && in.down
+	for kind, c := range everyContainer(pod) {
+		v := in.containers[c.Name]
+		if kind == initial && (failedForGood(pod, c, v) || over && !v.running && v.end != nil && v.end.ExitCode != 0) {
 			return corev1.PodFailed
 		}
 	}
-	over := stoppedForGood(pod, in) && in.down
 	if !initDone && !over {
 		return corev1.PodPending
 	}
-	var running, ended, good, fresh int
-	for i := range pod.Spec.Containers {
-		v := in.containers[pod.Spec.Containers[i].Name]
+	var running, ended, again, good, fresh int
+	for kind, c := range everyContainer(pod) {
+		v := in.containers[c.Name]
 		switch {
+		case kind == sidecar && v.running && !over:
+			running++
+		case kind != ordinary: // a sidecar's end says nothing of the pod
 		case v.hooking && v.attempt == 0 && !over:
 			fresh++
 		case v.running:
 			running++
-		case v.end != nil:
+		case v.attempt >= 0: // ended, or lost
 			ended++
-			if v.end.ExitCode == 0 {
+			if v.end != nil && v.end.ExitCode == 0 {
 				good++
 			}
-		case v.attempt >= 0:
-			ended++ // lost
+			if shouldStart(pod, kind, c, v) {
+				again++
+			}
 		default:
 			fresh++
 		}
@@ -204,14 +208,12 @@ func phase(pod *corev1.Pod, in statusInput, initDone bool) corev1.PodPhase {
 		return corev1.PodFailed
 	case fresh > 0:
 		return corev1.PodPending
-	case running > 0 || policy == corev1.RestartPolicyAlways:
+	case running > 0 || again > 0:
 		return corev1.PodRunning
 	case ended == good:
 		return corev1.PodSucceeded
-	case policy == corev1.RestartPolicyNever:
-		return corev1.PodFailed
 	}
-	return corev1.PodRunning
+	return corev1.PodFailed
 }
 
 // conditions are the pod's conditions: ours in their order, then those that
@@ -233,8 +235,16 @@ func conditions(pod *corev1.Pod, in statusInput, s corev1.PodStatus, initDone bo
 		}
 	}
 	for i := range s.InitContainerStatuses {
-		if !s.InitContainerStatuses[i].Ready {
-			notInit = append(notInit, s.InitContainerStatuses[i].Name)
+		c := &s.InitContainerStatuses[i]
+		if i < len(pod.Spec.InitContainers) && initKind(&pod.Spec.InitContainers[i]) == sidecar {
+			if !isTrue(c.Started) {
+				notInit = append(notInit, c.Name)
+			}
+			if !c.Ready {
+				notReady = append(notReady, c.Name)
+			}
+		} else if !c.Ready {
+			notInit = append(notInit, c.Name)
 		}
 	}
 	list := []corev1.PodCondition{
@@ -262,6 +272,11 @@ func conditions(pod *corev1.Pod, in statusInput, s corev1.PodStatus, initDone bo
 			}
 		}
 	}
+	if renewing(pod, in.observed) {
+		list = append(list, set(corev1.AllContainersRestarting, true, "", ""))
+	} else if findCondition(pod.Status.Conditions, corev1.AllContainersRestarting) != nil {
+		list = append(list, set(corev1.AllContainersRestarting, false, "", ""))
+	}
 	list = append(list, set(corev1.PodReady, ready, reason, message), containersReady, set(corev1.PodScheduled, true, "", ""))
 	for i := range list {
 		c := &list[i]
@@ -279,6 +294,16 @@ func conditions(pod *corev1.Pod, in statusInput, s corev1.PodStatus, initDone bo
 	}
 	sort.SliceStable(others, func(i, j int) bool { return others[i].Type < others[j].Type })
 	return append(list, others...)
+}
+
+// renewing says whether all containers of the pod are being started anew.
+func renewing(pod *corev1.Pod, o observed) bool {
+	for kind, c := range everyContainer(pod) {
+		if v := o.containers[c.Name]; kind != ephemeral && (v.renew || renews(c, v)) {
+			return true
+		}
+	}
+	return false
 }
 
 const podCompleted = "PodCompleted"

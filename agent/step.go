@@ -49,11 +49,13 @@ type containerView struct {
 	fresh     bool // that start was in the sandbox that there is now
 	running   bool
 	hooking   bool // it runs, and its postStart hook has not ended
+	up        bool // it runs, and its hook and its startup probe are done
+	renew     bool // to be started again, however it ended
 	end       *corev1.ContainerStateTerminated
 	task      task
 	grace     time.Duration // of the stop under way
 	retryAt   time.Time     // no start before
-	unhealthy *unhealthy    // its liveness probe failed
+	unhealthy *unhealthy    // its liveness or startup probe failed
 }
 
 type unhealthy struct {
@@ -74,6 +76,7 @@ const (
 	actCancel                     // end what is being done to action.container ("": to the pod)
 	actTearDown                   // take down everything of the pod
 	actDelete                     // remove the object from the API
+	actRenew                      // have all containers begin again
 	actAllow                      // have the API allow a fenced pod to run here
 	actForget                     // nobody knows the pod any more: end the worker
 )
@@ -83,6 +86,8 @@ type action struct {
 	kind      actionKind
 	container string
 	grace     time.Duration
+	inTurn    bool // actStop: not before those that may need it have ended
+	renewal   bool // actStop: no hook, and no back-off
 	message   string
 	failure   failure
 	until     time.Time
@@ -119,33 +124,88 @@ func step(pod *corev1.Pod, o observed) action {
 			return action{kind: actAllow}
 		}
 	}
-	if !initialized(pod, o) {
-		for i := range pod.Spec.InitContainers {
-			c := &pod.Spec.InitContainers[i]
-			v := o.containers[c.Name]
-			if succeeded(v) && v.fresh {
-				continue
-			}
-			if a, ok := stepContainer(pod, c, v, ready, true, &w); ok {
-				return a
-			}
-			return w.action()
+	if asked, a := stepRenewal(pod, o, &w); asked {
+		return a
+	}
+	for i := range pod.Spec.EphemeralContainers {
+		c := asContainer(&pod.Spec.EphemeralContainers[i])
+		if a, ok := stepContainer(pod, ephemeral, c, o.containers[c.Name], ready, &w); ok {
+			return a
 		}
+	}
+	a, begun := stepInit(pod, o, ready, &w)
+	if a.kind != actWait || !begun {
+		return a
 	}
 	for i := range pod.Spec.Containers {
 		c := &pod.Spec.Containers[i]
 		v := o.containers[c.Name]
-		if a, ok := stepContainer(pod, c, v, ready, false, &w); ok {
+		if a, ok := stepContainer(pod, ordinary, c, v, ready, &w); ok {
 			return a
 		}
-		if v.task == starting && (v.attempt < 0 || v.hooking) {
+		if v.task == starting && (v.attempt < 0 || v.renew || v.hooking) {
 			break // the first start is in the order of the list
 		}
 	}
 	return w.action()
 }
 
-func stepContainer(pod *corev1.Pod, c *corev1.Container, v containerView, ready, init bool, w *waiter) (action, bool) {
+// stepInit is step for the init containers, one after the other. begun says
+// that the ordinary containers need wait for them no longer.
+func stepInit(pod *corev1.Pod, o observed, ready bool, w *waiter) (a action, begun bool) {
+	over := initialized(pod, o)
+	last := -1 // the furthest that was started in this sandbox
+	for i := range pod.Spec.InitContainers {
+		if v := o.containers[pod.Spec.InitContainers[i].Name]; v.attempt >= 0 && v.fresh {
+			last = i
+		}
+	}
+	for i := range pod.Spec.InitContainers {
+		c := &pod.Spec.InitContainers[i]
+		v, kind := o.containers[c.Name], initKind(c)
+		if kind == initial && (over || succeeded(v) && v.fresh) {
+			continue
+		}
+		if a, ok := stepContainer(pod, kind, c, v, ready, w); ok {
+			return a, false
+		}
+		// A sidecar holds up what comes after it until it has come up for the
+		// first time; when it crashes later, the others go on.
+		if !over && (kind == initial || i >= last && !v.up) {
+			return w.action(), false
+		}
+	}
+	return w.action(), true
+}
+
+// stepRenewal stops all containers of a pod one of whose containers asks for
+// all to be started anew, and then has them begin again.
+func stepRenewal(pod *corev1.Pod, o observed, w *waiter) (asked bool, a action) {
+	for kind, c := range everyContainer(pod) {
+		asked = asked || kind != ephemeral && renews(c, o.containers[c.Name])
+	}
+	if !asked {
+		return false, action{}
+	}
+	pending := false
+	for _, c := range everyContainer(pod) {
+		switch v := o.containers[c.Name]; {
+		case v.task == starting:
+			return true, action{kind: actCancel, container: c.Name}
+		case v.running && v.task == idle && !w.later(v.retryAt):
+			return true, action{kind: actStop, container: c.Name, grace: gracePeriod(pod, false), renewal: true,
+				message: "Stopping container " + c.Name + ", all containers of the pod will be restarted"}
+		case v.running || v.task == stopping:
+			pending = true
+		}
+	}
+	if pending {
+		return true, w.action()
+	}
+	return true, action{kind: actRenew}
+}
+
+func stepContainer(pod *corev1.Pod, kind containerKind, c *corev1.Container, v containerView, ready bool, w *waiter) (action, bool) {
 	if v.task != idle {
 		return action{}, false
 	}
@@ -155,33 +215,17 @@ func stepContainer(pod *corev1.Pod, c *corev1.Container, v containerView, ready,
 		}
 		return action{}, false
 	}
-	if !shouldStart(pod.Spec.RestartPolicy, v, init) || !ready || w.later(v.retryAt) {
+	if !shouldStart(pod, kind, c, v) || !ready || w.later(v.retryAt) {
 		return action{}, false
 	}
 	return action{kind: actStart, container: c.Name}, true
 }
 
-// shouldStart says whether a container that does not run is to be started, now
-// or after its back-off.
-func shouldStart(policy corev1.RestartPolicy, v containerView, init bool) bool {
-	if v.attempt < 0 || v.end == nil {
-		return true
-	}
-	switch {
-	case init && succeeded(v):
-		return !v.fresh
-	case policy == corev1.RestartPolicyNever:
-		return false
-	case init || policy == corev1.RestartPolicyOnFailure:
-		return v.end.ExitCode != 0
-	}
-	return true
-}
-
 func succeeded(v containerView) bool { return !v.running && v.end != nil && v.end.ExitCode == 0 }
 
 // initialized says whether the init containers have done their work in this
-// sandbox. That an ordinary container was started proves it.
+// sandbox, and its sidecars have come up. That an ordinary container was
+// started proves it.
 func initialized(pod *corev1.Pod, o observed) bool {
 	for i := range pod.Spec.Containers {
 		if v := o.containers[pod.Spec.Containers[i].Name]; v.attempt >= 0 && v.fresh {
@@ -189,40 +233,48 @@ func initialized(pod *corev1.Pod, o observed) bool {
 		}
 	}
 	for i := range pod.Spec.InitContainers {
-		if v := o.containers[pod.Spec.InitContainers[i].Name]; !succeeded(v) || !v.fresh {
+		c := &pod.Spec.InitContainers[i]
+		v := o.containers[c.Name]
+		if initKind(c) == sidecar && !v.up || initKind(c) == initial && (!succeeded(v) || !v.fresh) {
 			return false
 		}
 	}
 	return true
 }
 
-// finished says whether the pod's containers have ended for good.
+// finished says whether the pod's containers have ended for good. What its
+// sidecars do counts for nothing.
 func finished(pod *corev1.Pod, o observed) bool {
-	if pod.Spec.RestartPolicy == corev1.RestartPolicyAlways || !o.accepted {
+	if !o.accepted {
 		return false
 	}
-	if pod.Spec.RestartPolicy == corev1.RestartPolicyNever {
-		for i := range pod.Spec.InitContainers {
-			if v := o.containers[pod.Spec.InitContainers[i].Name]; !v.running && v.end != nil && v.end.ExitCode != 0 {
-				return true
-			}
+	for kind, c := range everyContainer(pod) {
+		if v := o.containers[c.Name]; kind == initial && failedForGood(pod, c, v) {
+			return true
 		}
 	}
 	for i := range pod.Spec.Containers {
-		v := o.containers[pod.Spec.Containers[i].Name]
-		if v.running || v.end == nil || v.task != idle || shouldStart(pod.Spec.RestartPolicy, v, false) {
+		c := &pod.Spec.Containers[i]
+		v := o.containers[c.Name]
+		if v.running || v.end == nil || v.task != idle || shouldStart(pod, ordinary, c, v) {
 			return false
 		}
 	}
 	return true
 }
 
+// failedForGood says whether an init container has ended the pod.
+func failedForGood(pod *corev1.Pod, c *corev1.Container, v containerView) bool {
+	return !v.running && !v.renew && v.end != nil && v.end.ExitCode != 0 && !restarts(pod, initial, c, v.end.ExitCode)
+}
+
 // stepDown takes a pod down that is at its end, in order: what is under way,
-// containers, everything else, the API object.
+// containers, everything else, the API object. All containers are stopped at
+// once; a sidecar runs its hook at once too, but waits for its turn to end.
 func stepDown(pod *corev1.Pod, o observed) action {
 	w := waiter{now: o.now}
 	pending := false
-	for _, c := range allContainers(pod) {
+	for kind, c := range everyContainer(pod) {
 		v := o.containers[c.Name]
 		grace := gracePeriod(pod, o.removed)
 		if o.removed && o.fence.needed {
@@ -236,7 +288,7 @@ func stepDown(pod *corev1.Pod, o observed) action {
 		case v.task == stopping:
 			pending = true
 		case v.running && !w.later(v.retryAt):
-			return action{kind: actStop, container: c.Name, grace: grace}
+			return action{kind: actStop, container: c.Name, grace: grace, inTurn: kind == sidecar}
 		case v.running:
 			pending = true
 		}

@@ -280,7 +280,7 @@ func mode(m *int32) fs.FileMode {
 // those of pulling its images included.
 func referenced(pod *corev1.Pod) (configMaps, secrets map[string]bool) {
 	configMaps, secrets = map[string]bool{}, map[string]bool{}
-	for _, c := range allContainers(pod) {
+	for _, c := range everyContainer(pod) {
 		for _, from := range c.EnvFrom {
 			if from.ConfigMapRef != nil {
 				configMaps[from.ConfigMapRef.Name] = true

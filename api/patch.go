@@ -49,6 +49,9 @@ func (c *call) facet() (facet, error) {
 	case c.sub == "status" && c.res.Status:
 		whole.mode = ofStatus
 		return whole, nil
+	case c.res.Sub(c.sub) != nil:
+		whole.mode = ofSub
+		return whole, nil
 	case c.sub == "scale" && c.res.GetScale != nil:
 		return c.scaleFacet(), nil
 	case c.sub == "finalize" && c.res.gvr == namespaces:

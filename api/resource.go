@@ -97,7 +97,7 @@ func (r *resource) fieldManager(subresource string) (*managedfields.FieldManager
 	switch {
 	case subresource == "status":
 		filter = fieldpath.NewExcludeSetFilter(fieldpath.NewSet(fieldpath.MakePathOrDie("spec")))
-	case subresource == "" && r.Status:
+	case (subresource == "" || r.Sub(subresource) != nil) && r.Status:
 		filter = fieldpath.NewExcludeSetFilter(fieldpath.NewSet(fieldpath.MakePathOrDie("status")))
 	}
 	if filter != nil {

@@ -321,6 +321,9 @@ func (r *resource) subresources(creators map[string]creator) []subresource {
 	if r.Status {
 		all = append(all, subresource{"status", r.GVK, change})
 	}
+	for _, sub := range r.Subs {
+		all = append(all, subresource{sub.Name, r.GVK, change})
+	}
 	if r.GetScale != nil {
 		all = append(all, subresource{"scale", autoscalingv1.SchemeGroupVersion.WithKind("Scale"), change})
 	}

@@ -282,6 +282,7 @@ const (
 	ofSpec   mode = iota // all but the status
 	ofStatus             // the status alone
 	ofSystem             // a change of the server's own, such as a binding
+	ofSub                // the part that the call's subresource is about
 )
 
 // update is one update of an existing object.
@@ -335,6 +336,9 @@ func (c *call) tryUpdate(ctx context.Context, stored Record, u update) (_ Record
 		prepare, validate = c.res.PrepareForStatusUpdate, c.res.ValidateStatusUpdate
 	case ofSystem:
 		prepare, validate = nil, nil
+	case ofSub:
+		sub := c.res.Sub(c.sub)
+		prepare, validate = sub.Prepare, sub.Validate
 	}
 	if prepare != nil {
 		prepare(obj, old)
@@ -342,7 +346,7 @@ func (c *call) tryUpdate(ctx context.Context, stored Record, u update) (_ Record
 	if err := c.authorizeNodeWrite(ctx, "update", obj, old); err != nil {
 		return nil, conditional, err
 	}
-	if c.res.hooks.admit != nil && u.mode == ofSpec {
+	if c.res.hooks.admit != nil && (u.mode == ofSpec || u.mode == ofSub) {
 		if err := c.res.hooks.admit(ctx, c, obj, old); err != nil {
 			return nil, conditional, err
 		}

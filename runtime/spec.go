@@ -72,6 +72,9 @@ func (e *Engine) request(p *pod, img Image, layers []string, dir string, c Conta
 	if err != nil {
 		return nil, err
 	}
+	if err := e.shareProcesses(spec, p.id, c.PIDsOf); err != nil {
+		return nil, err
+	}
 	spec.Root.Path = filepath.Join(dir, proto.RootFSDir)
 	signal, err := parseSignal(cmp.Or(c.StopSignal, img.StopSignal))
 	if err != nil {
@@ -92,6 +95,24 @@ func (e *Engine) request(p *pod, img Image, layers []string, dir string, c Conta
 		Epoch:      c.Epoch,
 		Log:        proto.Log{Path: c.LogPath, MaxSize: c.LogMaxSize, MaxFiles: c.LogMaxFiles},
 	}, nil
+}
+
+// shareProcesses puts a container among the processes of another one of its
+// pod. Where all of the pod's share them, or the host's, it is there already.
+func (e *Engine) shareProcesses(spec *specs.Spec, podID, id string) error {
+	if id == "" {
+		return nil
+	}
+	target, ok := e.Container(podID, id)
+	if !ok || target.State != Running {
+		return fmt.Errorf("container %s, among whose processes it is to be, does not run", id)
+	}
+	for i := range spec.Linux.Namespaces {
+		if ns := &spec.Linux.Namespaces[i]; ns.Type == specs.PIDNamespace {
+			ns.Path = "/proc/" + strconv.Itoa(target.PID) + "/ns/pid"
+		}
+	}
+	return nil
 }
 
 // makeSpec decides all of a container's spec but for the root's path, the user

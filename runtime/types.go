@@ -94,6 +94,9 @@ type ContainerConfig struct {
 	// with "." and the time appended.
 	LogMaxSize  int64
 	LogMaxFiles int
+	// PIDsOf is the ID of the running container of the pod whose processes this
+	// one is to be among; empty: its own, or the pod's.
+	PIDsOf string
 	// Epoch is that of the fence in which the start was allowed, if the pod is
 	// fenced. A fence that was down since refuses it.
 	Epoch uint64

@@ -249,6 +249,10 @@ func (r *Runtime) RunContainer(ctx context.Context, c agent.ContainerConfig) err
 		r.mu.Unlock()
 		return fmt.Errorf("container %s exists", c.ID)
 	}
+	if t := p.containers[c.PIDsOf]; c.PIDsOf != "" && (t == nil || t.State != agent.Running) {
+		r.mu.Unlock()
+		return fmt.Errorf("container %s does not run", c.PIDsOf)
+	}
 	if p.config.Fenced && (r.down || c.Epoch != r.epoch+1) {
 		r.mu.Unlock()
 		return agent.ErrFenced

@@ -95,6 +95,9 @@ func Builtin() []*Kind {
 			Default:          one(defaultPod),
 			PrepareForCreate: one(preparePodCreate), PrepareForUpdate: two(preparePodUpdate), PrepareForStatusUpdate: two(preparePodStatusUpdate),
 			Validate: check(validatePod), ValidateUpdate: checkTwo(validatePodUpdate), ValidateStatusUpdate: checkTwo(validatePodStatusUpdate),
+			Subs: []Sub{
+				{Name: "ephemeralcontainers", Prepare: two(prepareEphemeralContainers), Validate: checkTwo(validateEphemeralContainers)},
+			},
 			Warnings: warn(podWarnings), FieldNames: podFieldNames, Fields: selectable(podFields),
 			Columns: podColumns, Cells: cells(podCells),
 		},

@@ -31,6 +31,10 @@ type Kind struct {
 	// the stored status, an update of the status keeps all the rest.
 	Status bool
 
+	// Subs are further subresources that show the whole object, of which an
+	// update changes a part.
+	Subs []Sub
+
 	// GetScale and SetScale are the scale subresource. SetScale changes obj.
 	GetScale func(obj runtime.Object) *autoscalingv1.Scale
 	SetScale func(obj runtime.Object, s *autoscalingv1.Scale)
@@ -70,6 +74,25 @@ type Kind struct {
 	// Columns and Cells are the table that kubectl prints, one cell a column.
 	Columns []metav1.TableColumnDefinition
 	Cells   func(obj runtime.Object, now time.Time) []any
+}
+
+// Sub is a subresource that shows the whole object. Prepare copies from old
+// into obj all that an update of this kind may not change, and counts the
+// generation up; Validate is of the outcome.
+type Sub struct {
+	Name     string
+	Prepare  func(obj, old runtime.Object)
+	Validate func(obj, old runtime.Object) field.ErrorList
+}
+
+// Sub returns the subresource of that name, nil if there is none.
+func (k *Kind) Sub(name string) *Sub {
+	for i := range k.Subs {
+		if k.Subs[i].Name == name {
+			return &k.Subs[i]
+		}
+	}
+	return nil
 }
 
 // GVR is the resource of the row in its own version.
@@ -144,6 +167,9 @@ func (k *Kind) complete() *Kind {
 		}
 	}
 	k.PrepareForUpdate, k.PrepareForStatusUpdate = keepGeneration(update), keepGeneration(status)
+	for i := range k.Subs {
+		k.Subs[i].Prepare = keepGeneration(k.Subs[i].Prepare)
+	}
 	if k.ValidateStatusUpdate == nil {
 		k.ValidateStatusUpdate = k.ValidateUpdate
 	}

@@ -257,6 +257,63 @@ func TestUpdatePod(t *testing.T) {
 	})
 }
 
+func TestEphemeralContainers(t *testing.T) {
+	sub := table["pods"].Sub("ephemeralcontainers")
+	stored := func() *corev1.Pod {
+		pod := parse[*corev1.Pod](t, "pods", podWith("ephemeralContainers: [{name: debug, image: i}]", ""))
+		table["pods"].Default(pod)
+		pod.Generation, pod.ResourceVersion = 3, "1"
+		return pod
+	}
+	add := func(pod *corev1.Pod, text string) {
+		pod.Spec.EphemeralContainers = append(pod.Spec.EphemeralContainers, parse[*corev1.Pod](t, "pods", podWith("ephemeralContainers: ["+text+"]", "")).Spec.EphemeralContainers...)
+	}
+	for name, tc := range map[string]struct {
+		edit func(pod, old *corev1.Pod)
+		want []string
+	}{
+		"one more": {func(pod, _ *corev1.Pod) { add(pod, "{name: more, image: i, targetContainerName: c}") }, nil},
+		"all else stays": {func(pod, _ *corev1.Pod) {
+			add(pod, "{name: more, image: i}")
+			pod.Labels, pod.Spec.Containers, pod.Spec.NodeName = map[string]string{"a": "b"}, nil, "elsewhere"
+		}, nil},
+		"removed": {func(pod, _ *corev1.Pod) { pod.Spec.EphemeralContainers = nil }, []string{
+			"spec.ephemeralContainers: Forbidden: existing ephemeral containers \"debug\" may not be removed\n"}},
+		"a name that is taken": {func(pod, _ *corev1.Pod) { add(pod, "{name: c, image: i}") }, []string{`spec.ephemeralContainers[1].name: Duplicate value: "c"`}},
+		"no such target": {func(pod, _ *corev1.Pod) { add(pod, "{name: more, image: i, targetContainerName: none}") }, []string{
+			`spec.ephemeralContainers[1].targetContainerName: Not found: "none"`}},
+		"what it may not have": {func(pod, _ *corev1.Pod) {
+			add(pod, "{name: more, image: i, ports: [{containerPort: 1, protocol: TCP}], restartPolicy: Never, resources: {limits: {cpu: 1}}, lifecycle: {}}")
+		}, []string{
+			"spec.ephemeralContainers[1].ports: Forbidden: cannot be set for an Ephemeral Container",
+			"spec.ephemeralContainers[1].lifecycle: Forbidden: cannot be set for an Ephemeral Container",
+			"spec.ephemeralContainers[1].resources: Forbidden: cannot be set for an Ephemeral Container",
+			"spec.ephemeralContainers[1].restartPolicy: Forbidden: cannot be set for an Ephemeral Container"}},
+		"a static pod": {func(pod, old *corev1.Pod) {
+			old.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "x"}
+			add(pod, "{name: more, image: i}")
+		}, []string{"[]: Forbidden: static pods do not support ephemeral containers"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod, old := stored(), stored()
+			tc.edit(pod, old)
+			table["pods"].Default(pod)
+			grown := len(pod.Spec.EphemeralContainers) != len(old.Spec.EphemeralContainers)
+			sub.Prepare(pod, old)
+			if len(pod.Spec.Containers) != 1 || pod.Spec.NodeName != old.Spec.NodeName || len(pod.Labels) != len(old.Labels) || (pod.Generation == 4) != grown {
+				t.Errorf("the update let something else through: %+v", pod)
+			}
+			expect(t, sub.Validate(pod, old), tc.want...)
+		})
+	}
+	pod, old := stored(), stored()
+	pod.Spec.EphemeralContainers[0].Image = "other"
+	sub.Prepare(pod, old)
+	if errs := sub.Validate(pod, old); len(errs) != 1 || !strings.Contains(errs[0].Detail, `existing ephemeral containers "debug" may not be changed`) {
+		t.Errorf("changed: %v", errs)
+	}
+}
+
 func TestQOSClass(t *testing.T) {
 	for container, want := range map[string]corev1.PodQOSClass{
 		"": corev1.PodQOSBestEffort,
@@ -285,10 +342,11 @@ func TestWarnings(t *testing.T) {
 			spec:      "hostNetwork: true\nsecurityContext: {fsGroup: 1, seccompProfile: {type: Unconfined}}\nvolumes: [{name: a, emptyDir: {medium: Memory, sizeLimit: 1Mi}}, {name: b, secret: {secretName: s}}]",
 			container: "livenessProbe: {exec: {command: [a]}}\nvolumeMounts: [{name: a, mountPath: /a, mountPropagation: None, recursiveReadOnly: Disabled}]",
 		},
-		"startup":        {container: "startupProbe: {exec: {command: [a]}}", want: []string{"spec.containers[0].startupProbe: not supported by Conclave yet, it has no effect"}},
-		"probe protocol": {container: "readinessProbe: {httpGet: {port: 1, protocol: HTTP2}}", want: []string{"spec.containers[0].readinessProbe.httpGet.protocol: not supported by Conclave yet, it has no effect"}},
+		"startup":        {container: "startupProbe: {exec: {command: [a]}}"},
+		"probe protocol": {container: "readinessProbe: {httpGet: {port: 1, protocol: HTTP2}}"},
+		"restart rules":  {container: "restartPolicy: Never\nrestartPolicyRules: [{action: Restart, exitCodes: {operator: In, values: [1]}}]"},
 		"hook":           {container: "lifecycle: {preStop: {exec: {command: [a]}}, stopSignal: SIGTERM}"},
-		"sidecar":        {spec: "initContainers: [{name: a, image: b, restartPolicy: Always}]", want: []string{"spec.initContainers[0].restartPolicy: not supported by Conclave yet, it has no effect"}},
+		"sidecar":        {spec: "initContainers: [{name: a, image: b, restartPolicy: Always}]"},
 		"seccomp":        {container: "securityContext: {seccompProfile: {type: RuntimeDefault}}", want: []string{"spec.containers[0].securityContext.seccompProfile: not supported by Conclave yet, it has no effect"}},
 		"user namespace": {spec: "hostUsers: false", want: []string{"spec.hostUsers: not supported by Conclave yet, it has no effect"}},
 		"host users":     {spec: "hostUsers: true"},

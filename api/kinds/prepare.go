@@ -107,6 +107,17 @@ func preparePodStatusUpdate(pod, old *corev1.Pod) {
 	}
 }
 
+// prepareEphemeralContainers lets nothing through but the list of ephemeral
+// containers.
+func prepareEphemeralContainers(pod, old *corev1.Pod) {
+	list := pod.Spec.EphemeralContainers
+	pod.Spec, pod.Status = *old.Spec.DeepCopy(), old.Status
+	pod.Spec.EphemeralContainers = list
+	pod.Labels, pod.Annotations, pod.Finalizers, pod.OwnerReferences = old.Labels, old.Annotations, old.Finalizers, old.OwnerReferences
+	pod.DeletionTimestamp = old.DeletionTimestamp
+	countGeneration(pod, &pod.Spec, &old.Spec)
+}
+
 // countGeneration moves the generation on if the specs differ.
 func countGeneration(obj metav1.Object, spec, old any) {
 	if !equality.Semantic.DeepEqual(spec, old) {

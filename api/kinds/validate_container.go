@@ -638,6 +638,12 @@ func (e *problems) handler(p *field.Path, h handlers, grace int64) {
 		e.nonEmpty(at.Child("path"), a.Path)
 		e.portOrName(at.Child("port"), a.Port)
 		maybeOneOf(e, at.Child("scheme"), a.Scheme, corev1.URISchemeHTTP, corev1.URISchemeHTTPS)
+		if a.Protocol != nil {
+			oneOf(e, at.Child("protocol"), *a.Protocol, corev1.HTTPProtocolHTTP1, corev1.HTTPProtocolHTTP2)
+			if *a.Protocol == corev1.HTTPProtocolHTTP2 && a.Scheme == corev1.URISchemeHTTPS {
+				e.invalid(at.Child("protocol"), *a.Protocol, "HTTP2 may only be used with scheme HTTP")
+			}
+		}
 		for _, header := range a.HTTPHeaders {
 			e.each(at.Child("httpHeaders"), header.Name, validation.IsHTTPHeaderName(header.Name))
 		}

@@ -168,6 +168,30 @@ func extends(list, with []corev1.NodeSelectorRequirement) bool {
 	return len(list) >= len(with) && equality.Semantic.DeepEqual(list[:len(with)], with)
 }
 
+// validateEphemeralContainers is of an update that adds ephemeral containers:
+// one that was added stays as it is.
+func validateEphemeralContainers(pod, old *corev1.Pod) field.ErrorList {
+	if _, ok := old.Annotations[corev1.MirrorPodAnnotationKey]; ok {
+		return field.ErrorList{field.Forbidden(field.NewPath(""), "static pods do not support ephemeral containers")}
+	}
+	e := metadata(&pod.ObjectMeta, &old.ObjectMeta, true, apivalidation.NameIsDNSSubdomain)
+	e.podMetadata(&pod.Annotations, &pod.Spec, field.NewPath("metadata"))
+	e.podSpec(specPath, &pod.Spec)
+	at := specPath.Child("ephemeralContainers")
+	now := map[string]*corev1.EphemeralContainer{}
+	for i := range pod.Spec.EphemeralContainers {
+		now[pod.Spec.EphemeralContainers[i].Name] = &pod.Spec.EphemeralContainers[i]
+	}
+	for _, was := range old.Spec.EphemeralContainers {
+		if is := now[was.Name]; is == nil {
+			e.forbidden(at, fmt.Sprintf("existing ephemeral containers %q may not be removed\n", was.Name))
+		} else if !equality.Semantic.DeepEqual(was, *is) {
+			e.forbidden(at, fmt.Sprintf("existing ephemeral containers %q may not be changed\n%v", was.Name, diff.Diff(was, *is)))
+		}
+	}
+	return e.list()
+}
+
 func validatePodStatusUpdate(pod, old *corev1.Pod) field.ErrorList {
 	e := metadata(&pod.ObjectMeta, &old.ObjectMeta, true, apivalidation.NameIsDNSSubdomain)
 	p := field.NewPath("status")
@@ -183,6 +207,9 @@ func validatePodStatusUpdate(pod, old *corev1.Pod) field.ErrorList {
 	e.conditions(p.Child("conditions"), pod.Status.Conditions, old.Status.Conditions)
 
 	policy := old.Spec.RestartPolicy
+	if slices.ContainsFunc(slices.Concat(pointers(old.Spec.InitContainers), pointers(old.Spec.Containers)), restartsAll) {
+		policy = corev1.RestartPolicyAlways // any end may be followed by another start
+	}
 	for _, of := range []struct {
 		field    string
 		now, was []corev1.ContainerStatus
@@ -193,6 +220,8 @@ func validatePodStatusUpdate(pod, old *corev1.Pod) field.ErrorList {
 	} {
 		e.transitions(p.Child(of.field), of.now, of.was, of.specs, policy)
 	}
+	// An ephemeral container never runs again, whatever the pod's policy.
+	e.transitions(p.Child("ephemeralContainerStatuses"), pod.Status.EphemeralContainerStatuses, old.Status.EphemeralContainerStatuses, nil, corev1.RestartPolicyNever)
 	e.podIPs(p, &pod.Status)
 	return e.list()
 }
@@ -209,6 +238,13 @@ func (e *problems) conditions(p *field.Path, list, old []corev1.PodCondition) {
 		}
 		e.qualifiedName(p.Index(i).Child("Type"), string(c.Type))
 	}
+}
+
+// restartsAll says whether a container's end may start all of its pod's anew.
+func restartsAll(c *corev1.Container) bool {
+	return slices.ContainsFunc(c.RestartPolicyRules, func(r corev1.ContainerRestartRule) bool {
+		return r.Action == corev1.ContainerRestartRuleActionRestartAllContainers
+	})
 }
 
 // transitions refuse to run again what has ended for good.

@@ -25,7 +25,6 @@ type gap struct {
 // podGaps are below a pod's spec. Rows of containers are of init containers
 // too; see containerGaps.
 var podGaps = []gap{
-	{path: "ephemeralContainers"},
 	{path: "priorityClassName"},
 	{path: "runtimeClassName"},
 	{path: "hostUsers", but: []string{"true"}},
@@ -35,7 +34,6 @@ var podGaps = []gap{
 	{path: "hostnameOverride"},
 	{path: "schedulingGroup"},
 	{path: "evictionResponders"},
-	{path: "initContainers[*].restartPolicy"},
 	{path: "securityContext.seLinuxOptions"},
 	{path: "securityContext.seLinuxChangePolicy"},
 	{path: "securityContext.windowsOptions"},
@@ -49,15 +47,11 @@ var podGaps = []gap{
 
 // containerGaps are below each container, of whichever kind.
 var containerGaps = []gap{
-	{path: "startupProbe"},
-	{path: "livenessProbe.httpGet.protocol"},
-	{path: "readinessProbe.httpGet.protocol"},
 	{path: "env[*].valueFrom.fileKeyRef"},
 	{path: "volumeDevices"},
 	{path: "volumeMounts[*].recursiveReadOnly", but: []string{string(corev1.RecursiveReadOnlyDisabled)}},
 	{path: "volumeMounts[*].bindMountOptions"},
 	{path: "resizePolicy"},
-	{path: "restartPolicyRules"},
 	{path: "resources.claims"},
 	{path: "securityContext.seLinuxOptions"},
 	{path: "securityContext.windowsOptions"},

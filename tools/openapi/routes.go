@@ -148,6 +148,8 @@ var subresources = map[string][]subresource{
 		{name: "eviction", gvk: policyv1.SchemeGroupVersion.WithKind("Eviction"), create: policyv1.Eviction{}},
 		{name: "exec", gvk: corev1.SchemeGroupVersion.WithKind("PodExecOptions"), connect: corev1.PodExecOptions{}, methods: []string{"GET", "POST"}},
 		{name: "attach", gvk: corev1.SchemeGroupVersion.WithKind("PodAttachOptions"), connect: corev1.PodAttachOptions{}, methods: []string{"GET", "POST"}},
+		{name: "ephemeralcontainers", gvk: corev1.SchemeGroupVersion.WithKind("Pod"), update: corev1.Pod{}},
+		{name: "portforward", gvk: corev1.SchemeGroupVersion.WithKind("PodPortForwardOptions"), connect: corev1.PodPortForwardOptions{}, methods: []string{"GET", "POST"}},
 		{name: "log", gvk: corev1.SchemeGroupVersion.WithKind("Pod"), connect: corev1.PodLogOptions{}, methods: []string{"GET"}},
 	},
 	"serviceaccounts": {
