@@ -68,7 +68,16 @@ func reservationsOf(svc *corev1.Service) []reservation {
 			all = append(all, portReservation(p))
 		}
 	}
+	if svc.Spec.HealthCheckNodePort != 0 {
+		all = append(all, healthReservation(svc.Spec.HealthCheckNodePort))
+	}
 	return all
+}
+
+// healthReservation is of the port of all nodes where a service's health is
+// told, by HTTP.
+func healthReservation(port int32) reservation {
+	return portReservation(corev1.ServicePort{Protocol: corev1.ProtocolTCP, NodePort: port})
 }
 
 // reserveService gives a service the addresses and ports that it needs.
@@ -189,7 +198,22 @@ func (a *allocation) run(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return a.healthPort(ctx)
+}
+
+// healthPort reserves the health check port of a service that is to have one.
+func (a *allocation) healthPort(ctx context.Context) error {
+	spec := &a.svc.Spec
+	path := field.NewPath("spec", "healthCheckNodePort")
+	if spec.HealthCheckNodePort != 0 {
+		return a.namedPort(ctx, healthReservation(spec.HealthCheckNodePort), spec.HealthCheckNodePort, path)
+	}
+	if spec.Type != corev1.ServiceTypeLoadBalancer || spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyLocal {
+		return nil
+	}
+	number, err := a.anyPort(ctx, corev1.ProtocolTCP)
+	spec.HealthCheckNodePort = number
+	return err
 }
 
 func (a *allocation) invalid(path *field.Path, value any, why string) error {
@@ -311,30 +335,39 @@ func (a *allocation) port(ctx context.Context, i int) error {
 		return nil
 	}
 	if p.NodePort != 0 {
-		r := portReservation(*p)
-		if slices.Contains(a.had, r) || slices.Contains(a.taken, r) {
-			return nil
-		}
-		path := field.NewPath("spec", "ports").Index(i).Child("nodePort")
-		if p.NodePort < firstNodePort || p.NodePort > lastNodePort {
-			return a.invalid(path, p.NodePort, fmt.Sprintf("provided port is not in the valid range. The range of valid ports is %d-%d", firstNodePort, lastNodePort))
-		}
-		err := a.take(ctx, r)
-		if errors.Is(err, ErrExists) {
-			return a.invalid(path, p.NodePort, "provided port is already allocated")
-		}
-		return storageError(err, services.GroupResource(), a.svc.Name)
+		return a.namedPort(ctx, portReservation(*p), p.NodePort, field.NewPath("spec", "ports").Index(i).Child("nodePort"))
 	}
+	number, err := a.anyPort(ctx, p.Protocol)
+	p.NodePort = number
+	return err
+}
+
+// namedPort reserves the port that the service names.
+func (a *allocation) namedPort(ctx context.Context, r reservation, number int32, path *field.Path) error {
+	if slices.Contains(a.had, r) || slices.Contains(a.taken, r) {
+		return nil
+	}
+	if number < firstNodePort || number > lastNodePort {
+		return a.invalid(path, number, fmt.Sprintf("provided port is not in the valid range. The range of valid ports is %d-%d", firstNodePort, lastNodePort))
+	}
+	err := a.take(ctx, r)
+	if errors.Is(err, ErrExists) {
+		return a.invalid(path, number, "provided port is already allocated")
+	}
+	return storageError(err, services.GroupResource(), a.svc.Name)
+}
+
+// anyPort reserves some free port of all nodes.
+func (a *allocation) anyPort(ctx context.Context, protocol corev1.Protocol) (int32, error) {
 	number := int32(0)
 	_, err := a.any(ctx, 86, lastNodePort-firstNodePort+1, func(n uint64) (reservation, bool) {
 		number = firstNodePort + int32(n)
-		return portReservation(corev1.ServicePort{Protocol: p.Protocol, NodePort: number}), true
+		return portReservation(corev1.ServicePort{Protocol: protocol, NodePort: number}), true
 	})
 	if errors.Is(err, errNoneFree) {
-		return apierrors.NewInternalError(errors.New("failed to allocate a nodePort: range is full"))
+		return 0, apierrors.NewInternalError(errors.New("failed to allocate a nodePort: range is full"))
 	}
-	p.NodePort = number
-	return err
+	return number, err
 }
 
 // take reserves, or returns ErrExists. What is reserved for this very service
@@ -436,4 +469,15 @@ func (s *Server) repair(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// LoadBalancerClass is the class of the load balancer that is built in, which
+// also serves services that name no class.
+const LoadBalancerClass = "conclave.io/load-balancer"
+
+// OwnLoadBalancer says whether a service of type LoadBalancer is the built-in
+// load balancer's to look after.
+func OwnLoadBalancer(svc *corev1.Service) bool {
+	return svc.Spec.Type == corev1.ServiceTypeLoadBalancer &&
+		(svc.Spec.LoadBalancerClass == nil || *svc.Spec.LoadBalancerClass == LoadBalancerClass)
 }

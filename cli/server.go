@@ -371,7 +371,7 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		NodeName: s.node.Name(), Client: s.client, Dir: s.path("network"), RunDir: s.path("run", "network"),
 		Address: s.own.get, AddressChanged: s.own.watch(),
 		PodCIDR: cluster.PodCIDR, ServiceCIDR: cluster.ServiceCIDR, ClusterDNS: cluster.DNS, Domain: cluster.Domain,
-		Log: s.log.With("room", "network"),
+		Live: s.liveNodes, Log: s.log.With("room", "network"),
 	})
 	if err != nil {
 		return err
@@ -521,6 +521,19 @@ func (s *Server) followMembers(ctx context.Context) error {
 }
 
 func (s *Server) fireMembers() { close(s.cluster.Swap(&hintChange{make(chan struct{})}).c) }
+
+// liveNodes are the names of the members that are not known to be gone, this
+// node's among them.
+func (s *Server) liveNodes() ([]string, <-chan struct{}) {
+	changed := s.membersChanged()
+	names := []string{s.node.Name()}
+	for _, m := range s.pool.Members() {
+		if m.State == gossip.Alive || m.State == gossip.Suspect {
+			names = append(names, m.Name)
+		}
+	}
+	return names, changed
+}
 
 func (s *Server) membersChanged() <-chan struct{} { return s.cluster.Load().c }
 

@@ -180,8 +180,9 @@ func sameBackend(a, b *corev1.Pod) bool {
 		a.UID == b.UID
 }
 
-// sliceEndpoint is a backend as an EndpointSlice shows it.
-func (b backend) sliceEndpoint(addresses []string) discoveryv1.Endpoint {
+// sliceEndpoint is a backend as an EndpointSlice shows it; near is the
+// service's trafficDistribution.
+func (b backend) sliceEndpoint(addresses []string, near *string) discoveryv1.Endpoint {
 	ep := discoveryv1.Endpoint{
 		Addresses:  addresses,
 		Conditions: discoveryv1.EndpointConditions{Ready: &b.ready, Serving: &b.serving, Terminating: &b.terminated},
@@ -196,7 +197,27 @@ func (b backend) sliceEndpoint(addresses []string) discoveryv1.Endpoint {
 	if b.hostname != "" {
 		ep.Hostname = &b.hostname
 	}
+	ep.Hints = b.hints(near)
 	return ep
+}
+
+// hints say whom an endpoint is meant for, as trafficDistribution wants it.
+// Those that are not ready have none.
+func (b backend) hints(near *string) *discoveryv1.EndpointHints {
+	if near == nil || !b.ready {
+		return nil
+	}
+	var h discoveryv1.EndpointHints
+	if *near == corev1.ServiceTrafficDistributionPreferSameNode && b.node != "" {
+		h.ForNodes = []discoveryv1.ForNode{{Name: b.node}}
+	}
+	if b.zone != "" {
+		h.ForZones = []discoveryv1.ForZone{{Name: b.zone}}
+	}
+	if h.ForNodes == nil && h.ForZones == nil {
+		return nil
+	}
+	return &h
 }
 
 // sliceGroup is what one set of slices holds: endpoints of one family with the

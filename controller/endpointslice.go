@@ -124,7 +124,7 @@ func serviceGroups(s *corev1.Service, all []backend) []sliceGroup {
 				byPorts[key] = i
 				groups = append(groups, sliceGroup{family: family, ports: b.ports})
 			}
-			groups[i].endpoints = append(groups[i].endpoints, b.sliceEndpoint(addresses))
+			groups[i].endpoints = append(groups[i].endpoints, b.sliceEndpoint(addresses, s.Spec.TrafficDistribution))
 		}
 		if len(groups) == first {
 			groups = append(groups, sliceGroup{family: family})

@@ -160,7 +160,7 @@ func New(c Config) (*Manager, error) {
 	m.env.store = &store{client: c.Client, cache: newCache(c.Kinds), changed: m.dispatch}
 	addIndexes(m.env.cache)
 	for _, add := range []func(*env) *Controller{
-		newReplicaSets, newDeployments, newStatefulSets, newVolumes, newVolumeProtection, newEphemeral, newEndpointSlices, newEndpoints, newMirror,
+		newReplicaSets, newDeployments, newStatefulSets, newVolumes, newVolumeProtection, newEphemeral, newEndpointSlices, newEndpoints, newMirror, newLoadBalancer,
 		newNodes, newTaintEviction, newPodGC, newGarbage, newNamespaces,
 		newServiceAccounts, newRootCA, newExpiry,
 	} {

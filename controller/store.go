@@ -43,12 +43,13 @@ var (
 
 // Names of the cache's indexes.
 const (
-	podsByNode      = "node"    // pods by spec.nodeName
-	orphans         = "orphans" // pods, ReplicaSets and revisions without a controller, by namespace
-	slicesByService = "service" // EndpointSlices by namespace/name of their service
-	podsByClaim     = "claim"   // pods by namespace/name of the claims that they use
-	volumesByClaim  = "claim"   // persistent volumes by namespace/name of claimRef
-	volumesByNode   = "node"    // persistent volumes by the node that keeps them
+	podsByNode       = "node"     // pods by spec.nodeName
+	orphans          = "orphans"  // pods, ReplicaSets and revisions without a controller, by namespace
+	servicesBalanced = "balanced" // services that the built-in load balancer looks after, under ""
+	slicesByService  = "service"  // EndpointSlices by namespace/name of their service
+	podsByClaim      = "claim"    // pods by namespace/name of the claims that they use
+	volumesByClaim   = "claim"    // persistent volumes by namespace/name of claimRef
+	volumesByNode    = "node"     // persistent volumes by the node that keeps them
 )
 
 func addIndexes(c *cache) {
@@ -79,6 +80,12 @@ func addIndexes(c *cache) {
 	c.addIndex(volumes, volumesByNode, func(o api.Object) []string {
 		if node := o.GetLabels()[api.LabelVolumeNode]; node != "" {
 			return []string{node}
+		}
+		return nil
+	})
+	c.addIndex(services, servicesBalanced, func(o api.Object) []string {
+		if api.OwnLoadBalancer(o.(*corev1.Service)) {
+			return []string{""}
 		}
 		return nil
 	})

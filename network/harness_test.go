@@ -101,8 +101,9 @@ func nodeProcess(config string) error {
 	if c.Held {
 		client.held = make(chan struct{})
 	}
+	live := &liveNodes{changed: make(chan struct{})}
 	n, err := New(Config{
-		NodeName: c.Name, Client: client, Dir: c.Dir, RunDir: c.RunDir,
+		NodeName: c.Name, Live: live.get, Client: client, Dir: c.Dir, RunDir: c.RunDir,
 		Address:        func() netip.Addr { mu.Lock(); defer mu.Unlock(); return address },
 		AddressChanged: moved, PodCIDR: testPodCIDR, ServiceCIDR: testServiceCIDR, ClusterDNS: testDNS,
 		Upstreams: c.Upstreams, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
@@ -168,6 +169,9 @@ func nodeProcess(config string) error {
 			mu.Unlock()
 			moved <- struct{}{}
 			return a, n.settled(ctx)
+		case "live":
+			live.set(strings.Split(o.UID, ","))
+			return a, nil
 		case "teardown":
 			cancel()
 			return a, n.Teardown(context.Background())
@@ -199,6 +203,26 @@ func nodeProcess(config string) error {
 			return err
 		}
 	}
+}
+
+// liveNodes is what a test says of who is alive.
+type liveNodes struct {
+	mu      sync.Mutex
+	names   []string
+	changed chan struct{}
+}
+
+func (l *liveNodes) get() ([]string, <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.names, l.changed
+}
+
+func (l *liveNodes) set(names []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	close(l.changed)
+	l.names, l.changed = names, make(chan struct{})
 }
 
 // settled returns once everything that the client was told is in the kernel.
@@ -648,6 +672,8 @@ type ep struct {
 	hostname string
 	notReady bool
 	draining bool
+	forZone  string
+	forNode  string
 }
 
 func sliceOf(service string, ports []discoveryv1.EndpointPort, endpoints ...ep) *discoveryv1.EndpointSlice {
@@ -663,6 +689,15 @@ func sliceOf(service string, ports []discoveryv1.EndpointPort, endpoints ...ep) 
 		}
 		if e.hostname != "" {
 			de.Hostname = &e.hostname
+		}
+		if e.forZone != "" || e.forNode != "" {
+			de.Hints = &discoveryv1.EndpointHints{}
+		}
+		if e.forZone != "" {
+			de.Hints.ForZones = []discoveryv1.ForZone{{Name: e.forZone}}
+		}
+		if e.forNode != "" {
+			de.Hints.ForNodes = []discoveryv1.ForNode{{Name: e.forNode}}
 		}
 		s.Endpoints = append(s.Endpoints, de)
 	}

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -62,6 +63,8 @@ func (c hostConfig) equal(d hostConfig) bool {
 // host programs the network namespace that this process runs in.
 type host struct {
 	runDir string
+	// saving guards the file of remembered sysctls.
+	saving sync.Mutex
 }
 
 // set makes everything as the configuration says, changing only what differs.
@@ -548,6 +551,8 @@ func (h *host) sysctl(key, value string) error {
 	if was == value {
 		return nil
 	}
+	h.saving.Lock()
+	defer h.saving.Unlock()
 	saved, err := h.savedSysctls()
 	if err != nil {
 		return err

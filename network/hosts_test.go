@@ -166,6 +166,11 @@ func TestServices(t *testing.T) {
 			all[1].expect("tcp4", "10.96.0.20:80", "c", "")
 		}
 		only(onC)
+		// Dropped, not refused: elsewhere somebody serves.
+		if who, _, err := b.talk("udp4", "10.96.0.20:80"); err == nil || errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("got %q, %v where no endpoint is", who, err)
+		}
+		only()
 		b.expectRefused("tcp4", "10.96.0.20:80")
 	})
 	t.Run("external address", func(t *testing.T) {

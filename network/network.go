@@ -37,6 +37,9 @@ type Config struct {
 	Address func() netip.Addr
 	// AddressChanged says that Address may answer differently. It may be nil.
 	AddressChanged <-chan struct{}
+	// Live returns the names of the nodes that are alive, and a channel that is
+	// closed when the answer may have changed. Nil takes all for alive.
+	Live func() (names []string, changed <-chan struct{})
 	// PodCIDR and ServiceCIDR are the whole cluster's.
 	PodCIDR, ServiceCIDR netip.Prefix
 	// ClusterDNS is the service address at which every node answers DNS.
@@ -69,7 +72,8 @@ type Network struct {
 	dns     *resolver
 	pods    keyedMutex // by UID: one Attach or Detach at a time
 
-	kick chan struct{} // capacity 1: something has changed
+	kick        chan struct{} // capacity 1: something has changed
+	balanceKick chan struct{} // the same, for runBalance
 
 	mu sync.Mutex
 	// wanted counts the changes asked for; done is the last that the kernel
@@ -89,6 +93,8 @@ var followed = map[string]schema.GroupVersionResource{
 	"pods":           corev1.SchemeGroupVersion.WithResource("pods"),
 	"endpointslices": {Group: "discovery.k8s.io", Version: "v1", Resource: "endpointslices"},
 }
+
+var eventResource = corev1.SchemeGroupVersion.WithResource("events")
 
 // New checks that this kernel and process can do the work, and says what is
 // missing if not.
@@ -123,7 +129,7 @@ func New(cfg Config) (*Network, error) {
 	}
 	n := &Network{
 		cfg: cfg, ipam: p, host: &host{runDir: cfg.RunDir},
-		kick: make(chan struct{}, 1), progress: make(chan struct{}),
+		kick: make(chan struct{}, 1), balanceKick: make(chan struct{}, 1), progress: make(chan struct{}),
 		problems: map[string]error{"links": errors.New("not set up yet"), "rules": errors.New("not set up yet"), "DNS": errors.New("not served yet")},
 	}
 	n.cluster = newCluster(n.changed)
@@ -133,7 +139,15 @@ func New(cfg Config) (*Network, error) {
 
 // changed is called after every change of what we know of the cluster. DNS
 // reads the cluster itself.
-func (n *Network) changed(string) { n.want() }
+func (n *Network) changed(resource string) {
+	if resource != "pods" {
+		select {
+		case n.balanceKick <- struct{}{}:
+		default:
+		}
+	}
+	n.want()
+}
 
 // want asks for a pass and returns its number.
 func (n *Network) want() uint64 {
@@ -185,6 +199,7 @@ func (n *Network) Run(ctx context.Context) error {
 		})
 	}
 	g.Go(func() error { return n.program(ctx) })
+	g.Go(func() error { return n.runBalance(ctx) })
 	g.Go(func() error {
 		return n.dns.run(ctx, func() error {
 			return n.await(ctx, "the address of DNS", func() bool { return n.bridged })
@@ -224,6 +239,10 @@ func (n *Network) program(ctx context.Context) error {
 		case _, open := <-moved:
 			if !open {
 				moved = nil
+			}
+			select { // its links may be others
+			case n.balanceKick <- struct{}{}:
+			default:
 			}
 			soon = n.hurry(timer, soon)
 			continue

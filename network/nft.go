@@ -24,8 +24,9 @@ import (
 //	prerouting, output (nat)  → dispatch
 //	dispatch       for our DNS: nothing
 //	               to ServiceCIDR from outside PodCIDR: mark
-//	               services[address, protocol, port] → svc-…, loc-… or ext-…
+//	               services[address, protocol, port] → svc-…, loc-…, ext-…, fw-… or drop
 //	               to an address of this node: nodeports, then host ports
+//	fw-…           a Firewall: → ext-… for some clients, drop for the others
 //	ext-…          an Entry: mark, → svc-…; or by where the client is
 //	svc-…, loc-…   a Balancer: dnat to ep-svc-…[random number]
 //	postrouting    masquerade what is marked, what a pod sends to itself, and
@@ -53,6 +54,7 @@ const (
 	setHostPorts = "hostports"
 	setAnyHost   = "hostports-any"
 	setRefused   = "refused"
+	setVirtual   = "virtual"
 	setHairpin   = "hairpin"
 	setNodes     = "nodes"
 )
@@ -74,6 +76,7 @@ func fixedSets() []*nftables.Set {
 		{Table: table, Name: setHostPorts, IsMap: true, KeyType: typeVIP, DataType: typeTarget},
 		{Table: table, Name: setAnyHost, IsMap: true, KeyType: typePort, DataType: typeTarget},
 		{Table: table, Name: setRefused, KeyType: typeVIP},
+		{Table: table, Name: setVirtual, KeyType: nftables.TypeIPAddr},
 		{Table: table, Name: setHairpin, KeyType: typePair},
 		{Table: table, Name: setNodes, KeyType: nftables.TypeIPAddr},
 	}
@@ -116,6 +119,9 @@ func (r *Rules) elements() map[string]map[string]value {
 	}
 	for vip := range r.Refused {
 		out[setRefused][vip.key()] = value{}
+	}
+	for a := range r.Virtual {
+		out[setVirtual][string(a.AsSlice())] = value{}
 	}
 	for a := range r.Pods {
 		out[setHairpin][string(a.AsSlice())+string(a.AsSlice())] = value{}
@@ -249,6 +255,8 @@ func (b *batch) scratch(base Base) {
 	}
 	b.chain("dispatch")
 	b.chain("refuse")
+	b.chain(dropChain)
+	b.rules(dropChain, verdict(expr.VerdictDrop, ""))
 	for _, c := range baseChains(base) {
 		b.c.AddChain(c.chain)
 		b.rules(c.chain.Name, c.rules...)
@@ -264,17 +272,18 @@ func (b *batch) change(old, r *Rules) {
 	for _, s := range fixedSets() {
 		b.delete(s, was[s.Name], is[s.Name])
 	}
+	goneFirewalls, newFirewalls := changed(old.Firewalls, r.Firewalls, func(a, b Firewall) bool {
+		return a.Entry == b.Entry && slices.Equal(a.Sources, b.Sources)
+	})
 	goneEntries, newEntries := changed(old.Entries, r.Entries, func(a, b Entry) bool { return a == b })
 	goneBalancers, newBalancers := changed(old.Balancers, r.Balancers, func(a, b Balancer) bool {
 		return a.Affinity == b.Affinity && slices.Equal(a.Endpoints, b.Endpoints)
 	})
-	for _, name := range append(slices.Clone(goneEntries), existing(old.Entries, newEntries)...) {
+	for _, name := range slices.Concat(goneFirewalls, existing(old.Firewalls, newFirewalls), goneEntries, existing(old.Entries, newEntries),
+		goneBalancers, existing(old.Balancers, newBalancers)) {
 		b.c.FlushChain(&nftables.Chain{Table: table, Name: name})
 	}
-	for _, name := range append(slices.Clone(goneBalancers), existing(old.Balancers, newBalancers)...) {
-		b.c.FlushChain(&nftables.Chain{Table: table, Name: name})
-	}
-	for _, name := range append(goneEntries, goneBalancers...) {
+	for _, name := range slices.Concat(goneFirewalls, goneEntries, goneBalancers) {
 		b.c.DelChain(&nftables.Chain{Table: table, Name: name})
 	}
 	for _, name := range goneBalancers {
@@ -291,6 +300,12 @@ func (b *batch) change(old, r *Rules) {
 			b.chain(name)
 		}
 		b.rules(name, entryRules(r.Entries[name], r.Base)...)
+	}
+	for _, name := range newFirewalls {
+		if _, had := old.Firewalls[name]; !had {
+			b.chain(name)
+		}
+		b.rules(name, firewallRules(r.Firewalls[name])...)
 	}
 	for _, s := range fixedSets() {
 		b.add(s, was[s.Name], is[s.Name])
@@ -424,6 +439,9 @@ func (r *Rules) String() string {
 	for vip := range r.Refused {
 		add("set %s: %s", setRefused, vip)
 	}
+	for a := range r.Virtual {
+		add("set %s: %s", setVirtual, a)
+	}
 	for a := range r.Pods {
 		add("set %s: %s . %s", setHairpin, a, a)
 	}
@@ -432,6 +450,9 @@ func (r *Rules) String() string {
 	}
 	for name, b := range r.Balancers {
 		add("chain %s: dnat to one of %v%s", name, b.Endpoints, map[bool]string{true: fmt.Sprintf(", the same to a client for %s", b.Affinity)}[b.Affinity != 0])
+	}
+	for name, f := range r.Firewalls {
+		add("chain %s: from %v goto %s, else drop", name, f.Sources, f.Entry)
 	}
 	for name, e := range r.Entries {
 		switch {
@@ -462,6 +483,9 @@ func (v VIP) String() string {
 func (r *Rules) udpTargets() map[VIP][]netip.AddrPort {
 	out := map[VIP][]netip.AddrPort{}
 	resolve := func(chain string) []netip.AddrPort {
+		if f, ok := r.Firewalls[chain]; ok {
+			chain = f.Entry
+		}
 		if e, ok := r.Entries[chain]; ok {
 			return slices.Concat(r.Balancers[e.Cluster].Endpoints, r.Balancers[e.Local].Endpoints)
 		}

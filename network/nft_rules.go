@@ -189,12 +189,26 @@ func refuseRules(b Base) [][]expr.Any {
 	unreachable := one(&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: 3}) // port unreachable
 	unserved := rule(destIs(expr.CmpOpEq, b.ServiceCIDR), destIs(expr.CmpOpNeq, single(b.DNS)))
 	refused := rule(vipKey(), inSet(setRefused, false))
+	virtual := rule(loadDest(reg0), inSet(setVirtual, false))
 	return [][]expr.Any{
 		rule(unserved, protoIs(tcp), reset), // not rate-limited, as ICMP is
 		rule(unserved, unreachable),
 		rule(refused, protoIs(tcp), reset),
 		rule(refused, unreachable),
+		rule(virtual, protoIs(tcp), reset),
+		rule(virtual, unreachable),
 	}
+}
+
+// firewallRules are those of a fw- chain.
+func firewallRules(f Firewall) [][]expr.Any {
+	var rules [][]expr.Any
+	for _, p := range f.Sources {
+		if p.Addr().Is4() {
+			rules = append(rules, rule(sourceIs(expr.CmpOpEq, p), verdict(expr.VerdictGoto, f.Entry)))
+		}
+	}
+	return append(rules, verdict(expr.VerdictDrop, ""))
 }
 
 // entryRules are those of an ext- chain.

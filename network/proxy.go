@@ -21,10 +21,15 @@ type Rules struct {
 	NodePorts map[Port]string
 	// Refused are addresses outside ServiceCIDR without any endpoint.
 	Refused map[VIP]struct{}
+	// Virtual are load balancers' addresses that no node has: nobody is behind
+	// the ports that no service has.
+	Virtual map[netip.Addr]struct{}
 	// Balancers pick an endpoint; Entries decide which balancer traffic from
-	// outside the cluster gets. Both are chains, in one space of names.
+	// outside the cluster gets; Firewalls let some clients alone to an Entry.
+	// All are chains, in one space of names, in which there is dropChain too.
 	Balancers map[string]Balancer
 	Entries   map[string]Entry
+	Firewalls map[string]Firewall
 	// HostPorts leads from a port of this node to a pod's. A VIP without
 	// address stands for all of this node's addresses.
 	HostPorts map[VIP]netip.AddrPort
@@ -77,23 +82,40 @@ type Entry struct {
 	Local     string
 }
 
+// Firewall is loadBalancerSourceRanges.
+type Firewall struct {
+	Sources []netip.Prefix
+	Entry   string
+}
+
+// dropChain is where packets go that shall not be answered.
+const dropChain = "drop"
+
 func newRules(base Base) *Rules {
 	return &Rules{
-		Base: base, Services: map[VIP]string{}, NodePorts: map[Port]string{}, Refused: map[VIP]struct{}{},
-		Balancers: map[string]Balancer{}, Entries: map[string]Entry{}, HostPorts: map[VIP]netip.AddrPort{},
+		Base: base, Services: map[VIP]string{}, NodePorts: map[Port]string{}, Refused: map[VIP]struct{}{}, Virtual: map[netip.Addr]struct{}{},
+		Balancers: map[string]Balancer{}, Entries: map[string]Entry{}, Firewalls: map[string]Firewall{}, HostPorts: map[VIP]netip.AddrPort{},
 		Pods: map[netip.Addr]struct{}{}, Nodes: map[netip.Addr]struct{}{},
 	}
 }
 
+// place is where a node is: what endpoints near it are told by.
+type place struct{ node, zone string }
+
 // targets are the endpoints of one service port that traffic may go to.
 type targets struct{ cluster, local []netip.AddrPort }
 
-// targetsOf picks the endpoints of one port: those that are ready, or else
-// those that terminate but still serve. The same choice is made again among
-// this node's own.
-func targetsOf(port servicePort, all []*endpointSlice, nodeName string) targets {
-	type state struct{ ready, draining, local bool }
-	seen := map[netip.AddrPort]state{}
+// backing is one endpoint of one service port.
+type backing struct {
+	ready, draining, local bool
+	hints                  *hints
+}
+
+// targetsOf picks the endpoints of one port: those that are ready, of them
+// those that are meant for this place, or else those that terminate but still
+// serve. The choice is made again among this node's own, whatever their hints.
+func targetsOf(port servicePort, all []*endpointSlice, here place) targets {
+	seen := map[netip.AddrPort]backing{}
 	for _, s := range all {
 		for _, p := range s.ports {
 			if p.name != port.name || p.proto != port.proto {
@@ -106,11 +128,15 @@ func targetsOf(port servicePort, all []*endpointSlice, nodeName string) targets 
 				// A pod that moves between slices is in two for a moment.
 				key := netip.AddrPortFrom(e.addr, p.port)
 				was := seen[key]
-				seen[key] = state{was.ready || e.ready, was.draining || e.draining, was.local || e.node != "" && e.node == nodeName}
+				is := backing{was.ready || e.ready, was.draining || e.draining, was.local || e.node != "" && e.node == here.node, e.hints}
+				if e.hints == nil {
+					is.hints = was.hints
+				}
+				seen[key] = is
 			}
 		}
 	}
-	pick := func(keep func(state) bool) []netip.AddrPort {
+	pick := func(keep func(backing) bool) []netip.AddrPort {
 		var out []netip.AddrPort
 		for ap, s := range seen {
 			if keep(s) {
@@ -120,30 +146,62 @@ func targetsOf(port servicePort, all []*endpointSlice, nodeName string) targets 
 		slices.SortFunc(out, netip.AddrPort.Compare)
 		return out
 	}
+	near := meantFor(here, seen)
 	t := targets{
-		cluster: pick(func(s state) bool { return s.ready }),
-		local:   pick(func(s state) bool { return s.ready && s.local }),
+		cluster: pick(func(s backing) bool { return s.ready && near(s.hints) }),
+		local:   pick(func(s backing) bool { return s.ready && s.local }),
 	}
 	if len(t.cluster) == 0 {
-		t.cluster = pick(func(s state) bool { return s.draining })
+		t.cluster = pick(func(s backing) bool { return s.draining })
 	}
 	if len(t.local) == 0 {
-		t.local = pick(func(s state) bool { return s.draining && s.local })
+		t.local = pick(func(s backing) bool { return s.draining && s.local })
 	}
 	return t
 }
 
+// meantFor says whose hints count: those for this node, if every ready
+// endpoint is meant for some node and one of them for this; or else those for
+// its zone, by the same rule; or else nobody's.
+func meantFor(here place, all map[netip.AddrPort]backing) func(*hints) bool {
+	forNode := func(h *hints) []string { return h.nodes }
+	forZone := func(h *hints) []string { return h.zones }
+	for _, way := range []struct {
+		of   func(*hints) []string
+		name string
+	}{{forNode, here.node}, {forZone, here.zone}} {
+		every, some := true, false
+		for _, b := range all {
+			switch {
+			case !b.ready:
+			case b.hints == nil || len(way.of(b.hints)) == 0:
+				every = false
+			case slices.Contains(way.of(b.hints), way.name):
+				some = true
+			}
+		}
+		if every && some {
+			return func(h *hints) bool { return h != nil && slices.Contains(way.of(h), way.name) }
+		}
+	}
+	return func(*hints) bool { return true }
+}
+
 // addService adds what one service needs. Where two services claim the same
 // external address or node port, the one added first keeps it.
-func (r *Rules) addService(s *service, all []*endpointSlice, nodeName string) {
+func (r *Rules) addService(s *service, all []*endpointSlice, here place) {
 	for _, port := range s.ports {
-		t := targetsOf(port, all, nodeName)
+		t := targetsOf(port, all, here)
 		id := fmt.Sprintf("%s/%s/%s/%d", s.key.Namespace, s.key.Name, port.proto, port.port)
-		svc, loc, ext := "svc-"+id, "loc-"+id, "ext-"+id
+		svc, loc, ext, fw := "svc-"+id, "loc-"+id, "ext-"+id, "fw-"+id
+		served := len(t.cluster) > 0 || len(t.local) > 0
 
 		internal := svc
 		if s.internalLocal {
 			internal = loc
+			if len(t.local) == 0 {
+				internal = dropChain // somebody serves, but not here
+			}
 		}
 		claimed := map[string]bool{}
 		for _, ip := range s.clusterIPs {
@@ -153,22 +211,37 @@ func (r *Rules) addService(s *service, all []*endpointSlice, nodeName string) {
 			}
 			// Without endpoints there is no element, and what the tables do
 			// not know in ServiceCIDR is refused.
-			if vip := (VIP{ip, port.proto, port.port}); !s.internalLocal && len(t.cluster) > 0 || s.internalLocal && len(t.local) > 0 {
-				claimed[internal] = claim(r.Services, vip, internal) || claimed[internal]
+			if served {
+				claimed[internal] = claim(r.Services, VIP{ip, port.proto, port.port}, internal) || claimed[internal]
 			}
 		}
-		for _, ip := range s.externalIPs {
+		external := func(ip netip.Addr, chain string) {
 			vip := VIP{ip, port.proto, port.port}
 			switch {
 			case !ip.Is4():
-			case len(t.cluster) == 0:
+			case !served:
 				r.Refused[vip] = struct{}{} // unless another service has it, see rules
-			default:
-				claimed[ext] = claim(r.Services, vip, ext) || claimed[ext]
+			case claim(r.Services, vip, chain):
+				claimed[chain], claimed[ext] = true, true
+			}
+		}
+		for _, ip := range s.externalIPs {
+			external(ip, ext)
+		}
+		if s.balancer != nil {
+			entry := ext
+			if len(s.balancer.sources) > 0 {
+				entry = fw
+			}
+			for _, ip := range s.balancer.addresses {
+				external(ip, entry)
+			}
+			if claimed[fw] {
+				r.Firewalls[fw] = Firewall{s.balancer.sources, ext}
 			}
 		}
 		// A node port without endpoints needs no rule: nobody listens there.
-		if port.nodePort != 0 && len(t.cluster) > 0 {
+		if port.nodePort != 0 && served {
 			claimed[ext] = claim(r.NodePorts, Port{port.proto, port.nodePort}, ext) || claimed[ext]
 		}
 
@@ -213,17 +286,27 @@ func (c *cluster) rules(base Base, nodeName string, pods []reservation) *Rules {
 	slices.SortFunc(ordered, func(a, b *service) int {
 		return cmp.Or(a.created.Compare(b.created), compareKeys(a.key, b.key))
 	})
+	here := place{nodeName, c.nodes[nodeName].zone}
 	for _, s := range ordered {
-		r.addService(s, c.slicesOf(s.key), nodeName)
+		r.addService(s, c.slicesOf(s.key), here)
 	}
 	for vip := range r.Refused {
 		if _, taken := r.Services[vip]; taken {
 			delete(r.Refused, vip)
 		}
 	}
+	owned := map[netip.Addr]bool{}
 	for name, n := range c.nodes {
+		owned[n.addr] = true
 		if name != nodeName && n.addr.IsValid() {
 			r.Nodes[n.addr] = struct{}{}
+		}
+	}
+	for _, s := range c.balanced {
+		for _, a := range s.balancer.addresses {
+			if s.balancer.ours && a.Is4() && !owned[a] {
+				r.Virtual[a] = struct{}{}
+			}
 		}
 	}
 	for _, p := range pods {

@@ -148,6 +148,28 @@ func TestRules(t *testing.T) {
 			s.Spec.Type = corev1.ServiceTypeLoadBalancer
 			s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.5"}, {Hostname: "x"}, {IP: "192.0.2.6", IPMode: ptr(corev1.LoadBalancerIPModeProxy)}}
 		}, clusterOnly...), sliceFor("web", onOne)}, nil},
+		{"load balancer with source ranges", []api.Object{serviceOf("web", "10.96.0.20", func(s *corev1.Service) {
+			externalLocal(s)
+			s.Spec.Type, s.Spec.LoadBalancerSourceRanges = corev1.ServiceTypeLoadBalancer, []string{"198.51.100.7/24", " 203.0.113.0/25 "}
+			s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.5"}}
+		}, tcpPorts...), sliceFor("web", onOne)}, nil},
+		{"load balancer of another class, and one at a node's address", []api.Object{
+			serviceOf("web", "10.96.0.20", func(s *corev1.Service) {
+				s.Spec.Type, s.Spec.LoadBalancerClass = corev1.ServiceTypeLoadBalancer, ptr("example.org/other")
+				s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.5"}}
+			}, clusterOnly...), sliceFor("web", onOne),
+			serviceOf("own", "10.96.0.21", func(s *corev1.Service) {
+				s.Spec.Type = corev1.ServiceTypeLoadBalancer
+				s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.168.0.1"}}
+			}, clusterOnly...), sliceFor("own", onOne), nodeAt("node1", "192.168.0.1", "a")}, nil},
+		{"hints for this zone", []api.Object{web(nil), nodeAt("node1", "192.168.0.1", "a"), sliceFor("web", forZone(onOne, "b"), forZone(onTwo, "a"))}, nil},
+		{"hints for other zones only", []api.Object{web(nil), nodeAt("node1", "192.168.0.1", "c"), sliceFor("web", forZone(onOne, "b"), forZone(onTwo, "a"))}, nil},
+		{"an endpoint without hints: nobody's count", []api.Object{web(nil), nodeAt("node1", "192.168.0.1", "a"), sliceFor("web", onOne, forZone(onTwo, "a"))}, nil},
+		{"one that is not ready needs no hints", []api.Object{web(nil), nodeAt("node1", "192.168.0.1", "a"), sliceFor("web", unready(onOneB), forZone(onOne, "b"), forZone(onTwo, "a"))}, nil},
+		{"hints for this node before those for its zone", []api.Object{web(nil), nodeAt("node1", "192.168.0.1", "a"), sliceFor("web", forNode(forZone(onOne, "a"), "node1"), forNode(forZone(onOneB, "a"), "node3"), forNode(forZone(onTwo, "b"), "node2"))}, nil},
+		{"no hints for this node, but for its zone", []api.Object{web(nil), nodeAt("node1", "192.168.0.1", "a"), sliceFor("web", forNode(forZone(onOne, "a"), "node3"), forNode(forZone(onTwo, "b"), "node2"))}, nil},
+		{"those meant for this zone drain: the others serve", []api.Object{web(nil), nodeAt("node1", "192.168.0.1", "a"), sliceFor("web", forZone(drained(onOne), "a"), forZone(onTwo, "b"))}, nil},
+		{"hints do not bind what must be local", []api.Object{web(internalLocal), nodeAt("node1", "192.168.0.1", "a"), sliceFor("web", forZone(onOne, "b"), forZone(onTwo, "a"))}, nil},
 		{"a service at DNS's address changes nothing", []api.Object{serviceOf("web", "10.96.0.10", nil, clusterOnly...), sliceFor("web", onOne)}, nil},
 		{"IPv6 addresses are left out", []api.Object{serviceOf("web", "10.96.0.20", func(s *corev1.Service) { s.Spec.ClusterIPs = append(s.Spec.ClusterIPs, "fd00::20") }, clusterOnly...),
 			sliceFor("web", onOne, ep{addr: addr("fd00::1")})}, nil},
@@ -163,6 +185,14 @@ func TestRules(t *testing.T) {
 	}
 	golden(t, "rules.golden", out.String())
 }
+
+func nodeAt(name, address, zone string) *corev1.Node {
+	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelTopologyZone: zone}},
+		Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: address}}}}
+}
+
+func forZone(e ep, zone string) ep { e.forZone = zone; return e }
+func forNode(e ep, node string) ep { e.forNode = node; return e }
 
 // What a change of objects leaves is what the last objects alone would give.
 func TestClusterForgets(t *testing.T) {

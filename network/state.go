@@ -59,13 +59,27 @@ type service struct {
 	headless   bool
 	// external is the name that an ExternalName service stands for.
 	external string
-	// externalIPs are the addresses outside ServiceCIDR that also belong to
-	// it: spec.externalIPs and the load balancer's that are of mode VIP.
-	externalIPs   []netip.Addr
+	// externalIPs are the addresses outside ServiceCIDR that also belong to it.
+	externalIPs []netip.Addr
+	// balancer is nil unless it is of type LoadBalancer.
+	balancer      *balancer
 	ports         []servicePort
 	affinity      time.Duration // 0: none
 	internalLocal bool
 	externalLocal bool
+}
+
+// balancer is what only a Service of type LoadBalancer has.
+type balancer struct {
+	// addresses are those of its status that are of mode VIP: packets to them
+	// arrive here as they were sent.
+	addresses []netip.Addr
+	// sources, if any, are who alone may send to them.
+	sources []netip.Prefix
+	// ours says that no other implementation looks after it.
+	ours bool
+	// healthPort, if not 0, is where each node says how many endpoints it has.
+	healthPort uint16
 }
 
 type servicePort struct {
@@ -95,12 +109,25 @@ type endpoint struct {
 	ready    bool
 	// draining: terminating but still serving, used when nothing is ready.
 	draining bool
+	// hints are nil where there are none. Endpoints of one slice that have the
+	// same share them.
+	hints *hints
+}
+
+// hints are the places that an endpoint is meant for, sorted.
+type hints struct{ zones, nodes []string }
+
+func (h *hints) equal(o *hints) bool {
+	return h == o || h != nil && o != nil && slices.Equal(h.zones, o.zones) && slices.Equal(h.nodes, o.nodes)
 }
 
 // node is a Node.
 type node struct {
 	addr netip.Addr   // invalid as long as it has no InternalIP
 	pods netip.Prefix // invalid as long as it has no range
+	zone string
+	// excluded from answering for load balancers' addresses, by its label.
+	excluded bool
 }
 
 // cluster is what this node has seen of the cluster. It survives the loss of
@@ -114,7 +141,8 @@ type cluster struct {
 	byService map[types.NamespacedName]map[types.NamespacedName]*endpointSlice
 	byAddress map[netip.Addr]map[types.NamespacedName]*endpointSlice
 	byIP      map[netip.Addr]*service
-	spaces    map[string]int // services in each namespace
+	balanced  map[types.NamespacedName]*service // those with a balancer
+	spaces    map[string]int                    // services in each namespace
 	nodes     map[string]node
 	localPods map[types.UID]struct{}
 	// synced says which resources have delivered their first snapshot.
@@ -134,6 +162,7 @@ func newCluster(changed func(string)) *cluster {
 func (c *cluster) resetServices() {
 	c.services = map[types.NamespacedName]*service{}
 	c.byIP = map[netip.Addr]*service{}
+	c.balanced = map[types.NamespacedName]*service{}
 	c.spaces = map[string]int{}
 }
 
@@ -229,6 +258,9 @@ func (c *cluster) putService(s *service) {
 	for _, ip := range s.clusterIPs {
 		c.byIP[ip] = s
 	}
+	if s.balancer != nil {
+		c.balanced[s.key] = s
+	}
 }
 
 func (c *cluster) dropService(key types.NamespacedName) {
@@ -237,6 +269,7 @@ func (c *cluster) dropService(key types.NamespacedName) {
 		return
 	}
 	delete(c.services, key)
+	delete(c.balanced, key)
 	if c.spaces[key.Namespace]--; c.spaces[key.Namespace] == 0 {
 		delete(c.spaces, key.Namespace)
 	}
@@ -324,15 +357,10 @@ func parseService(s *corev1.Service) *service {
 	if out.headless {
 		return out
 	}
-	external := slices.Clone(s.Spec.ExternalIPs)
+	out.externalIPs = parseAddrs(s.Spec.ExternalIPs)
 	if s.Spec.Type == corev1.ServiceTypeLoadBalancer {
-		for _, i := range s.Status.LoadBalancer.Ingress {
-			if i.IP != "" && (i.IPMode == nil || *i.IPMode == corev1.LoadBalancerIPModeVIP) {
-				external = append(external, i.IP)
-			}
-		}
+		out.balancer = parseBalancer(s)
 	}
-	out.externalIPs = parseAddrs(external)
 	if s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
 		out.affinity = time.Duration(corev1.DefaultClientIPServiceAffinitySeconds) * time.Second
 		if c := s.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
@@ -341,6 +369,23 @@ func parseService(s *corev1.Service) *service {
 	}
 	out.internalLocal = s.Spec.InternalTrafficPolicy != nil && *s.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal
 	out.externalLocal = s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+	return out
+}
+
+func parseBalancer(s *corev1.Service) *balancer {
+	out := &balancer{ours: api.OwnLoadBalancer(s), healthPort: uint16(s.Spec.HealthCheckNodePort)}
+	var virtual []string
+	for _, i := range s.Status.LoadBalancer.Ingress {
+		if i.IP != "" && (i.IPMode == nil || *i.IPMode == corev1.LoadBalancerIPModeVIP) {
+			virtual = append(virtual, i.IP)
+		}
+	}
+	out.addresses = parseAddrs(virtual)
+	for _, r := range s.Spec.LoadBalancerSourceRanges {
+		if p, err := netip.ParsePrefix(strings.TrimSpace(r)); err == nil {
+			out.sources = append(out.sources, p.Masked())
+		}
+	}
 	return out
 }
 
@@ -375,6 +420,11 @@ func parseSlice(s *discoveryv1.EndpointSlice) *endpointSlice {
 		if e.NodeName != nil {
 			ep.node = *e.NodeName
 		}
+		if ep.hints = parseHints(e.Hints); ep.hints != nil && len(out.endpoints) > 0 {
+			if last := out.endpoints[len(out.endpoints)-1].hints; last.equal(ep.hints) {
+				ep.hints = last
+			}
+		}
 		// Only the first address of an endpoint is to be used; the others are
 		// there for history.
 		if len(e.Addresses) > 0 {
@@ -387,8 +437,25 @@ func parseSlice(s *discoveryv1.EndpointSlice) *endpointSlice {
 	return out
 }
 
+func parseHints(h *discoveryv1.EndpointHints) *hints {
+	if h == nil || len(h.ForZones) == 0 && len(h.ForNodes) == 0 {
+		return nil
+	}
+	out := &hints{}
+	for _, z := range h.ForZones {
+		out.zones = append(out.zones, z.Name)
+	}
+	for _, n := range h.ForNodes {
+		out.nodes = append(out.nodes, n.Name)
+	}
+	slices.Sort(out.zones)
+	slices.Sort(out.nodes)
+	return out
+}
+
 func parseNode(n *corev1.Node) node {
-	var out node
+	out := node{zone: n.Labels[corev1.LabelTopologyZone]}
+	_, out.excluded = n.Labels[corev1.LabelNodeExcludeBalancers]
 	for _, a := range n.Status.Addresses {
 		if addr, ok := parseAddr(a.Address); ok && addr.Is4() && a.Type == corev1.NodeInternalIP {
 			out.addr = addr

@@ -41,6 +41,10 @@ func validateServiceUpdate(svc, old *corev1.Service) field.ErrorList {
 			e.invalid(specPath.Child("loadBalancerClass"), svc.Spec.LoadBalancerClass, "may not change once set")
 		}
 	}
+	if needsHealthCheckNodePort(old) && needsHealthCheckNodePort(svc) && old.Spec.HealthCheckNodePort != 0 &&
+		svc.Spec.HealthCheckNodePort != old.Spec.HealthCheckNodePort {
+		e.forbidden(specPath.Child("healthCheckNodePort"), "field is immutable")
+	}
 	e.service(svc)
 	return e.list()
 }

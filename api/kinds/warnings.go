@@ -5,7 +5,9 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 
+	"golang.org/x/sys/unix"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -65,12 +67,6 @@ var mountable = []string{"emptyDir", "hostPath", "configMap", "secret", "downwar
 
 // serviceGaps are below a service's spec.
 var serviceGaps = []gap{
-	{path: "loadBalancerIP"},
-	{path: "loadBalancerClass"},
-	{path: "loadBalancerSourceRanges"},
-	{path: "healthCheckNodePort"},
-	{path: "trafficDistribution"},
-	{path: "ports[*].protocol", but: []string{string(corev1.ProtocolTCP), string(corev1.ProtocolUDP)}},
 	{path: "ipFamilyPolicy", but: []string{string(corev1.IPFamilyPolicySingleStack)}},
 }
 
@@ -296,8 +292,10 @@ func containerWarnings(p *field.Path, c *corev1.Container) []string {
 
 func serviceWarnings(svc *corev1.Service) []string {
 	out := gapWarnings(specPath, &svc.Spec, serviceGaps)
-	if svc.Spec.Type == corev1.ServiceTypeLoadBalancer {
-		out = append(out, `spec.type: nothing in Conclave gives addresses to services of type "LoadBalancer" yet; they are reached at their node ports`)
+	for i, p := range svc.Spec.Ports {
+		if p.Protocol == corev1.ProtocolSCTP && !kernelHasSCTP() {
+			out = append(out, specPath.Child("ports").Index(i).Child("protocol").String()+": this node's kernel has no SCTP; only nodes and pods whose kernel has it can speak it")
+		}
 	}
 	if svc.Spec.ClusterIP == corev1.ClusterIPNone && svc.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
 		out = append(out, "spec.SessionAffinity is ignored for headless services")
@@ -309,6 +307,15 @@ func serviceWarnings(svc *corev1.Service) []string {
 	}
 	return out
 }
+
+// kernelHasSCTP asks the kernel, which may load what it lacks.
+var kernelHasSCTP = sync.OnceValue(func() bool {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
+	if err != nil {
+		return false
+	}
+	return unix.Close(fd) == nil
+})
 
 func secretWarnings(s *corev1.Secret) []string {
 	if s.Type == corev1.SecretTypeServiceAccountToken {

@@ -592,7 +592,10 @@ func showServiceStatus(t *testing.T, w *world) {
 		t.Fatal(err)
 	}
 	defer watching.Stop()
-	w.service(t, "lifecycle", asType(corev1.ServiceTypeLoadBalancer))
+	w.service(t, "lifecycle", func(s *corev1.Service) {
+		asType(corev1.ServiceTypeLoadBalancer)(s)
+		s.Spec.LoadBalancerClass = ptr.To("example.org/nobody") // so that nobody but the test writes the status
+	})
 	awaitEvent(t, watching, watch.Added, func(*corev1.Service) bool { return true })
 
 	status, err := services.Get(t.Context(), "lifecycle", metav1.GetOptions{})
