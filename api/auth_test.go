@@ -153,6 +153,9 @@ func TestNodeRights(t *testing.T) {
 		{"GET", "/api/v1/pods?fieldSelector=spec.nodeName%3Dn1", "", true},
 		{"GET", "/api/v1/pods?fieldSelector=spec.nodeName%3Dn2", "", false},
 		{"GET", "/api/v1/pods", "", false},
+		{"GET", "/api/v1/pods?fieldSelector=status.podIP%21%3D10.0.0.1", "", false},
+		{"GET", "/api/v1/pods?fieldSelector=status.podIP%21%3D", "", true},
+		{"GET", "/apis/networking.k8s.io/v1/networkpolicies", "", true},
 		{"GET", shop + "/pods/on-n1", "", true},
 		{"GET", shop + "/pods/on-n2", "", false},
 		{"PATCH", shop + "/pods/on-n1/status", `{"status":{"phase":"Running"}}`, true},
@@ -203,6 +206,56 @@ func TestNodeRights(t *testing.T) {
 		if ok := a.code < 300; ok != tc.ok || !ok && a.code != 403 {
 			t.Errorf("%s %s %s: %d %s", tc.method, tc.path, tc.body, a.code, a.body)
 		}
+	}
+}
+
+// Of the pods of other nodes, a node sees what network policies ask for.
+func TestNodeSeesPeers(t *testing.T) {
+	st := newSite(t)
+	st.namespace("shop")
+	c, ctx := st.Local(apitest.Admin), t.Context()
+	p := testPod("p")
+	p.Namespace, p.Labels, p.Annotations = "shop", map[string]string{"app": "web"}, map[string]string{"note": "private"}
+	p.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "PASSWORD", Value: "private"}}
+	p.Spec.Containers[0].Ports = []corev1.ContainerPort{{Name: "http", ContainerPort: 80}, {ContainerPort: 81}}
+	made, err := c.Create(ctx, api.GVROf(p), "shop", "", p, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := func(u api.User) []api.Object {
+		t.Helper()
+		list, _, err := st.Local(u).List(ctx, api.GVROf(p), "", metav1.ListOptions{FieldSelector: api.PeersSelector})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	other := api.User{Name: "system:node:n2", Groups: []string{"system:nodes", "system:authenticated"}}
+	if got := all(other); len(got) != 0 {
+		t.Errorf("a pod without address is a peer: %v", got)
+	}
+	running := made.(*corev1.Pod).DeepCopy()
+	running.Status.PodIP, running.Status.PodIPs = "10.244.0.9", []corev1.PodIP{{IP: "10.244.0.9"}}
+	if _, err := c.Update(ctx, api.GVROf(p), "shop", running, metav1.UpdateOptions{}, "status"); err != nil {
+		t.Fatal(err)
+	}
+	got := all(other)
+	if len(got) != 1 {
+		t.Fatal(got)
+	}
+	peer := got[0].(*corev1.Pod)
+	if peer.Status.PodIP != "10.244.0.9" || peer.Labels["app"] != "web" || peer.UID != made.GetUID() || len(peer.Spec.Containers) != 1 ||
+		len(peer.Spec.Containers[0].Ports) != 1 || peer.Spec.Containers[0].Ports[0].Name != "http" {
+		t.Errorf("%+v", peer)
+	}
+	answer := st.request(st.transport("system:node:n2", "system:nodes"), "GET", "/api/v1/pods?fieldSelector=status.podIP%21%3D", "")
+	for text, shown := range map[string]bool{"private": false, "10.244.0.9": true} {
+		if strings.Contains(string(answer.body), text) != shown {
+			t.Errorf("%q: want it shown %v: %s", text, shown, answer.body)
+		}
+	}
+	if full := all(apitest.Admin)[0].(*corev1.Pod); len(full.Spec.Containers[0].Env) != 1 {
+		t.Errorf("an administrator is shown %+v", full)
 	}
 }
 

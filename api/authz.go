@@ -82,6 +82,7 @@ func (r *rules) node(name string, a Attributes) error {
 		}
 	case services.GroupResource(), namespaces.GroupResource(),
 		schema.GroupResource{Group: "discovery.k8s.io", Resource: "endpointslices"},
+		schema.GroupResource{Group: "networking.k8s.io", Resource: "networkpolicies"},
 		schema.GroupResource{Group: "node.k8s.io", Resource: "runtimeclasses"},
 		schema.GroupResource{Group: "storage.k8s.io", Resource: "csidrivers"}:
 		if read && a.Subresource == "" {
@@ -129,14 +130,22 @@ func noRelationship(node string, a Attributes) error {
 	return Denied("no relationship found between node '" + node + "' and this object")
 }
 
+// ofNode says whether a list or watch of pods is of a node's own.
+func ofNode(node string, a Attributes) bool {
+	f, err := fields.ParseSelector(a.FieldSelector)
+	if err != nil {
+		return false
+	}
+	on, ok := f.RequiresExactMatch("spec.nodeName")
+	return ok && on == node
+}
+
 // nodePods lets a node see and change the pods that are bound to it.
 func (r *rules) nodePods(node string, a Attributes) error {
 	switch a.Verb {
 	case "list", "watch":
-		if f, err := fields.ParseSelector(a.FieldSelector); err == nil {
-			if on, ok := f.RequiresExactMatch("spec.nodeName"); ok && on == node {
-				return nil
-			}
+		if ofNode(node, a) || asksForPeers(a) { // of the latter it is shown little, see peers.go
+			return nil
 		}
 		if a.Name == "" {
 			return Denied("can only list/watch pods with spec.nodeName field selector")

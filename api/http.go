@@ -145,7 +145,7 @@ func (x *exchange) resource(ctx context.Context) error {
 		return errNoSuchPath
 	}
 	c := &call{
-		s: x.s, res: res, user: x.user, namespace: t.Namespace, name: t.Name, sub: t.Subresource,
+		s: x.s, res: x.s.shownTo(x.user, res, t.Attributes), user: x.user, namespace: t.Namespace, name: t.Name, sub: t.Subresource,
 		tracked: true, manager: managerOf(x.r.UserAgent()), warn: x.warn,
 	}
 	if t.collection {

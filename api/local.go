@@ -44,6 +44,7 @@ func (l *local) begin(ctx context.Context, verb string, r schema.GroupVersionRes
 	if err := l.s.authorize(ctx, l.user, a); err != nil {
 		return nil, err
 	}
+	c.res = l.s.shownTo(l.user, res, a)
 	return c, nil
 }
 

@@ -13,6 +13,9 @@
 //	              static route, neighbour and forwarding entry for each node
 //	table ip conclave
 //	              the rules; nft.go has the picture
+//	table ip conclave-policy
+//	              network policies, while one isolates a pod of this node;
+//	              policy_nft.go has the picture
 //
 // A pod has its address alone (/32) and reaches even its neighbours by way of
 // the bridge's address. So every packet between pods passes the IP layer of
@@ -32,9 +35,12 @@
 //   - Until nodes, services and endpoints have been seen once, what an earlier
 //     process left in the kernel stays: it knows more. DNS says "I do not know
 //     yet" rather than "no".
+//   - A pod that network policies select is isolated when Attach returns. What
+//     an earlier process left of policies stays until all that they depend on
+//     has been seen, or a pod comes that it did not know.
 //   - Dir holds one small file for each attached pod, written at Attach and
-//     removed at Detach, and this node's range. Nothing else is ever written
-//     to disk. An address given back rests as long as the range allows.
+//     removed at Detach, this node's range, and the cluster's network policies,
+//     written when they change. Nothing else is ever written to disk. An address given back rests as long as the range allows.
 //   - Names of the cluster's domain, and reverse names of its addresses, are
 //     never asked of anybody else.
 //   - Work in another network namespace happens on a thread that does nothing
@@ -53,6 +59,9 @@
 //
 //   - one api.Follow for each of nodes, services, endpointslices and this
 //     node's pods; they write what they see into cluster and kick the loop;
+//   - one api.Follow for network policies and, while one depends on them, for
+//     namespaces and the pods of all nodes, with the loop that starts and ends
+//     these; they write into policyState and kick the loop;
 //   - program, the one loop that touches links and rules. It waits for a kick,
 //     lets changes of two milliseconds come together, and does one pass; it
 //     repeats a failed pass, ever more slowly, and otherwise sleeps. Pods are

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -86,6 +87,10 @@ func newObject(resource string) (api.Object, error) {
 		return &corev1.Pod{}, nil
 	case "endpointslices":
 		return &discoveryv1.EndpointSlice{}, nil
+	case "networkpolicies":
+		return &networkingv1.NetworkPolicy{}, nil
+	case "namespaces":
+		return &corev1.Namespace{}, nil
 	}
 	return nil, fmt.Errorf("no such resource: %q", resource)
 }
@@ -476,6 +481,10 @@ func resourceOf(o api.Object) string {
 		return "services"
 	case *corev1.Pod:
 		return "pods"
+	case *networkingv1.NetworkPolicy:
+		return "networkpolicies"
+	case *corev1.Namespace:
+		return "namespaces"
 	}
 	return "endpointslices"
 }

@@ -65,12 +65,13 @@ const (
 
 // Network is this node's part in the cluster's network.
 type Network struct {
-	cfg     Config
-	cluster *cluster
-	ipam    *ipam
-	host    *host
-	dns     *resolver
-	pods    keyedMutex // by UID: one Attach or Detach at a time
+	cfg      Config
+	cluster  *cluster
+	policies *policyState
+	ipam     *ipam
+	host     *host
+	dns      *resolver
+	pods     keyedMutex // by UID: one Attach or Detach at a time
 
 	kick        chan struct{} // capacity 1: something has changed
 	balanceKick chan struct{} // the same, for runBalance
@@ -79,6 +80,7 @@ type Network struct {
 	// wanted counts the changes asked for; done is the last that the kernel
 	// has. progress is closed and replaced at the end of each pass.
 	wanted, done uint64
+	policed      uint64 // the last of which the kernel has the policies
 	progress     chan struct{}
 	bridged      bool         // the bridge, and DNS's address on it, are there
 	linked       netip.Prefix // the range whose links are there
@@ -86,7 +88,8 @@ type Network struct {
 	problems     map[string]error
 }
 
-// The resources that are followed. Pods are followed for leaks alone.
+// The resources that are followed, of pods this node's own; policyState follows
+// what network policies are about.
 var followed = map[string]schema.GroupVersionResource{
 	"nodes":          corev1.SchemeGroupVersion.WithResource("nodes"),
 	"services":       corev1.SchemeGroupVersion.WithResource("services"),
@@ -133,6 +136,9 @@ func New(cfg Config) (*Network, error) {
 		problems: map[string]error{"links": errors.New("not set up yet"), "rules": errors.New("not set up yet"), "DNS": errors.New("not served yet")},
 	}
 	n.cluster = newCluster(n.changed)
+	if n.policies, err = openPolicies(cfg.Dir, cfg.ClusterDNS, func() { n.want() }); err != nil {
+		return nil, err
+	}
 	n.dns = newResolver(cfg, n.cluster)
 	return n, nil
 }
@@ -191,13 +197,16 @@ func (n *Network) Run(ctx context.Context) error {
 	handlers := n.cluster.handlers()
 	for name, resource := range followed {
 		var o metav1.ListOptions
+		var h api.Handler = handlers[name]
 		if name == "pods" {
 			o.FieldSelector = "spec.nodeName=" + n.cfg.NodeName
+			h = tee{h, n.policies.ownHandler()}
 		}
 		g.Go(func() error {
-			return ended(ctx, api.Follow(ctx, n.cfg.Client, resource, "", o, handlers[name]))
+			return ended(ctx, api.Follow(ctx, n.cfg.Client, resource, "", o, h))
 		})
 	}
+	g.Go(func() error { return n.policies.run(ctx, n.cfg.Client) })
 	g.Go(func() error { return n.program(ctx) })
 	g.Go(func() error { return n.runBalance(ctx) })
 	g.Go(func() error {
@@ -222,6 +231,7 @@ func ended(ctx context.Context, err error) error {
 func (n *Network) program(ctx context.Context) error {
 	var (
 		k       kernel
+		pk      policyKernel
 		links   *hostConfig // what the host was last set to
 		leaks   = map[types.UID]time.Time{}
 		moved   = n.cfg.AddressChanged
@@ -254,7 +264,7 @@ func (n *Network) program(ctx context.Context) error {
 			soon = false
 		}
 		var err error
-		if links, err = n.pass(&k, links); err != nil {
+		if links, err = n.pass(&k, &pk, links); err != nil {
 			n.cfg.Log.Warn("programming the network failed, trying again", "in", pause, "err", err)
 			timer.Reset(pause)
 			pause = min(2*pause, retryMost)
@@ -280,7 +290,7 @@ func (n *Network) hurry(timer *time.Timer, soon bool) bool {
 
 // pass brings links, then rules, to what is wanted now. It returns what the
 // links were set to, nil if that failed.
-func (n *Network) pass(k *kernel, links *hostConfig) (*hostConfig, error) {
+func (n *Network) pass(k *kernel, pk *policyKernel, links *hostConfig) (*hostConfig, error) {
 	n.mu.Lock()
 	pass, gone := n.wanted, n.gone
 	n.gone = nil
@@ -291,6 +301,8 @@ func (n *Network) pass(k *kernel, links *hostConfig) (*hostConfig, error) {
 		linkErr = n.host.set(want)
 	}
 	kept, ruleErr := n.applyRules(k, gone)
+	policed, policyErr := n.applyPolicies(pk)
+	ruleErr = errors.Join(ruleErr, policyErr)
 
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -305,6 +317,9 @@ func (n *Network) pass(k *kernel, links *hostConfig) (*hostConfig, error) {
 	}
 	if ruleErr == nil {
 		n.done = pass
+	}
+	if policed {
+		n.policed = pass
 	}
 	if ruleErr != nil || kept {
 		n.gone = append(n.gone, gone...)
@@ -372,6 +387,30 @@ func (n *Network) applyRules(k *kernel, gone []netip.Addr) (kept bool, err error
 		return false, err
 	}
 	return false, staleAfter(old, r, gone).forget()
+}
+
+// applyPolicies brings network policies up to date, and says whether they are.
+func (n *Network) applyPolicies(k *policyKernel) (bool, error) {
+	left := false
+	if k.applied == nil {
+		var err error
+		if left, err = k.exists(); err != nil {
+			return false, err
+		}
+	}
+	version, due := n.policies.due(left)
+	if !due {
+		return false, nil
+	}
+	if k.applied != nil && k.version == version {
+		return true, nil
+	}
+	p, version := n.policies.compile(n.ipam.all())
+	if err := k.apply(p); err != nil {
+		return false, err
+	}
+	k.version = version
+	return true, n.policies.keep()
 }
 
 // reclaim frees the addresses of pods that the cluster has not known for long,
@@ -461,7 +500,10 @@ func (n *Network) Attach(ctx context.Context, pod *corev1.Pod) (netns string, ip
 		return "", nil, fmt.Errorf("attaching pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
 	path := n.netns(pod.UID)
-	if !n.host.attached(path, r) {
+	isNew := !n.host.attached(path, r)
+	n.policies.attached(pod, isNew)
+	pass := n.want()
+	if isNew {
 		err := n.host.detach(path, pod.UID) // what a crash may have left
 		if err == nil {
 			err = n.host.attach(path, r, gatewayOf(n.ipam.node()))
@@ -470,7 +512,12 @@ func (n *Network) Attach(ctx context.Context, pod *corev1.Pod) (netns string, ip
 			return "", nil, fmt.Errorf("attaching pod %s/%s: %w", pod.Namespace, pod.Name, err)
 		}
 	}
-	pass := n.want()
+	// The pod is nobody's to reach before its policies are in place.
+	if isNew && n.policies.concern() {
+		if err := n.await(ctx, "the network policies of the pod", func() bool { return n.policed >= pass }); err != nil {
+			return "", nil, fmt.Errorf("attaching pod %s/%s: %w", pod.Namespace, pod.Name, err)
+		}
+	}
 	if len(r.HostPorts) > 0 {
 		if err := n.await(ctx, "the pod's host ports", func() bool { return n.done >= pass }); err != nil {
 			return "", nil, fmt.Errorf("attaching pod %s/%s: %w", pod.Namespace, pod.Name, err)
@@ -502,6 +549,7 @@ func (n *Network) detach(uid types.UID) error {
 	if err := n.ipam.release(uid); err != nil {
 		return err
 	}
+	n.policies.detached(uid)
 	n.mu.Lock()
 	n.gone = append(n.gone, r.Address)
 	n.mu.Unlock()
@@ -522,7 +570,7 @@ func (n *Network) Teardown(ctx context.Context) error {
 			errs = append(errs, removeNamespace(n.netns(types.UID(f.Name()))))
 		}
 	}
-	errs = append(errs, (&kernel{}).remove(), n.host.teardown(), os.RemoveAll(n.cfg.Dir))
+	errs = append(errs, (&kernel{}).remove(), (&policyKernel{}).remove(), n.host.teardown(), os.RemoveAll(n.cfg.Dir))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("taking the network down: %w", err)
 	}

@@ -63,7 +63,7 @@ func kernelText() (string, error) {
 	}
 	slices.SortFunc(chains, func(a, b *nftables.Chain) int { return strings.Compare(a.Name, b.Name) })
 	for _, ch := range chains {
-		if ch.Table.Name != tableName {
+		if ch.Table.Name != table.Name {
 			continue
 		}
 		line := "chain " + ch.Name

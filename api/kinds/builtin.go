@@ -205,6 +205,16 @@ func Builtin() []*Kind {
 			Columns: ipAddressColumns, Cells: cells(ipAddressCells),
 		},
 		{
+			GVK: networkingv1.SchemeGroupVersion.WithKind("NetworkPolicy"), Plural: "networkpolicies", ShortNames: []string{"netpol"}, Namespaced: true,
+			New: empty[networkingv1.NetworkPolicy], NewList: empty[networkingv1.NetworkPolicyList],
+			Default:          one(defaultNetworkPolicy),
+			PrepareForCreate: one(func(n *networkingv1.NetworkPolicy) { n.Generation = 1 }),
+			PrepareForUpdate: two(func(n, old *networkingv1.NetworkPolicy) { countGeneration(n, &n.Spec, &old.Spec) }),
+			Validate:         check(validateNetworkPolicy), ValidateUpdate: checkTwo(validateNetworkPolicyUpdate),
+			Warnings: warn(networkPolicyWarnings),
+			Columns:  networkPolicyColumns, Cells: cells(networkPolicyCells),
+		},
+		{
 			GVK: storagev1.SchemeGroupVersion.WithKind("StorageClass"), Plural: "storageclasses", ShortNames: []string{"sc"},
 			New: empty[storagev1.StorageClass], NewList: empty[storagev1.StorageClassList],
 			Default: one(defaultStorageClass), Validate: check(validateStorageClass), ValidateUpdate: checkTwo(validateStorageClassUpdate),

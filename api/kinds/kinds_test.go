@@ -177,6 +177,25 @@ func TestValidate(t *testing.T) {
 		{"ipaddresses.networking.k8s.io", "good", "metadata: {name: 10.96.0.1}\nspec: {parentRef: {resource: services, name: kubernetes, namespace: default}}", nil},
 		{"ipaddresses.networking.k8s.io", "bad", "metadata: {name: 10.96.0.01}\nspec: {parentRef: {name: a/b}}", []string{
 			`metadata.name: Invalid value: "10.96.0.01": must not have leading 0s`, "spec.parentRef.resource: Required value", `spec.parentRef.name: Invalid value: "a/b": may not contain '/'`}},
+		{"networkpolicies.networking.k8s.io", "good", meta + "spec: {podSelector: {}, policyTypes: [Ingress, Egress], ingress: [{from: [{podSelector: {}, namespaceSelector: {}}, {ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}], ports: [{protocol: TCP, port: 80, endPort: 90}, {protocol: SCTP, port: web}]}]}", nil},
+		{"networkpolicies.networking.k8s.io", "peers", meta + "spec: {podSelector: {matchLabels: {'a b': c}}, policyTypes: [Ingress], ingress: [{from: [{}, {ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/16, 10.0.0.0/8, x]}, podSelector: {}}, {ipBlock: {}}]}]}", []string{
+			`spec.podSelector.matchLabels: Invalid value: "a b": name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')`,
+			"spec.ingress[0].from[0]: Required value: must specify a peer",
+			"spec.ingress[0].from[1].ipBlock.except[0]: Invalid value: \"11.0.0.0/16\": must be a strict subset of `cidr`",
+			"spec.ingress[0].from[1].ipBlock.except[1]: Invalid value: \"10.0.0.0/8\": must be a strict subset of `cidr`",
+			`spec.ingress[0].from[1].ipBlock.except[2]: Invalid value: "x": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)`,
+			"spec.ingress[0].from[1]: Forbidden: may not specify both ipBlock and another peer",
+			"spec.ingress[0].from[2].ipBlock.cidr: Required value"}},
+		{"networkpolicies.networking.k8s.io", "ports", meta + "spec: {podSelector: {}, policyTypes: [Egress, All], egress: [{ports: [{protocol: ICMP, port: 0}, {protocol: TCP, port: 90, endPort: 80}, {protocol: TCP, port: Web, endPort: 80}, {protocol: TCP, endPort: 80}]}]}", []string{
+			`spec.egress[0].ports[0].protocol: Unsupported value: "ICMP": supported values: "TCP", "UDP", "SCTP"`,
+			"spec.egress[0].ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive",
+			"spec.egress[0].ports[1].endPort: Invalid value: 90: must be greater than or equal to `port`",
+			"spec.egress[0].ports[2].endPort: Invalid value: 80: may not be specified when `port` is non-numeric",
+			`spec.egress[0].ports[2].port: Invalid value: "Web": must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)`,
+			"spec.egress[0].ports[3].endPort: Invalid value: 80: may not be specified when `port` is not specified",
+			`spec.policyTypes[1]: Unsupported value: "All": supported values: "Egress", "Ingress"`}},
+		{"networkpolicies.networking.k8s.io", "types", meta + "spec: {podSelector: {}, policyTypes: [Egress, Ingress, Egress]}", []string{
+			`spec.policyTypes: Invalid value: ["Egress","Ingress","Egress"]: may not specify more than two policyTypes`}},
 	} {
 		t.Run(tc.resource+"/"+tc.name, func(t *testing.T) {
 			k := table[tc.resource]
