@@ -39,6 +39,8 @@ var (
 	volumes         = corev1.SchemeGroupVersion.WithResource("persistentvolumes")
 	storageClasses  = storagev1.SchemeGroupVersion.WithResource("storageclasses")
 	attachments     = storagev1.SchemeGroupVersion.WithResource("volumeattachments")
+	csiNodes        = storagev1.SchemeGroupVersion.WithResource("csinodes")
+	csiDrivers      = storagev1.SchemeGroupVersion.WithResource("csidrivers")
 	leases          = schema.GroupVersionResource{Group: "coordination.k8s.io", Version: "v1", Resource: "leases"}
 )
 
@@ -54,7 +56,7 @@ func hooksOf(r *resource) hooks {
 		return hooks{admit: admitClaim, answersDeleted: true}
 	case volumes:
 		return hooks{admit: admitVolume, answersDeleted: true}
-	case storageClasses, attachments:
+	case storageClasses, attachments, csiNodes, csiDrivers, storagev1.SchemeGroupVersion.WithResource("volumeattributesclasses"):
 		return hooks{answersDeleted: true}
 	case serviceAccounts:
 		return hooks{answersDeleted: true}

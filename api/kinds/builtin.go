@@ -215,6 +215,29 @@ func Builtin() []*Kind {
 			Columns:  networkPolicyColumns, Cells: cells(networkPolicyCells),
 		},
 		{
+			GVK: storagev1.SchemeGroupVersion.WithKind("CSIDriver"), Plural: "csidrivers",
+			New: empty[storagev1.CSIDriver], NewList: empty[storagev1.CSIDriverList],
+			Default: one(defaultCSIDriver), PrepareForCreate: one(func(d *storagev1.CSIDriver) { d.Generation = 1 }),
+			PrepareForUpdate: two(func(d, old *storagev1.CSIDriver) { countGeneration(d, &d.Spec, &old.Spec) }),
+			Validate:         check(validateCSIDriver), ValidateUpdate: checkTwo(validateCSIDriverUpdate),
+			Columns: csiDriverColumns, Cells: cells(csiDriverCells),
+		},
+		{
+			GVK: storagev1.SchemeGroupVersion.WithKind("CSINode"), Plural: "csinodes",
+			New: empty[storagev1.CSINode], NewList: empty[storagev1.CSINodeList], Status: true,
+			PrepareForCreate:       one(func(n *storagev1.CSINode) { n.Status = storagev1.CSINodeStatus{} }),
+			PrepareForUpdate:       two(func(n, old *storagev1.CSINode) { n.Status = old.Status }),
+			PrepareForStatusUpdate: two(func(n, old *storagev1.CSINode) { n.Spec = old.Spec }),
+			Validate:               check(validateCSINode), ValidateUpdate: checkTwo(validateCSINodeUpdate),
+			Columns: csiNodeColumns, Cells: cells(csiNodeCells),
+		},
+		{
+			GVK: storagev1.SchemeGroupVersion.WithKind("CSIStorageCapacity"), Plural: "csistoragecapacities", Namespaced: true,
+			New: empty[storagev1.CSIStorageCapacity], NewList: empty[storagev1.CSIStorageCapacityList],
+			Validate: check(validateCapacity), ValidateUpdate: checkTwo(validateCapacityUpdate),
+			Columns: capacityColumns, Cells: cells(capacityCells),
+		},
+		{
 			GVK: storagev1.SchemeGroupVersion.WithKind("StorageClass"), Plural: "storageclasses", ShortNames: []string{"sc"},
 			New: empty[storagev1.StorageClass], NewList: empty[storagev1.StorageClassList],
 			Default: one(defaultStorageClass), Validate: check(validateStorageClass), ValidateUpdate: checkTwo(validateStorageClassUpdate),
@@ -228,6 +251,12 @@ func Builtin() []*Kind {
 			PrepareForStatusUpdate: two(func(a, old *storagev1.VolumeAttachment) { a.Spec = old.Spec }),
 			Validate:               check(validateAttachment), ValidateUpdate: checkTwo(validateAttachmentUpdate),
 			Columns: attachmentColumns, Cells: cells(attachmentCells),
+		},
+		{
+			GVK: storagev1.SchemeGroupVersion.WithKind("VolumeAttributesClass"), Plural: "volumeattributesclasses", ShortNames: []string{"vac"},
+			New: empty[storagev1.VolumeAttributesClass], NewList: empty[storagev1.VolumeAttributesClassList],
+			Validate: check(validateAttributesClass), ValidateUpdate: checkTwo(validateAttributesClassUpdate),
+			Columns: attributesClassColumns, Cells: cells(attributesClassCells),
 		},
 	}
 	for _, k := range rows {

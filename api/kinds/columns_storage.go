@@ -196,3 +196,65 @@ func attachmentCells(a *storagev1.VolumeAttachment, now time.Time) []any {
 	}
 	return []any{a.Name, a.Spec.Attacher, volume, a.Spec.NodeName, a.Status.Attached, age(a.CreationTimestamp, now)}
 }
+
+var csiDriverColumns = []metav1.TableColumnDefinition{
+	nameColumn,
+	boolean("AttachRequired", docs(storagev1.CSIDriverSpec{}, "attachRequired")),
+	boolean("PodInfoOnMount", docs(storagev1.CSIDriverSpec{}, "podInfoOnMount")),
+	boolean("StorageCapacity", docs(storagev1.CSIDriverSpec{}, "storageCapacity")),
+	text("TokenRequests", docs(storagev1.CSIDriverSpec{}, "tokenRequests")),
+	boolean("RequiresRepublish", docs(storagev1.CSIDriverSpec{}, "requiresRepublish")),
+	text("Modes", docs(storagev1.CSIDriverSpec{}, "volumeLifecycleModes")),
+	ageColumn,
+}
+
+func csiDriverCells(d *storagev1.CSIDriver, now time.Time) []any {
+	tokens, list := unset, []string{}
+	if d.Spec.TokenRequests != nil {
+		for _, r := range d.Spec.TokenRequests {
+			list = append(list, r.Audience)
+		}
+		tokens = strings.Join(list, ",")
+	}
+	modes := []string{}
+	for _, m := range d.Spec.VolumeLifecycleModes {
+		modes = append(modes, string(m))
+	}
+	attach := d.Spec.AttachRequired == nil || *d.Spec.AttachRequired
+	return []any{
+		d.Name, attach, isTrue(d.Spec.PodInfoOnMount), isTrue(d.Spec.StorageCapacity), tokens,
+		isTrue(d.Spec.RequiresRepublish), strings.Join(modes, ","), age(d.CreationTimestamp, now),
+	}
+}
+
+func boolean(name, description string) metav1.TableColumnDefinition {
+	return metav1.TableColumnDefinition{Name: name, Type: "boolean", Description: description}
+}
+
+var csiNodeColumns = []metav1.TableColumnDefinition{nameColumn, number("Drivers", docs(storagev1.CSINodeSpec{}, "drivers")), ageColumn}
+
+func csiNodeCells(n *storagev1.CSINode, now time.Time) []any {
+	return []any{n.Name, int64(len(n.Spec.Drivers)), age(n.CreationTimestamp, now)}
+}
+
+var capacityColumns = []metav1.TableColumnDefinition{
+	nameColumn,
+	text("StorageClassName", docs(storagev1.CSIStorageCapacity{}, "storageClassName")),
+	text("Capacity", docs(storagev1.CSIStorageCapacity{}, "capacity")),
+}
+
+func capacityCells(c *storagev1.CSIStorageCapacity, _ time.Time) []any {
+	capacity := unset
+	if c.Capacity != nil {
+		capacity = c.Capacity.String()
+	}
+	return []any{c.Name, c.StorageClassName, capacity}
+}
+
+var attributesClassColumns = []metav1.TableColumnDefinition{
+	nameColumn, text("DriverName", docs(storagev1.VolumeAttributesClass{}, "driverName")), ageColumn,
+}
+
+func attributesClassCells(c *storagev1.VolumeAttributesClass, now time.Time) []any {
+	return []any{c.Name, c.DriverName, age(c.CreationTimestamp, now)}
+}

@@ -58,3 +58,16 @@ func defaultStorageClass(c *storagev1.StorageClass) {
 	defaultPtr(&c.ReclaimPolicy, corev1.PersistentVolumeReclaimDelete)
 	defaultPtr(&c.VolumeBindingMode, storagev1.VolumeBindingImmediate)
 }
+
+func defaultCSIDriver(d *storagev1.CSIDriver) {
+	spec := &d.Spec
+	defaultPtr(&spec.AttachRequired, true)
+	defaultPtr(&spec.PodInfoOnMount, false)
+	defaultPtr(&spec.StorageCapacity, false)
+	defaultPtr(&spec.FSGroupPolicy, storagev1.ReadWriteOnceWithFSTypeFSGroupPolicy)
+	defaultPtr(&spec.RequiresRepublish, false)
+	defaultPtr(&spec.SELinuxMount, false)
+	if len(spec.VolumeLifecycleModes) == 0 {
+		spec.VolumeLifecycleModes = []storagev1.VolumeLifecycleMode{storagev1.VolumeLifecyclePersistent}
+	}
+}

@@ -162,6 +162,19 @@ func TestValidate(t *testing.T) {
 			"provisioner: Required value", `parameters: Invalid value: "": field can not be empty.`, `reclaimPolicy: Unsupported value: "Recycle": supported values: "Delete", "Retain"`,
 			`volumeBindingMode: Unsupported value: "Odd": supported values: "Immediate", "WaitForFirstConsumer"`,
 			"allowedTopologies[0].matchLabelExpressions[0].values: Required value", `allowedTopologies[0].matchLabelExpressions[1].key: Duplicate value: "a"`}},
+		{"csidrivers.storage.k8s.io", "good", "metadata: {name: csi.example.com}\nspec: {tokenRequests: [{audience: a}, {audience: ''}], volumeLifecycleModes: [Ephemeral, Persistent]}", nil},
+		{"csidrivers.storage.k8s.io", "bad", "metadata: {name: csi.example.com}\nspec: {fsGroupPolicy: Odd, volumeLifecycleModes: [Odd], tokenRequests: [{audience: a, expirationSeconds: 5}, {audience: a}], nodeAllocatableUpdatePeriodSeconds: 1}", []string{
+			`spec.fsGroupPolicy: Unsupported value: "Odd": supported values: "File", "None", "ReadWriteOnceWithFSType"`, `spec.volumeLifecycleModes[0]: Unsupported value: "Odd": supported values: "Ephemeral", "Persistent"`,
+			"spec.tokenRequests[0].expirationSeconds: Invalid value: 5: may not specify a duration less than 10 minutes", `spec.tokenRequests[1].audience: Duplicate value: "a"`,
+			"spec.nodeAllocatableUpdatePeriodSeconds: Invalid value: 1: must be greater than or equal to 10 seconds"}},
+		{"csinodes.storage.k8s.io", "good", "metadata: {name: x}\nspec: {drivers: [{name: a.b, nodeID: n, topologyKeys: [a.b/zone], allocatable: {count: 3}}]}", nil},
+		{"csinodes.storage.k8s.io", "bad", "metadata: {name: x}\nspec: {drivers: [{name: a.b, nodeID: '', topologyKeys: [k, k]}, {name: a.b, nodeID: n, topologyKeys: ['a b'], allocatable: {count: -1}}]}", []string{
+			"spec.drivers[0].nodeID: Required value", `spec.drivers[0]: Duplicate value: "k"`, `spec.drivers[1].name: Duplicate value: "a.b"`,
+			"spec.drivers[1].allocatable.count: Invalid value: -1: must be greater than or equal to 0", `spec.drivers[1]: Invalid value: "a b": name part must consist of…`}},
+		{"csistoragecapacities.storage.k8s.io", "good", meta + "storageClassName: fast\ncapacity: 1Gi\nnodeTopology: {matchLabels: {a: b}}", nil},
+		{"csistoragecapacities.storage.k8s.io", "bad", meta + "storageClassName: ''\ncapacity: -1", []string{"storageClassName: Required value", `capacity: Invalid value: "-1": must be greater than or equal to 0`}},
+		{"volumeattributesclasses.storage.k8s.io", "good", "metadata: {name: gold}\ndriverName: a.b\nparameters: {iops: '3'}", nil},
+		{"volumeattributesclasses.storage.k8s.io", "bad", "metadata: {name: gold}\ndriverName: ''", []string{"driverName: Required value", "parameters: Required value: must contain at least one key/value pair"}},
 		{"volumeattachments.storage.k8s.io", "good", "metadata: {name: x}\nspec: {attacher: a.b, nodeName: n, source: {persistentVolumeName: v}}", nil},
 		{"volumeattachments.storage.k8s.io", "bad", "metadata: {name: x}\nspec: {nodeName: n}", []string{
 			"spec.attacher: Required value", "spec.source: Required value: must specify exactly one of inlineVolumeSpec and persistentVolumeName"}},
@@ -258,6 +271,12 @@ func TestValidateUpdate(t *testing.T) {
 			"parameters: Forbidden: updates to parameters are forbidden.", "provisioner: Forbidden: updates to provisioner are forbidden.", "reclaimPolicy: Forbidden: updates to reclaimPolicy are forbidden.",
 			`volumeBindingMode: Invalid value: "WaitForFirstConsumer": field is immutable`}},
 		{"storageclasses.storage.k8s.io", "free", "metadata: {name: x, resourceVersion: '1'}\nprovisioner: a/b", "metadata: {name: x, resourceVersion: '1', annotations: {storageclass.kubernetes.io/is-default-class: 'true'}}\nprovisioner: a/b\nallowVolumeExpansion: true", nil},
+		{"csidrivers.storage.k8s.io", "fixed", "metadata: {name: x, resourceVersion: '1'}\nspec: {}", "metadata: {name: x, resourceVersion: '1'}\nspec: {attachRequired: false, podInfoOnMount: true, volumeLifecycleModes: [Ephemeral]}", []string{
+			"spec.attachedRequired: Invalid value: false: field is immutable", `spec.volumeLifecycleModes: Invalid value: ["Ephemeral"]: field is immutable`}},
+		{"csinodes.storage.k8s.io", "fixed", "metadata: {name: x, resourceVersion: '1'}\nspec: {drivers: [{name: a, nodeID: n, topologyKeys: []}, {name: gone, nodeID: n, topologyKeys: []}]}",
+			"metadata: {name: x, resourceVersion: '1'}\nspec: {drivers: [{name: a, nodeID: m, topologyKeys: []}, {name: b, nodeID: n, topologyKeys: []}]}", []string{"spec.drivers[0]: Invalid value: …"}},
+		{"volumeattributesclasses.storage.k8s.io", "fixed", "metadata: {name: x, resourceVersion: '1'}\ndriverName: a\nparameters: {a: b}", "metadata: {name: x, resourceVersion: '1'}\ndriverName: b\nparameters: {a: b}", []string{
+			`driverName: Invalid value: "b": field is immutable`}},
 		{"volumeattachments.storage.k8s.io", "spec", "metadata: {name: x, resourceVersion: '1'}\nspec: {attacher: a, nodeName: n, source: {persistentVolumeName: v}}", "metadata: {name: x, resourceVersion: '1'}\nspec: {attacher: a, nodeName: m, source: {persistentVolumeName: v}}", []string{"spec: Invalid value: …"}},
 		{"endpointslices.discovery.k8s.io", "type", meta + "addressType: IPv4\nendpoints: []", meta + "addressType: IPv6\nendpoints: []", []string{`addressType: Invalid value: "IPv6": field is immutable`}},
 		{"ipaddresses.networking.k8s.io", "parent", "metadata: {name: 10.96.0.1, resourceVersion: '1'}\nspec: {parentRef: {resource: services, name: a}}", "metadata: {name: 10.96.0.1, resourceVersion: '1'}\nspec: {parentRef: {resource: services, name: b}}",
@@ -380,6 +399,10 @@ func TestCells(t *testing.T) {
 		{"persistentvolumes", "", meta + "spec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteOncePod], storageClassName: fast, claimRef: {namespace: ns, name: c}}\nstatus: {phase: Bound}",
 			[]any{"x", "1Gi", "RWOP", "Retain", "Bound", "ns/c", "fast", "<unset>", "", "10m", "Filesystem"}},
 		{"storageclasses.storage.k8s.io", "", "metadata: {name: x, creationTimestamp: '2026-01-01T11:50:00Z', annotations: {storageclass.kubernetes.io/is-default-class: 'true'}}\nprovisioner: a/b", []any{"x (default)", "a/b", "Delete", "Immediate", false, "10m"}},
+		{"csidrivers.storage.k8s.io", "", "metadata: {name: x, creationTimestamp: '2026-01-01T11:50:00Z'}\nspec: {attachRequired: false, tokenRequests: [{audience: a}, {audience: b}]}", []any{"x", false, false, false, "a,b", false, "Persistent", "10m"}},
+		{"csinodes.storage.k8s.io", "", "metadata: {name: x, creationTimestamp: '2026-01-01T11:50:00Z'}\nspec: {drivers: [{name: a, nodeID: n, topologyKeys: []}]}", []any{"x", int64(1), "10m"}},
+		{"csistoragecapacities.storage.k8s.io", "", meta + "storageClassName: fast", []any{"x", "fast", "<unset>"}},
+		{"volumeattributesclasses.storage.k8s.io", "", "metadata: {name: x, creationTimestamp: '2026-01-01T11:50:00Z'}\ndriverName: a", []any{"x", "a", "10m"}},
 		{"volumeattachments.storage.k8s.io", "", meta + "spec: {attacher: a, nodeName: node, source: {persistentVolumeName: v}}\nstatus: {attached: true}", []any{"x", "a", "v", "node", true, "10m"}},
 		{"leases.coordination.k8s.io", "", meta + "spec: {holderIdentity: me}", []any{"x", "me", "10m"}},
 		{"ipaddresses.networking.k8s.io", "", meta + "spec: {parentRef: {resource: services, namespace: default, name: kubernetes}}", []any{"x", "services/default/kubernetes", "10m"}},

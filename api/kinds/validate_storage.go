@@ -250,23 +250,11 @@ func validateStorageClass(c *storagev1.StorageClass) field.ErrorList {
 
 func (e *problems) storageClass(c *storagev1.StorageClass) {
 	e.provisioner(field.NewPath("provisioner"), c.Provisioner)
-	at, size := field.NewPath("parameters"), 0
-	if len(c.Parameters) > mostParameters {
-		e.add(field.TooLong(at, "", mostParameters))
-	}
-	for name, value := range sorted(c.Parameters) {
-		if name == "" {
-			e.invalid(at, name, "field can not be empty.")
-		}
-		size += len(name) + len(value)
-	}
-	if size > largestParameters {
-		e.add(field.TooLong(at, "", largestParameters))
-	}
+	e.parameters(field.NewPath("parameters"), c.Parameters)
 	if c.ReclaimPolicy != nil {
 		oneOf(e, field.NewPath("reclaimPolicy"), *c.ReclaimPolicy, corev1.PersistentVolumeReclaimDelete, corev1.PersistentVolumeReclaimRetain)
 	}
-	at = field.NewPath("volumeBindingMode")
+	at := field.NewPath("volumeBindingMode")
 	if c.VolumeBindingMode == nil {
 		e.required(at, "")
 	} else {
@@ -285,6 +273,23 @@ func (e *problems) storageClass(c *storagev1.StorageClass) {
 			keys[r.Key] = true
 			e.qualifiedName(at.Index(j).Child("key"), r.Key)
 		}
+	}
+}
+
+// parameters are what a driver is told; only their size is ours to judge.
+func (e *problems) parameters(at *field.Path, parameters map[string]string) {
+	size := 0
+	if len(parameters) > mostParameters {
+		e.add(field.TooLong(at, "", mostParameters))
+	}
+	for name, value := range sorted(parameters) {
+		if name == "" {
+			e.invalid(at, name, "field can not be empty.")
+		}
+		size += len(name) + len(value)
+	}
+	if size > largestParameters {
+		e.add(field.TooLong(at, "", largestParameters))
 	}
 }
 
