@@ -472,6 +472,9 @@ func (a *Agent) Ready() error {
 	return a.node.registeredError()
 }
 
+// Warn writes a warning event about this node, as soon as the API takes it.
+func (a *Agent) Warn(reason, message string) { a.node.event(corev1.EventTypeWarning, reason, message) }
+
 // ImagesChanged tells that somebody else brought or removed images of this node.
 func (a *Agent) ImagesChanged() { a.node.imagesChanged() }
 

@@ -430,7 +430,7 @@ func TestRestartAllContainers(t *testing.T) {
 		if p := w.get("a"); condition(p, corev1.AllContainersRestarting) != corev1.ConditionTrue || condition(p, corev1.PodReady) != corev1.ConditionFalse {
 			t.Errorf("while the last container ends: %s", show(p.Status))
 		}
-		w.restart() // of ours, in the midst of it
+		w.restart()             // of ours, in the midst of it
 		after(33 * time.Second) // its grace period begins anew
 		if got, want := started(w), "s1_0 init_0 s2_0 web_0 side_0 s1_1 init_1"; got != want {
 			t.Errorf("begun anew: %s, want %s", got, want)

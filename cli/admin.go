@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
+	"conclave/consensus"
 	"conclave/gossip"
 	"conclave/identity"
 )
@@ -126,8 +127,12 @@ func (m *master) status() consensusStatus {
 			c.Problems = append(c.Problems, "no snapshot is made on schedule: "+failed)
 		}
 	}
-	if raw.DiskFull {
+	switch {
+	case raw.DiskError == nil:
+	case errors.Is(raw.DiskError, consensus.ErrDiskFull):
 		c.Problems = append(c.Problems, "the disk that holds the log is full: free some space, nothing can be written until then")
+	default:
+		c.Problems = append(c.Problems, fmt.Sprintf("the disk that holds this master's log takes no writes: %v", raw.DiskError))
 	}
 	if set := raw.Masters; set != nil {
 		c.Masters = &MasterSet{Working: set.Voters, Target: set.Target, Standby: set.Standby}
@@ -171,6 +176,9 @@ func (s *Server) status(ctx context.Context) Status {
 	}
 	if c.Leader == "" && c.Voters != nil {
 		problems = append(problems, s.lossProblem(c))
+	}
+	if why := s.damage.Load(); why != nil {
+		problems = append(problems, *why)
 	}
 	if err := s.agent.Ready(); err != nil {
 		problems = append(problems, fmt.Sprintf("this node cannot run pods: %v", err))

@@ -108,6 +108,7 @@ type Server struct {
 	rebirth atomic.Pointer[rebirth]    // a recovery that was asked for
 	begun   identity.Incarnation       // by this process; runMasters' alone while no master runs
 	doubt   chan struct{}              // a hint that there may be a newer incarnation
+	damage  atomic.Pointer[string]     // what happened to this master's log, until it is one again
 	left    atomic.Bool                // this node has left the cluster: forget it on the way out
 	cluster atomic.Pointer[hintChange] // closed at each change of the members
 
@@ -714,6 +715,7 @@ const (
 	retired                  // the leader took it out of the configuration
 	superseded               // the cluster was recovered without it
 	reborn                   // to begin a new incarnation with its log
+	damaged                  // its log is not what was written
 )
 
 // promotion makes this node a master.
@@ -726,6 +728,11 @@ type promotion struct {
 func (s *Server) runMasters(ctx context.Context, authority *identity.Authority, founded bool) error {
 	if authority != nil && !founded {
 		has, err := consensus.HasState(s.path("raft"))
+		if errors.Is(err, consensus.ErrDamaged) {
+			if err = s.beginAnew(err); err == nil {
+				err = consensus.SetDamagedAside(s.path("raft"))
+			}
+		}
 		if err != nil {
 			return err
 		}
@@ -752,6 +759,9 @@ func (s *Server) runMasters(ctx context.Context, authority *identity.Authority, 
 			case superseded:
 				s.log.Warn("the cluster was recovered without this master: its log is set aside, and it will follow the others", "log", consensus.Superseded(s.path("raft")))
 				err = errors.Join(consensus.SetAside(s.path("raft")), os.RemoveAll(s.path("master")))
+				authority = nil
+			case damaged:
+				err = consensus.SetDamagedAside(s.path("raft"))
 				authority = nil
 			case retired:
 				s.log.Info("this node is no longer a master")
@@ -796,10 +806,12 @@ func (s *Server) runMaster(ctx context.Context, authority *identity.Authority, b
 		Retired:       func() { m.finish(retired) },
 		LeaseDuration: leaseDuration, Log: s.log.With("room", "consensus"),
 	})
-	if errors.Is(err, consensus.ErrSuperseded) {
+	switch {
+	case errors.Is(err, consensus.ErrSuperseded):
 		return m, superseded, nil
-	}
-	if err != nil {
+	case errors.Is(err, consensus.ErrDamaged):
+		return m, damaged, s.beginAnew(err)
+	case err != nil:
 		return m, stopped, err
 	}
 	if bootstrap {
@@ -853,6 +865,7 @@ func (s *Server) runMaster(ctx context.Context, authority *identity.Authority, b
 			}
 		}
 		m.ready.Store(true)
+		s.damage.Store(nil)
 		s.client.use(local)
 		s.pool.SetMeta(func(meta *gossip.Meta) { meta.Role = gossip.RoleMaster })
 		<-ctx.Done()
@@ -861,10 +874,27 @@ func (s *Server) runMaster(ctx context.Context, authority *identity.Authority, b
 		return nil
 	})
 	err = g.Wait()
+	if errors.Is(err, consensus.ErrDamaged) {
+		return m, damaged, s.beginAnew(err)
+	}
 	if end = ending(reason.Load()); end != stopped || ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = nil
 	}
 	return m, end, err
+}
+
+// beginAnew is told why this master cannot go on with its log. The others have the
+// whole log, take its vote, and give it another. Where there is nobody else, what
+// can be read is all that there is, and somebody has to decide.
+func (s *Server) beginAnew(why error) error {
+	if s.pool.Alone() {
+		return fmt.Errorf("%w: no other node has the cluster's state; restore it from a snapshot into another --data-dir (`conclave snapshot restore`)", why)
+	}
+	message := fmt.Sprintf("%v: it is set aside in %s, and this node gets another from the other masters", why, consensus.Damaged(s.path("raft")))
+	s.log.Error("this master begins anew", "why", why, "log", consensus.Damaged(s.path("raft")))
+	s.damage.Store(&message)
+	s.agent.Warn("MasterLogDamaged", message)
+	return nil
 }
 
 func (m *master) readiness() error {
@@ -1266,7 +1296,7 @@ func (s *Server) consensusMembers() []consensus.Member {
 	all := make([]consensus.Member, 0, len(members))
 	for _, m := range members {
 		all = append(all, consensus.Member{
-			ID: m.ID, Name: m.Name, Zone: m.Zone, NoMaster: m.NoMaster, Memory: m.Memory, DiskLatency: m.DiskLatency,
+			ID: m.ID, Name: m.Name, Zone: m.Zone, NoMaster: m.NoMaster, Bare: !m.Replica, Memory: m.Memory, DiskLatency: m.DiskLatency,
 			Started: m.Started, Suspect: m.State == gossip.Suspect,
 			Alive: m.State == gossip.Alive || m.State == gossip.Suspect,
 		})

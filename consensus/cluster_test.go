@@ -935,7 +935,7 @@ func TestDisksFullOfAMajority(t *testing.T) {
 		}
 		until(t, "both to know that their disks are full", 20*time.Second, func() bool {
 			for _, h := range hosts {
-				if h != behind && !h.get().Status().DiskFull {
+				if h != behind && !errors.Is(h.get().Status().DiskError, ErrDiskFull) {
 					return false
 				}
 			}

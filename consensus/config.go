@@ -30,6 +30,7 @@ type Member struct {
 	Alive          bool
 	Suspect        bool // gossip has doubts: nothing new is given to it
 	NoMaster       bool // never a voter nor a standby
+	Bare           bool // it runs no replica, and so says nothing that counts
 	Memory         uint64
 	DiskLatency    time.Duration
 	Started        time.Time
@@ -96,6 +97,7 @@ type Config struct {
 	WindowBytes   int           // of their encoded size; 8 MiB
 	Timing        Timing
 	Compaction    Compaction
+	Compare       time.Duration // between two comparisons of the masters' states; 10 minutes
 	Log           *slog.Logger
 	// Boot is the time since the machine started, suspensions included; nil is
 	// the kernel's CLOCK_BOOTTIME.

@@ -85,7 +85,7 @@ func openDisk(dir string, open func() (LogStore, error), log *raftLog) (d *disk,
 	if _, err := d.vote.GetUint64([]byte("CurrentTerm")); last > 0 && err != nil {
 		// raft has a term before it has entries. Without it this node could
 		// vote twice.
-		return d, fmt.Errorf("%s is damaged: there are log entries, and no term", filepath.Join(dir, voteFile))
+		return d, fmt.Errorf("%w: %s: there are log entries, and no term", ErrDamaged, filepath.Join(dir, voteFile))
 	}
 	if d.snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, keepSnaps, log); err != nil {
 		return d, err
@@ -129,7 +129,7 @@ func (d *disk) hasState() bool {
 func openBolt(path string, readOnly bool) (store *raftboltdb.BoltStore, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("%s is damaged: %v", path, p)
+			err = fmt.Errorf("%w: %s: %v", ErrDamaged, path, p)
 		}
 	}()
 	store, err = raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &bbolt.Options{
@@ -142,7 +142,7 @@ func openBolt(path string, readOnly bool) (store *raftboltdb.BoltStore, err erro
 	case errors.Is(err, bbolt.ErrTimeout):
 		return nil, fmt.Errorf("%s is in use by another process", path)
 	case errors.Is(err, bbolt.ErrInvalid), errors.Is(err, bbolt.ErrChecksum), errors.Is(err, bbolt.ErrVersionMismatch):
-		return nil, fmt.Errorf("%s is damaged: %w", path, err)
+		return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, path, err)
 	}
 	return store, err
 }
@@ -194,25 +194,61 @@ type guardedLog struct {
 	// still there, and would panic where it is not. So it is: read from here,
 	// and stored in front of whatever is stored next.
 	cut     []raft.Log
-	refused atomic.Pointer[time.Time] // when the disk last took nothing
+	refused atomic.Pointer[refusal]
 }
 
-// muteFor is how long a node whose disk was full asks for no votes. Then it
+// refusal is that the disk took nothing, and whether it has taken something since.
+type refusal struct {
+	at   time.Time
+	err  error
+	over bool
+}
+
+// refusal is why the disk takes nothing, as far as is known; nil if it does.
+func (g *guardedLog) refusal() error {
+	if r := g.refused.Load(); r != nil && !r.over {
+		return r.err
+	}
+	return nil
+}
+
+// muteFor is how long a node whose disk took nothing asks for no votes. Then it
 // tries: it may have the newest log of all, so that nobody else can lead, and
 // nothing but a write shows whether there is room again.
 const muteFor = 3 * time.Second
 
-// mute says that this node would be no use as a leader.
+// mute says that this node would be no use as a leader: its disk is full, or
+// takes no writes for another reason, as a card does that is worn out.
 func (g *guardedLog) mute() bool {
-	at := g.refused.Load()
-	return g.full.Load() && at != nil && time.Since(*at) < muteFor
+	r := g.refused.Load()
+	return r != nil && !r.over && time.Since(r.at) < muteFor
 }
 
 // keeper remembers the log's newest error: raft's cache only passes on its
-// text. raft stores from one goroutine.
+// text. raft stores from one goroutine. What it reads it checks: a leader must
+// send nobody what its disk has made of an entry.
 type keeper struct {
 	raft.LogStore
 	err error
+	// damaged is told of entries that cannot be read back as they were written.
+	damaged func(error)
+}
+
+func (k *keeper) GetLog(index uint64, l *raft.Log) error {
+	err := k.LogStore.GetLog(index, l)
+	if err == nil && l.Type == raft.LogCommand {
+		_, err = checkEntry(l.Data)
+		err = damage(err)
+	} else if err != nil && !errors.Is(err, raft.ErrLogNotFound) && !errors.Is(err, bbolt.ErrDatabaseNotOpen) {
+		err = fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if errors.Is(err, ErrDamaged) {
+		err = fmt.Errorf("reading entry %d of the log: %w", index, err)
+		if k.damaged != nil {
+			k.damaged(err)
+		}
+	}
+	return err
 }
 
 func (k *keeper) StoreLogs(logs []*raft.Log) error {
@@ -241,14 +277,19 @@ func (g *guardedLog) StoreLogs(logs []*raft.Log) error {
 	g.mu.Unlock()
 	if err := g.LogStore.StoreLogs(append(before, logs...)); err == nil {
 		g.full.Store(false)
+		if r := g.refused.Load(); r != nil && !r.over {
+			g.refused.Store(&refusal{r.at, r.err, true})
+		}
 		g.mu.Lock()
 		g.cut = nil
 		g.mu.Unlock()
 		return nil
 	}
-	now := time.Now()
-	g.refused.Store(&now)
-	g.full.Store(noSpace(g.disk.err))
+	why := g.disk.err
+	if g.full.Store(noSpace(why)); noSpace(why) && !errors.Is(why, ErrDiskFull) {
+		why = fmt.Errorf("%w: %w", ErrDiskFull, why)
+	}
+	g.refused.Store(&refusal{time.Now(), why, false})
 	return g.disk.err
 }
 
@@ -356,7 +397,7 @@ func (v *voteStore) load() error {
 		}
 	}
 	if v.seq == 0 && !empty {
-		return errors.New("damaged: the term and vote of this node cannot be read")
+		return fmt.Errorf("%w: the term and vote of this node cannot be read", ErrDamaged)
 	}
 	return nil
 }

@@ -306,7 +306,7 @@ func TestDiskFull(t *testing.T) {
 	if n.Store().Get("things", "n", "before") == nil {
 		t.Error("reads are gone")
 	}
-	if !n.Status().DiskFull {
+	if !errors.Is(n.Status().DiskError, ErrDiskFull) {
 		t.Error("the status does not say so")
 	}
 	// Space again: it goes on by itself.
@@ -445,7 +445,7 @@ func TestEndOfTheLogStaysUntilTheNewOneIsStored(t *testing.T) {
 	store := func(term uint64, indexes ...uint64) error {
 		var logs []*raft.Log
 		for _, i := range indexes {
-			logs = append(logs, &raft.Log{Index: i, Term: term})
+			logs = append(logs, &raft.Log{Index: i, Term: term, Type: raft.LogNoop})
 		}
 		return g.StoreLogs(logs)
 	}

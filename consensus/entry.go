@@ -5,13 +5,18 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 
 	"k8s.io/apimachinery/pkg/types"
 )
 
 // entryVersion is the first byte of every entry. A replica that meets another
-// version stops: guessing would make it differ from the others.
-const entryVersion = 1
+// version stops: guessing would make it differ from the others. Entries of
+// version 1 had no checksum.
+const (
+	entryVersion  = 2
+	entryUnsummed = 1
+)
 
 // maxEntry bounds one entry of the log.
 const maxEntry = 1536 << 10
@@ -26,10 +31,12 @@ func newRequestID() (id requestID) {
 
 // entry is a Write as the log holds it:
 //
-//	version 1 | verb | id [16] | term | precondition version |
+//	version 2 | CRC-32C of all behind it, 4 bytes, little-endian |
+//	verb | id [16] | term | precondition version |
 //	resource | namespace | name | precondition UID | object
 //
-// Numbers are uvarints; strings are a length and their bytes; the object is
+// The checksum tells an entry that the disk has lost from one that a program
+// wrote. Numbers are uvarints; strings are a length and their bytes; the object is
 // the rest.
 type entry struct {
 	verb Verb
@@ -45,8 +52,9 @@ type entry struct {
 }
 
 func (e *entry) encode() []byte {
-	b := make([]byte, 0, 64+len(e.resource)+len(e.namespace)+len(e.name)+len(e.uid)+len(e.object))
-	b = append(b, entryVersion, byte(e.verb))
+	b := make([]byte, 1+crc32.Size, 64+len(e.resource)+len(e.namespace)+len(e.name)+len(e.uid)+len(e.object))
+	b[0] = entryVersion
+	b = append(b, byte(e.verb))
 	b = append(b, e.id[:]...)
 	b = binary.AppendUvarint(b, e.term)
 	b = binary.AppendUvarint(b, e.version)
@@ -54,22 +62,40 @@ func (e *entry) encode() []byte {
 		b = binary.AppendUvarint(b, uint64(len(s)))
 		b = append(b, s...)
 	}
-	return append(b, e.object...)
+	b = append(b, e.object...)
+	binary.LittleEndian.PutUint32(b[1:], crc32.Checksum(b[1+crc32.Size:], castagnoli))
+	return b
 }
 
 var errEntry = errors.New("malformed log entry")
 
+// checkEntry returns what an entry says, if it is as it was written.
+func checkEntry(b []byte) ([]byte, error) {
+	const head = 1 + crc32.Size
+	switch {
+	case len(b) == 0:
+		return nil, fmt.Errorf("%w: it is empty", errEntry)
+	case b[0] == entryUnsummed:
+		return b[1:], nil
+	case b[0] != entryVersion:
+		return nil, fmt.Errorf("log entry of version %d, this program reads version %d: a newer conclave wrote it", b[0], entryVersion)
+	case len(b) < head || binary.LittleEndian.Uint32(b[1:]) != crc32.Checksum(b[head:], castagnoli):
+		return nil, fmt.Errorf("%w: the checksum does not match", errEntry)
+	}
+	return b[head:], nil
+}
+
 // decodeEntry reads an entry. The object aliases b.
 func decodeEntry(b []byte) (e entry, err error) {
-	if len(b) < 2+len(e.id) {
+	if b, err = checkEntry(b); err != nil {
+		return e, err
+	}
+	if len(b) < 1+len(e.id) {
 		return e, fmt.Errorf("%w: %d bytes", errEntry, len(b))
 	}
-	if b[0] != entryVersion {
-		return e, fmt.Errorf("log entry of version %d, this program reads version %d: a newer conclave wrote it", b[0], entryVersion)
-	}
-	e.verb = Verb(b[1])
-	copy(e.id[:], b[2:])
-	b = b[2+len(e.id):]
+	e.verb = Verb(b[0])
+	copy(e.id[:], b[1:])
+	b = b[1+len(e.id):]
 	number := func() (v uint64) {
 		v, n := binary.Uvarint(b)
 		if n <= 0 {

@@ -27,6 +27,9 @@ type machine struct {
 	// failed is called once, with what makes this replica unable to go on.
 	failed func(error)
 	broken error
+	// unreadable says why the newest snapshot could not be read: of all its
+	// snapshots raft only says that none could.
+	unreadable error
 }
 
 func (m *machine) Apply(l *raft.Log) any { return m.ApplyBatch([]*raft.Log{l})[0] }
@@ -51,7 +54,7 @@ func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 		if err != nil {
 			// Going on without this entry would be another history than the
 			// other replicas'.
-			m.broken = fmt.Errorf("log entry %d cannot be applied: %w", l.Index, err)
+			m.broken = fmt.Errorf("log entry %d cannot be applied: %w", l.Index, damage(err))
 			m.failed(m.broken)
 			break
 		}
@@ -72,6 +75,15 @@ func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 		results[i] = applied{err: m.broken}
 	}
 	return results
+}
+
+// damage marks an error as ErrDamaged if it says that bytes are not as they
+// were written.
+func damage(err error) error {
+	if errors.Is(err, errEntry) || errors.Is(err, errSnapshot) {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return err
 }
 
 func (m *machine) decode(l *raft.Log) (w Write, id requestID, err error) {
@@ -110,7 +122,8 @@ func (m *machine) Restore(from io.ReadCloser) error {
 	defer from.Close()
 	c, err := readSnapshot(from, m.codec.Decode)
 	if err != nil {
-		return err
+		m.unreadable = damage(err)
+		return m.unreadable
 	}
 	m.store.restore(c)
 	return nil

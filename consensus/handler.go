@@ -17,6 +17,8 @@ const (
 	pathLeader    = "/conclave/v1/leader"
 	pathRemove    = "/conclave/v1/remove"
 	pathReady     = "/conclave/v1/readytolead"
+	pathSum       = "/conclave/v1/sum"
+	pathDiffers   = "/conclave/v1/differs"
 )
 
 // leaderAnswer is what a node knows of the leader. Only the leader itself, and
@@ -132,6 +134,13 @@ func (n *Node) newHandler() http.Handler {
 	}))
 	handle(pathReady, answerJSON(func(ctx context.Context, _ string, _ struct{}) (none struct{}) {
 		n.ready(ctx)
+		return none
+	}))
+	handle(pathSum, answerJSON(func(context.Context, string, struct{}) sumAt { return n.store.newestSum() }))
+	handle(pathDiffers, answerJSON(func(_ context.Context, caller string, _ struct{}) (none struct{}) {
+		if caller == n.Leader() {
+			n.fail(fmt.Errorf("%w: the state here differs from the leader's", ErrDamaged))
+		}
 		return none
 	}))
 	handle(pathRemove, answerJSON(func(_ context.Context, _ string, q removeQuestion) removeAnswer {

@@ -84,7 +84,10 @@ func (n *Node) lead(ctx context.Context) *leadership {
 	go func() {
 		defer close(l.done)
 		if n.establish(l) {
+			var both sync.WaitGroup
+			both.Go(func() { n.compareStates(l) })
 			n.keepMasters(l)
+			both.Wait()
 		}
 		n.setLeading(nil)
 	}()

@@ -24,6 +24,9 @@ const (
 	// a non-voter that answers may take longer, for a snapshot.
 	failingAfter  = 30 * time.Second
 	snapshotAfter = 2 * time.Minute
+	// lostAfter is how long a voter that gossip sees has run no replica: one
+	// that has just started is about to.
+	lostAfter = 10 * time.Second
 	// pendingWait is the pace while something is awaited that only health
 	// shows, wishWait while a change must be wanted for longer, calmWait
 	// otherwise: a voter that fails for long makes no event.
@@ -311,6 +314,7 @@ func (m *masters) candidates(now time.Time, servers []raft.Server) []candidate {
 				limit = snapshotAfter
 			}
 			c.Failing = member.Alive && now.Sub(s.stuck) >= limit
+			c.Lost = member.Alive && member.Bare && votes == raft.Voter && now.Sub(s.stuck) >= lostAfter
 		}
 		s.last = peer.last
 		out[i] = c

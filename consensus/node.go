@@ -161,6 +161,7 @@ func New(c Config) (*Node, error) {
 	c.Caller = lifeCaller{c.Caller, c.Incarnation}
 	t := &c.Timing
 	orDefault(&c.LeaseDuration, defaultNodeLease)
+	orDefault(&c.Compare, defaultCompare)
 	orDefault(&c.Window, defaultWindow)
 	orDefault(&c.WindowBytes, defaultWindowBytes)
 	orDefault(&t.Heartbeat, defaultHeartbeat)
@@ -186,6 +187,7 @@ func New(c Config) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	n.disk.log.disk.damaged = n.fail
 	at, err := n.disk.position()
 	if err == nil {
 		err = enroll(c.Dir, at.Index == 0, c.Incarnation)
@@ -305,7 +307,7 @@ func (n *Node) start() (r *raft.Raft, err error) {
 	n.trans.member = n.serves
 	defer func() {
 		if p := recover(); p != nil { // raft panics on a log with holes
-			err = fmt.Errorf("the log is damaged: %v", p)
+			err = fmt.Errorf("%w: %v", ErrDamaged, p)
 		}
 		if err != nil {
 			n.trans.Close()
@@ -314,7 +316,7 @@ func (n *Node) start() (r *raft.Raft, err error) {
 	}()
 	r, err = raft.NewRaft(n.raftConfig(), n.fsm, n.disk.log, n.disk.vote, n.disk.snaps, n.trans)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, n.fsm.unreadable)
 	}
 	if voters(r.GetConfiguration().Configuration()) == 1 {
 		poke(r) // there is nobody to wait for

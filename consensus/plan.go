@@ -24,6 +24,9 @@ type candidate struct {
 	Ready bool
 	// Failing: gossip sees it, and for long it has not had the log.
 	Failing bool
+	// Lost: gossip sees it, and it has no log any more. As a voter it is as good
+	// as dead, and will never be back: whoever has lost its log gives no votes.
+	Lost bool
 	// Leaving: it asked to be taken out.
 	Leaving bool
 	// Unprepared: adding it failed a moment ago.
@@ -121,7 +124,7 @@ func newPlanner(self string, nodes []candidate, servers []raft.Server, held int)
 	}
 	for _, n := range append([]candidate{{Member: Member{ID: self}}}, nodes...) {
 		if n.ID == self { // this node is the one that thinks
-			n.Alive, n.Suspect, n.Dead, n.Reachable, n.Failing = true, false, false, true, false
+			n.Alive, n.Suspect, n.Dead, n.Reachable, n.Failing, n.Lost = true, false, false, true, false, false
 		}
 		p.nodes[n.ID] = n
 	}
@@ -154,7 +157,7 @@ func newPlanner(self string, nodes []candidate, servers []raft.Server, held int)
 			continue
 		}
 		p.voters = append(p.voters, id)
-		if n := p.nodes[id]; !n.Dead && !n.Failing && !n.Leaving && !n.NoMaster {
+		if n := p.nodes[id]; !n.Dead && !n.Failing && !n.Lost && !n.Leaving && !n.NoMaster {
 			p.good = append(p.good, id)
 		}
 	}
@@ -192,8 +195,9 @@ func (p *planner) dropUseless() change {
 // dropDeadVoters removes dead voters: at once where that lets the others lose
 // one more, or where another node is ready to take the place; after a while
 // otherwise. A dead one that is still a voter has its vote the moment it is
-// back, and most are back soon. One that lives and does not follow goes only
-// if another is ready.
+// back, and most are back soon. One that has lost its log goes at once, so that
+// it can be given a new one; one that lives and does not follow goes only if
+// another is ready.
 func (p *planner) dropDeadVoters() change {
 	dead := 0
 	for _, id := range p.voters {
@@ -204,11 +208,11 @@ func (p *planner) dropDeadVoters() change {
 	ready := len(p.ready()) > 0
 	for _, id := range p.voters {
 		n := p.nodes[id]
-		if !n.Dead && !(n.Failing && ready) || !p.safe(without(p.voters, id)) {
+		if !n.Dead && !n.Lost && !(n.Failing && ready) || !p.safe(without(p.voters, id)) {
 			continue
 		}
 		c := change{step: remove, id: id}
-		if safer := (len(p.voters)-dead)/2 < len(p.voters)/2; !safer && !ready {
+		if safer := (len(p.voters)-dead)/2 < len(p.voters)/2; !safer && !ready && !n.Lost {
 			c.after = saving
 		}
 		return c
@@ -498,7 +502,7 @@ func (p *planner) describe() masterSet {
 	s.Standby = len(p.ready())
 	var missing []string
 	for _, id := range p.voters {
-		if n := p.nodes[id]; n.Dead || n.Failing || !n.Alive {
+		if n := p.nodes[id]; n.Dead || n.Failing || n.Lost || !n.Alive {
 			missing = append(missing, n.called(id))
 		}
 	}

@@ -34,6 +34,8 @@ func parseNodes(text string) (nodes []candidate) {
 				c.Ready = true
 			case "failing":
 				c.Failing = true
+			case "lost":
+				c.Lost, c.Reachable = true, false
 			case "unprepared":
 				c.Unprepared = true
 			case "zone":
@@ -99,6 +101,10 @@ func TestPlan(t *testing.T) {
 		{"a dead voter, somebody to add", "a b c:dead d", "A B C", "remove c after a while"},
 		{"a dead voter without a replacement", "a b c:dead", "A B C", "remove c after a while"},
 		{"two of an even number are worse", "a b:ready", "A B", "demote b"},
+		{"a voter without its log goes at once", "a b c:lost", "A B C", "remove c"},
+		{"and is the next to be added", "a b c", "A B", "add c"},
+		{"a voter without its log goes before somebody is waited for", "a b c:lost d", "A B C d", "remove c"},
+		{"a voter without its log, whose vote is needed", "a b:dead c:lost", "A B C", "keep…"},
 		{"a majority is never given up", "a b:dead c:dead", "A B C", "keep"},
 		{"one of two dead in five", "a b c d:dead e:dead f:ready g", "A B C D E f", "remove d"},
 		{"two of five dead, nobody to replace them: three could lose one", "a b c d:dead e:dead", "5 A B C D E", "remove d"},
@@ -240,7 +246,7 @@ func (w *world) voters() (all, answering, good int) {
 			if c.Reachable {
 				answering++
 			}
-			if !c.Dead && !c.NoMaster && !c.Leaving && !c.Failing {
+			if !c.Dead && !c.NoMaster && !c.Leaving && !c.Failing && !c.Lost {
 				good++
 			}
 		}
@@ -290,6 +296,9 @@ func (w *world) apply(c change) {
 		}
 		w.servers = slices.DeleteFunc(w.servers, func(s raft.Server) bool { return string(s.ID) == c.id })
 		n.Unprepared = n.Unprepared || n.Failing // the loop does not try it again at once
+		if n.Lost {
+			n.Lost, n.Reachable = false, n.Alive
+		}
 	case handOver:
 		w.elect()
 	}
@@ -356,7 +365,7 @@ func (w *world) heal() {
 	w.say("heal")
 	for i := range w.nodes {
 		c := &w.nodes[i]
-		c.Alive, c.Reachable = true, true
+		c.Alive, c.Reachable = true, !c.Lost
 		c.Dead, c.Suspect, c.Failing, c.Leaving, c.Unprepared, c.Ready = false, false, false, false, false, false
 	}
 }
@@ -390,26 +399,30 @@ func (w *world) settle() {
 func (w *world) happen() {
 	c := &w.nodes[w.rng.IntN(len(w.nodes))]
 	was, leads := *c, c.ID == w.leader
-	switch w.rng.IntN(12) {
+	switch w.rng.IntN(13) {
 	case 0, 1: // dies; a lease ends later
 		c.Alive, c.Reachable, c.Ready, c.Suspect, c.Failing = false, false, false, false, false
 		c.Dead = w.rng.IntN(2) == 0 && !leads
 	case 2:
 		c.Dead = !c.Alive && !leads
 	case 3, 4, 5: // is back
-		c.Alive, c.Dead, c.Reachable, c.Leaving, c.Suspect, c.Failing, c.Ready = true, false, true, false, false, false, false
+		c.Alive, c.Dead, c.Reachable, c.Leaving, c.Suspect, c.Failing, c.Ready = true, false, !c.Lost, false, false, false, false
 	case 6:
 		c.Leaving = c.Alive
 	case 7:
 		c.Suspect = c.Alive && w.rng.IntN(2) == 0
 	case 8:
 		c.Failing = c.Alive && !leads && w.rng.IntN(2) == 0
-		c.Reachable = c.Alive && !c.Failing
+		c.Reachable = c.Alive && !c.Failing && !c.Lost
 		c.Ready = c.Ready && c.Reachable
 	case 9:
 		c.NoMaster = w.rng.IntN(4) == 0
 	case 10:
 		c.Unprepared = w.rng.IntN(3) == 0
+	case 12: // its disk has lost the log
+		if s := w.server(c.ID); s != nil && s.Suffrage == raft.Voter && c.Alive && !leads {
+			c.Lost, c.Reachable, c.Ready = true, false, false
+		}
 	case 11:
 		c.Memory, c.DiskLatency, c.Zone = uint64(w.rng.IntN(5))<<30, time.Duration(w.rng.IntN(40))*time.Millisecond, fmt.Sprint(w.rng.IntN(3))
 	}
@@ -465,7 +478,7 @@ func (w *world) atRest() {
 	if good < min(target, fit) {
 		// A voter that is silent without being dead is waited for.
 		for _, s := range w.servers {
-			if n := w.node(string(s.ID)); s.Suffrage == raft.Voter && (!n.Alive && !n.Dead || n.Suspect) {
+			if n := w.node(string(s.ID)); s.Suffrage == raft.Voter && (!n.Alive && !n.Dead || n.Suspect || n.Lost) {
 				return
 			}
 		}

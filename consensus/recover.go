@@ -77,7 +77,7 @@ func (d *disk) position() (p Position, err error) {
 	if last > 0 {
 		var l raft.Log
 		if err := d.log.GetLog(last, &l); err != nil {
-			return p, fmt.Errorf("reading entry %d of the log: %w", last, err)
+			return p, err // says which
 		}
 		p = Position{Term: l.Term, Index: l.Index, Written: l.AppendedAt}
 	}
@@ -342,6 +342,7 @@ func (s Seed) plant(store *Store, at Position) error {
 const (
 	freshSuffix      = ".new"
 	supersededSuffix = ".superseded"
+	damagedSuffix    = ".damaged"
 )
 
 // Superseded is where SetAside keeps the log of dir.
@@ -349,14 +350,22 @@ func Superseded(dir string) string { return dir + supersededSuffix }
 
 // SetAside takes the log in dir out of use and keeps it, the newest one only:
 // it may hold what somebody misses.
-func SetAside(dir string) error {
+func SetAside(dir string) error { return moveAside(dir, Superseded(dir)) }
+
+// Damaged is where SetDamagedAside keeps the log of dir.
+func Damaged(dir string) string { return dir + damagedSuffix }
+
+// SetDamagedAside is SetAside of a log that gave ErrDamaged.
+func SetDamagedAside(dir string) error { return moveAside(dir, Damaged(dir)) }
+
+func moveAside(dir, to string) error {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err := os.RemoveAll(Superseded(dir)); err != nil {
+	if err := os.RemoveAll(to); err != nil {
 		return err
 	}
-	if err := os.Rename(dir, Superseded(dir)); err != nil {
+	if err := os.Rename(dir, to); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(dir))

@@ -267,6 +267,7 @@ func (s *Store) restore(c contents) {
 		r.reset(c.revision)
 		r.notify()
 	}
+	s.sum, s.sums = s.count(), [keptSums]sumAt{}
 	s.touched = s.touched[:0]
 	s.all.reset(c.revision)
 	s.finish(c.revision)
@@ -299,6 +300,9 @@ func (s *Store) Check() error {
 		perResource[e.resource]++
 		r := e.Record.(*record)
 		newest[key{e.resource, r.namespace, r.name}] = e
+	}
+	if sum := s.count(); sum != s.sum {
+		wrong("the sum of the state is %x, not %x", sum, s.sum)
 	}
 	if size != s.bytes {
 		wrong("the window counts %d bytes, not %d", s.bytes, size)

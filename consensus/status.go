@@ -9,14 +9,15 @@ import (
 
 // Status describes a replica.
 type Status struct {
-	ID       string
-	Leader   string
-	State    string // "leader", "follower", "candidate" or "stopped"
-	Term     uint64
-	Applied  uint64 // newest revision in the store
-	Last     uint64 // newest index in the log
-	DiskFull bool
-	Servers  []Server
+	ID      string
+	Leader  string
+	State   string // "leader", "follower", "candidate" or "stopped"
+	Term    uint64
+	Applied uint64 // newest revision in the store
+	Last    uint64 // newest index in the log
+	// DiskError is why the disk took the newest entry not; nil if it did.
+	DiskError error
+	Servers   []Server
 	// Masters is known to the leader alone.
 	Masters *Masters
 }
@@ -71,7 +72,7 @@ func (t *Times) add(took time.Duration) {
 
 // Status describes the replica and, on the leader, its peers.
 func (n *Node) Status() Status {
-	s := Status{ID: n.c.ID, State: "stopped", Applied: n.store.Revision(), DiskFull: n.disk.log.full.Load()}
+	s := Status{ID: n.c.ID, State: "stopped", Applied: n.store.Revision(), DiskError: n.disk.log.refusal()}
 	r := n.raft.Load()
 	if r == nil {
 		return s

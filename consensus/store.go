@@ -34,6 +34,10 @@ type Store struct {
 	bytes     int         // of the events in the window
 	touched   []*resource // with events that no watcher was woken for yet
 	waiters   map[*waiter]struct{}
+	// sum is the sum of all records' marks, and sums what it was lately.
+	sum  uint64
+	sums [keptSums]sumAt
+	turn int // the oldest of sums
 }
 
 // resource is one kind's index and its part of the window.
@@ -128,12 +132,17 @@ func (s *Store) apply(revision uint64, w Write, id requestID, size int) applied 
 		e.Type = watch.Deleted
 		now = old.at(revision)
 		r.tree.Delete(old)
+		s.sum -= r.mark(old)
 	case Create:
 		e.Type = watch.Added
 		fallthrough
 	default:
 		now = newRecord(w.Object, revision)
 		r.tree.Set(now)
+		s.sum += r.mark(now)
+		if found {
+			s.sum -= r.mark(old)
+		}
 	}
 	e.Record = now
 	if found { // a nil *record must not become a Record that is not nil
@@ -169,6 +178,7 @@ func (w *Write) decide(old *record, found bool) error {
 // finish moves the store to a revision and wakes all who wait for it.
 func (s *Store) finish(revision uint64) {
 	s.revision = max(s.revision, revision)
+	s.noteSum()
 	s.notify()
 	for w := range s.waiters {
 		if w.revision <= s.revision {

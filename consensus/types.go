@@ -79,6 +79,11 @@ var (
 	ErrTooLarge       = errors.New("object is too large")
 	// ErrDiskFull: the log could not be written.
 	ErrDiskFull = errors.New("the disk that holds the log is full")
+	// ErrDamaged: what is on this node's disk is not what was written, or the
+	// state that came of it is not the others'. The node must not go on with it,
+	// nor vote again under this id before the others have taken it out of their
+	// configuration: SetDamagedAside.
+	ErrDamaged = errors.New("the log on this node's disk is damaged")
 )
 
 // Event is one change, in the order in which the log was applied.

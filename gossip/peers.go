@@ -212,6 +212,9 @@ func (p *Pool) alive() []string {
 	return addrs
 }
 
+// Alone says that this node knows of no other that has not left since.
+func (p *Pool) Alone() bool { return len(p.missing())+len(p.alive())+len(p.unmet()) == 0 }
+
 // missing lists the remembered peers that are not alive here, by id.
 func (p *Pool) missing() map[string]netip.AddrPort {
 	p.mu.Lock()
