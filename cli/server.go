@@ -741,12 +741,16 @@ func (s *Server) runMasters(ctx context.Context, authority *identity.Authority, 
 		}
 	}
 	for {
+		if authority == nil {
+			s.pool.SetMeta(func(meta *gossip.Meta) { meta.Bare = true })
+		}
 		for authority == nil {
 			select {
 			case <-ctx.Done():
 				return nil
 			case p := <-s.promote:
 				var err error
+				s.pool.SetMeta(func(meta *gossip.Meta) { meta.Bare = false })
 				authority, err = identity.SaveBundle(s.path("master"), p.bundle)
 				p.result <- err
 			}
@@ -1296,7 +1300,7 @@ func (s *Server) consensusMembers() []consensus.Member {
 	all := make([]consensus.Member, 0, len(members))
 	for _, m := range members {
 		all = append(all, consensus.Member{
-			ID: m.ID, Name: m.Name, Zone: m.Zone, NoMaster: m.NoMaster, Bare: !m.Replica, Memory: m.Memory, DiskLatency: m.DiskLatency,
+			ID: m.ID, Name: m.Name, Zone: m.Zone, NoMaster: m.NoMaster, Bare: m.Bare, Memory: m.Memory, DiskLatency: m.DiskLatency,
 			Started: m.Started, Suspect: m.State == gossip.Suspect,
 			Alive: m.State == gossip.Alive || m.State == gossip.Suspect,
 		})

@@ -30,7 +30,7 @@ type Member struct {
 	Alive          bool
 	Suspect        bool // gossip has doubts: nothing new is given to it
 	NoMaster       bool // never a voter nor a standby
-	Bare           bool // it runs no replica, and so says nothing that counts
+	Bare           bool // it has no log, and votes for nobody
 	Memory         uint64
 	DiskLatency    time.Duration
 	Started        time.Time

@@ -24,9 +24,9 @@ const (
 	// a non-voter that answers may take longer, for a snapshot.
 	failingAfter  = 30 * time.Second
 	snapshotAfter = 2 * time.Minute
-	// lostAfter is how long a voter that gossip sees has run no replica: one
-	// that has just started is about to.
-	lostAfter = 10 * time.Second
+	// lostAfter is how long a voter that calls itself bare has not followed: it
+	// may have become a master this moment, and gossip be late.
+	lostAfter = 2 * time.Second
 	// pendingWait is the pace while something is awaited that only health
 	// shows, wishWait while a change must be wanted for longer, calmWait
 	// otherwise: a voter that fails for long makes no event.
@@ -194,7 +194,7 @@ func (m *masters) step() time.Duration {
 	case c.step == keep && (c.waits || m.preparing != ""):
 		return pendingWait
 	case c.step == keep:
-		return calmWait
+		return m.calm(t)
 	}
 	if c.step == handOver {
 		n.readySuccessors(m.l.ctx)
@@ -231,7 +231,9 @@ func (m *masters) changed(c change, took time.Duration) {
 	if s := m.seen[c.id]; s != nil {
 		s.caughtUp = time.Time{}
 		if c.step == remove && !s.stuck.IsZero() {
-			s.fail() // not the next one to be added
+			// Not the next one to be added. And one that has lost its log must not
+			// begin anew while what was sent to the old one is still on its way.
+			s.fail()
 		}
 	}
 	n.changed.fire()
@@ -240,9 +242,24 @@ func (m *masters) changed(c change, took time.Duration) {
 // fail notes that the node could not be made to follow.
 func (s *seen) fail() { s.failed, s.failures = time.Now(), s.failures+1 }
 
-// unprepared says whether it is too early to try again.
-func (s *seen) unprepared(now time.Time) bool {
-	return s.failures > 0 && now.Sub(s.failed) < min(prepareAgain<<min(s.failures-1, 8), prepareMost)
+// unprepared says for how long it is too early to try again; 0: it is not.
+func (s *seen) unprepared(now time.Time) time.Duration {
+	if s.failures == 0 {
+		return 0
+	}
+	return max(s.failed.Add(min(prepareAgain<<min(s.failures-1, 8), prepareMost)).Sub(now), 0)
+}
+
+// calm is how long nothing has to be looked at: until a node may be tried again,
+// at the latest.
+func (m *masters) calm(now time.Time) time.Duration {
+	wait := calmWait
+	for _, s := range m.seen {
+		if left := s.unprepared(now); left > 0 {
+			wait = min(wait, left)
+		}
+	}
+	return wait
 }
 
 // measure takes the time for which voters are missing.
@@ -289,7 +306,7 @@ func (m *masters) candidates(now time.Time, servers []raft.Server) []candidate {
 			Dead:       !member.Alive && expired,
 			Reachable:  now.Sub(peer.contact) < reachableFor,
 			Leaving:    n.leaving.has(member.ID, member.Alive),
-			Unprepared: s.unprepared(now),
+			Unprepared: s.unprepared(now) > 0,
 		}
 		if !member.Started.IsZero() {
 			c.Up = now.Sub(member.Started)

@@ -385,7 +385,7 @@ func (p *planner) tidy() change {
 // go.
 func (p *planner) waits() bool {
 	for _, id := range p.voters {
-		if n := p.nodes[id]; !n.Dead && !n.Reachable || n.Suspect {
+		if n := p.nodes[id]; !n.Dead && !n.Reachable || n.Suspect || n.Bare {
 			return true
 		}
 	}

@@ -37,6 +37,8 @@ type Meta struct {
 	// Replica: the node keeps the cluster's state, whether or not it can answer
 	// for it at the moment.
 	Replica bool
+	// Bare: the node has no log, and votes for nobody until it is given one.
+	Bare bool
 
 	// epoch orders the lives of one id; leaving says that this node ends on
 	// purpose.
@@ -54,6 +56,7 @@ const (
 	flagNoMaster = 1 << 1
 	flagLeaving  = 1 << 2
 	flagReplica  = 1 << 3
+	flagBare     = 1 << 4
 )
 
 // encode packs a Meta. Addresses that do not fit are left out, the last ones
@@ -83,6 +86,9 @@ func (m *Meta) pack(addrs []netip.Addr) []byte {
 	}
 	if m.Replica {
 		flags |= flagReplica
+	}
+	if m.Bare {
+		flags |= flagBare
 	}
 	b := []byte{metaVersion, flags}
 	b = binary.AppendUvarint(b, m.epoch)
@@ -165,6 +171,7 @@ func decodeMeta(b []byte) (Meta, error) {
 	r := &metaReader{b: b[2:]}
 	m := Meta{
 		Role: RoleNode, NoMaster: flags&flagNoMaster != 0, leaving: flags&flagLeaving != 0, Replica: flags&flagReplica != 0,
+		Bare: flags&flagBare != 0,
 	}
 	if flags&flagMaster != 0 {
 		m.Role = RoleMaster
