@@ -182,6 +182,7 @@ func runJoin(c *cli.Context) error {
 }
 
 func serve(ctx context.Context, config ServerConfig) error {
+	hushLibraries(config.Log)
 	server, err := NewServer(config)
 	if err != nil {
 		return err
