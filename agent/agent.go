@@ -68,8 +68,11 @@ type Config struct {
 	// a path below the root of the cgroup file system: /stats/summary measures
 	// it as what all pods use.
 	CgroupRoot string
-	Version    string
-	MaxPods    int // 110 if 0
+	// StaticDir is the folder of static pods, made if missing. Empty: there
+	// are none.
+	StaticDir string
+	Version   string
+	MaxPods   int // 110 if 0
 
 	Now func() time.Time
 	Log *slog.Logger
@@ -86,6 +89,7 @@ type Agent struct {
 	objects  *objectStore
 	services *serviceStore
 	folders  *folderKeeper
+	static   *staticKeeper
 
 	admission sync.Mutex          // one admission at a time; guards accepted and crowded
 	accepted  map[types.UID]bool  // pods whose resources count
@@ -146,6 +150,9 @@ func New(cfg Config) (*Agent, error) {
 	if a.node, err = newNodeKeeper(a); err != nil {
 		return nil, err
 	}
+	if a.static, err = newStaticKeeper(a, cfg.StaticDir); err != nil {
+		return nil, err
+	}
 	return a, nil
 }
 
@@ -164,9 +171,11 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.accepted[types.UID(uid)] = true
 		}
 	}
+	a.static.read()
 	for _, s := range saved {
 		a.startWorker(s.pod, s.rec)
 	}
+	group.Go(func() error { return a.static.run(ctx) })
 	group.Go(func() error { a.events.run(ctx); return nil })
 	group.Go(func() error { return a.node.run(ctx) })
 	group.Go(func() error { a.watchRuntime(ctx, hints); return nil })
@@ -236,14 +245,14 @@ type podHandler struct {
 
 func (h *podHandler) Replace(objects []api.Object) {
 	listed := map[types.UID]bool{}
-	for _, o := range objects {
-		if pod, ok := o.(*corev1.Pod); ok {
-			listed[pod.UID] = true
-			h.a.dispatch(pod)
-		}
+	mirrors, pods := mirrorsAmong(objects)
+	for _, pod := range pods {
+		listed[pod.UID] = true
+		h.a.dispatch(pod)
 	}
+	h.a.static.replace(mirrors)
 	for _, w := range h.a.allWorkers() {
-		if !listed[w.uid] {
+		if w.static == nil && !listed[w.uid] {
 			h.a.wg.Go(func() { h.a.confirmRemoved(w) })
 		}
 	}
@@ -257,6 +266,8 @@ func (h *podHandler) Apply(t watch.EventType, o api.Object) {
 	pod, ok := o.(*corev1.Pod)
 	switch {
 	case !ok:
+	case api.IsMirror(pod):
+		h.a.static.apply(pod, t == watch.Deleted)
 	case t != watch.Deleted:
 		h.a.dispatch(pod)
 	default:
@@ -368,6 +379,7 @@ func (a *Agent) workerEnded(w *podWorker) {
 	a.folders.changed()
 	a.roomMade()
 	a.podShown(w.uid)
+	poke(a.static.files)
 }
 
 func (a *Agent) worker(uid types.UID) *podWorker {
@@ -513,6 +525,9 @@ func (a *Agent) hostIPs() []string {
 // as they last were if it does not answer.
 func (a *Agent) serviceVars(ctx context.Context, pod *corev1.Pod, saved map[string]string) (map[string]string, error) {
 	vars := map[string]string{}
+	if saved == nil && api.IsStatic(pod) {
+		saved = map[string]string{} // it starts without masters, too
+	}
 	if pod.Spec.EnableServiceLinks == nil || *pod.Spec.EnableServiceLinks {
 		wait := objectWait
 		if saved != nil {

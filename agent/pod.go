@@ -29,8 +29,11 @@ type podWorker struct {
 	log  *slog.Logger
 	wake chan struct{} // one place
 
+	static *corev1.Pod // as its file says; nil: the pod is the API's
+
 	mu      sync.Mutex
 	latest  *corev1.Pod // as last seen
+	mirror  types.UID   // of what shows a static pod in the API
 	removed bool        // gone from the API
 	stale   bool        // its volumes may show what is no longer so
 	changed bool        // what failed before may succeed now
@@ -124,6 +127,9 @@ func newPodWorker(a *Agent, pod *corev1.Pod, rec record) *podWorker {
 		ops: map[string]*operation{}, results: make(chan opResult),
 		containers: map[string]*containerLoop{},
 	}
+	if api.IsStatic(pod) {
+		w.static = pod
+	}
 	w.tokens.init(w)
 	w.shown = podView{pod: pod}
 	return w
@@ -132,6 +138,9 @@ func newPodWorker(a *Agent, pod *corev1.Pod, rec record) *podWorker {
 // update tells the worker of a newer version of its pod.
 func (w *podWorker) update(pod *corev1.Pod, removed bool) {
 	w.mu.Lock()
+	if w.static != nil && !removed {
+		w.mirror, pod = pod.UID, merged(w.static, pod)
+	}
 	if newer(pod, w.latest) {
 		w.latest = pod
 	}

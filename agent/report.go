@@ -64,6 +64,12 @@ func (w *podWorker) report(o observed, wait *waiter) {
 		return
 	}
 	pod := w.pod
+	if w.static != nil {
+		pod = pod.DeepCopy()
+		w.mu.Lock()
+		pod.UID = w.mirror
+		w.mu.Unlock()
+	}
 	w.start("status", idle, 0, func(ctx context.Context) func() {
 		written, err := w.a.writeStatus(ctx, pod, status)
 		return func() {
