@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -344,6 +345,14 @@ func wanted(pod *corev1.Pod, mounts map[string]string) map[objectKey]bool {
 func (w *podWorker) sources(ctx context.Context, pod *corev1.Pod, podIPs []string) sources {
 	return sources{
 		podIPs: podIPs, hostIPs: w.a.hostIPs(), allocatable: w.a.node.allocatable(),
+		file: func(volume, path string) (map[string]string, error) {
+			for i := range pod.Spec.Volumes {
+				if v := &pod.Spec.Volumes[i]; v.Name == volume {
+					return readEnvFile(volumePath(v, w.dirs), path)
+				}
+			}
+			return nil, fs.ErrNotExist
+		},
 		running: func(name string) string {
 			if s := w.newestContainers()[name]; s != nil && s.State == Running {
 				return s.ID

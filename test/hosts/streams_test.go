@@ -306,7 +306,7 @@ func TestLogOptions(t *testing.T) {
 	n.create(edited(nodePod("talks", sh("one", "for i in 1 2 3 4 5; do echo one $i; sleep 1; done; "+forever), sh("two", "echo two out; echo two err >&2; "+forever)), inits(sh("init", "echo init")), always))
 	n.create(edited(nodePod("again", sh("main", `if [ -e /v/n ]; then echo second; `+forever+`; fi; echo first; echo > /v/n; exit 1`)), mountShared, always))
 	// 30 MB in lines of 100 bytes: the log is rotated twice while it is read.
-	n.create(nodePod("much", sh("main", `sleep 3; awk 'BEGIN { for (i = 1; i <= 300000; i++) printf "%07d %s\n", i, "` + manyWords + `" }'; sleep 2`)))
+	n.create(nodePod("much", sh("main", `sleep 3; awk 'BEGIN { for (i = 1; i <= 300000; i++) printf "%07d %s\n", i, "`+manyWords+`" }'; sleep 2`)))
 	n.until("much", "runs", func(p *corev1.Pod) bool { return statusOfContainer(p, "main").ContainerID != "" }, nil)
 	followed := make(chan error, 1)
 	go func() { followed <- followWhole(t.Context(), c, ns) }()
