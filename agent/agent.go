@@ -74,6 +74,10 @@ type Config struct {
 	Version   string
 	MaxPods   int // 110 if 0
 
+	// Faults, if not nil, is called at each labelled step of a pod's start and
+	// end, for tests that end this process there.
+	Faults func(label string)
+
 	Now func() time.Time
 	Log *slog.Logger
 }
@@ -201,6 +205,12 @@ func (a *Agent) Run(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+func (a *Agent) fault(label string) {
+	if a.cfg.Faults != nil {
+		a.cfg.Faults(label)
+	}
 }
 
 func (a *Agent) follow(ctx context.Context, what string, f func() error) error {
@@ -343,12 +353,16 @@ func (a *Agent) takeDown(ctx context.Context, uid string, hostNetwork bool) erro
 	if err := a.cfg.Runtime.StopPod(ctx, uid); err != nil {
 		return fmt.Errorf("stop the pod: %w", err)
 	}
+	a.fault("pod.stopped")
 	if !hostNetwork {
 		if err := a.cfg.Network.Detach(ctx, uid); err != nil {
 			return fmt.Errorf("detach the pod from the network: %w", err)
 		}
+		a.fault("network.detached")
 	}
-	return tearDownVolumes(a.dirs(uid))
+	err := tearDownVolumes(a.dirs(uid))
+	a.fault("volumes.torn-down")
+	return err
 }
 
 // dispatch hands a pod to its worker, a new one if need be.

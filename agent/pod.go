@@ -390,6 +390,7 @@ func (w *podWorker) setUp() {
 	ips, fresh := w.podIPs(), !w.hasRun()
 	w.start("volumes", idle, 0, func(ctx context.Context) func() {
 		err := w.setUpVolumes(ctx, pod, ips, fresh)
+		w.a.fault("volumes.set-up")
 		return func() {
 			w.a.folders.changed()
 			if err == nil {
@@ -496,6 +497,7 @@ func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod) (ips []string
 		if cfg.NetNS, found, err = w.a.cfg.Network.Attach(ctx, pod); err != nil {
 			return nil, fmt.Errorf("attach to the pod network: %w", err)
 		}
+		w.a.fault("network.attached")
 		for _, ip := range found {
 			ips = append(ips, ip.String())
 		}
@@ -504,6 +506,7 @@ func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod) (ips []string
 	if err := w.a.cfg.Runtime.StartPod(ctx, cfg); err != nil {
 		return nil, err
 	}
+	w.a.fault("sandbox.started")
 	return ips, w.a.writeEtc(pod, w.dirs, addresses)
 }
 
@@ -579,6 +582,7 @@ func (w *podWorker) runContainer(ctx context.Context, pod *corev1.Pod, c *corev1
 	if err != nil {
 		return image, pull, nil, err
 	}
+	w.a.fault("image.ready")
 	if vars, err = w.a.serviceVars(ctx, pod, saved); err != nil {
 		return image, pull, nil, err
 	}
@@ -610,6 +614,7 @@ func (w *podWorker) runContainer(ctx context.Context, pod *corev1.Pod, c *corev1
 		}
 		return image, pull, vars, err
 	}
+	w.a.fault("container.ran")
 	w.event(c, corev1.EventTypeNormal, "Created", "Container created")
 	w.event(c, corev1.EventTypeNormal, "Started", "Container started")
 	if postStartOf(c) != nil {
@@ -712,6 +717,7 @@ func (w *podWorker) deleteObject() {
 		err := w.a.cfg.Client.Delete(ctx, podsResource, pod.Namespace, pod.Name, metav1.DeleteOptions{
 			GracePeriodSeconds: new(int64(0)), Preconditions: metav1.NewUIDPreconditions(string(pod.UID)),
 		})
+		w.a.fault("object.deleted")
 		return func() {
 			switch {
 			case err == nil, refused(err): // refused: it is gone, or another has its name

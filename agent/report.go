@@ -188,6 +188,7 @@ func (w *podWorker) save() {
 		if err == nil && newRecord {
 			err = writeDurably(filepath.Join(w.dirs.disk, recordFile), r)
 		}
+		w.a.fault("record.saved")
 		return func() {
 			// What could not be written counts as written until it changes
 			// again: a full disk is not written to in a loop.
