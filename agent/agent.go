@@ -68,8 +68,15 @@ type Config struct {
 	// a path below the root of the cgroup file system: /stats/summary measures
 	// it as what all pods use.
 	CgroupRoot string
-	Version    string
-	MaxPods    int // 110 if 0
+	// StaticDir is the folder of static pods, made if missing. Empty: there
+	// are none.
+	StaticDir string
+	Version   string
+	MaxPods   int // 110 if 0
+
+	// Faults, if not nil, is called at each labelled step of a pod's start and
+	// end, for tests that end this process there.
+	Faults func(label string)
 
 	Now func() time.Time
 	Log *slog.Logger
@@ -86,6 +93,7 @@ type Agent struct {
 	objects  *objectStore
 	services *serviceStore
 	folders  *folderKeeper
+	static   *staticKeeper
 
 	admission sync.Mutex          // one admission at a time; guards accepted and crowded
 	accepted  map[types.UID]bool  // pods whose resources count
@@ -146,6 +154,9 @@ func New(cfg Config) (*Agent, error) {
 	if a.node, err = newNodeKeeper(a); err != nil {
 		return nil, err
 	}
+	if a.static, err = newStaticKeeper(a, cfg.StaticDir); err != nil {
+		return nil, err
+	}
 	return a, nil
 }
 
@@ -164,9 +175,11 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.accepted[types.UID(uid)] = true
 		}
 	}
+	a.static.read()
 	for _, s := range saved {
 		a.startWorker(s.pod, s.rec)
 	}
+	group.Go(func() error { return a.static.run(ctx) })
 	group.Go(func() error { a.events.run(ctx); return nil })
 	group.Go(func() error { return a.node.run(ctx) })
 	group.Go(func() error { a.watchRuntime(ctx, hints); return nil })
@@ -192,6 +205,12 @@ func (a *Agent) Run(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+func (a *Agent) fault(label string) {
+	if a.cfg.Faults != nil {
+		a.cfg.Faults(label)
+	}
 }
 
 func (a *Agent) follow(ctx context.Context, what string, f func() error) error {
@@ -236,14 +255,14 @@ type podHandler struct {
 
 func (h *podHandler) Replace(objects []api.Object) {
 	listed := map[types.UID]bool{}
-	for _, o := range objects {
-		if pod, ok := o.(*corev1.Pod); ok {
-			listed[pod.UID] = true
-			h.a.dispatch(pod)
-		}
+	mirrors, pods := mirrorsAmong(objects)
+	for _, pod := range pods {
+		listed[pod.UID] = true
+		h.a.dispatch(pod)
 	}
+	h.a.static.replace(mirrors)
 	for _, w := range h.a.allWorkers() {
-		if !listed[w.uid] {
+		if w.static == nil && !listed[w.uid] {
 			h.a.wg.Go(func() { h.a.confirmRemoved(w) })
 		}
 	}
@@ -257,6 +276,8 @@ func (h *podHandler) Apply(t watch.EventType, o api.Object) {
 	pod, ok := o.(*corev1.Pod)
 	switch {
 	case !ok:
+	case api.IsMirror(pod):
+		h.a.static.apply(pod, t == watch.Deleted)
 	case t != watch.Deleted:
 		h.a.dispatch(pod)
 	default:
@@ -332,12 +353,16 @@ func (a *Agent) takeDown(ctx context.Context, uid string, hostNetwork bool) erro
 	if err := a.cfg.Runtime.StopPod(ctx, uid); err != nil {
 		return fmt.Errorf("stop the pod: %w", err)
 	}
+	a.fault("pod.stopped")
 	if !hostNetwork {
 		if err := a.cfg.Network.Detach(ctx, uid); err != nil {
 			return fmt.Errorf("detach the pod from the network: %w", err)
 		}
+		a.fault("network.detached")
 	}
-	return tearDownVolumes(a.dirs(uid))
+	err := tearDownVolumes(a.dirs(uid))
+	a.fault("volumes.torn-down")
+	return err
 }
 
 // dispatch hands a pod to its worker, a new one if need be.
@@ -368,6 +393,7 @@ func (a *Agent) workerEnded(w *podWorker) {
 	a.folders.changed()
 	a.roomMade()
 	a.podShown(w.uid)
+	poke(a.static.files)
 }
 
 func (a *Agent) worker(uid types.UID) *podWorker {
@@ -513,6 +539,9 @@ func (a *Agent) hostIPs() []string {
 // as they last were if it does not answer.
 func (a *Agent) serviceVars(ctx context.Context, pod *corev1.Pod, saved map[string]string) (map[string]string, error) {
 	vars := map[string]string{}
+	if saved == nil && api.IsStatic(pod) {
+		saved = map[string]string{} // it starts without masters, too
+	}
 	if pod.Spec.EnableServiceLinks == nil || *pod.Spec.EnableServiceLinks {
 		wait := objectWait
 		if saved != nil {

@@ -92,6 +92,13 @@ func (n *nodeKeeper) allocatable() corev1.ResourceList {
 	return l
 }
 
+// object is the Node as the API has it, nil if that is not known.
+func (n *nodeKeeper) object() *corev1.Node {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.node
+}
+
 // labelled is the Node as the API has it, or as it is going to be.
 func (n *nodeKeeper) labelled() *corev1.Node {
 	n.mu.Lock()

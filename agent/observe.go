@@ -56,6 +56,7 @@ func (w *podWorker) observe() observed {
 func (w *podWorker) takeOver(pod *corev1.Pod) {
 	old := w.pod
 	w.pod = pod
+	w.statusGone = w.statusGone && w.static == nil // a mirror comes back
 	w.stale = w.stale || !equality.Semantic.DeepEqual(old.Labels, pod.Labels) || !equality.Semantic.DeepEqual(old.Annotations, pod.Annotations) ||
 		len(old.Spec.EphemeralContainers) != len(pod.Spec.EphemeralContainers) // they may need other objects
 	w.changed = w.changed || w.stale || old.Generation != pod.Generation

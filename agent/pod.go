@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -29,8 +30,11 @@ type podWorker struct {
 	log  *slog.Logger
 	wake chan struct{} // one place
 
+	static *corev1.Pod // as its file says; nil: the pod is the API's
+
 	mu      sync.Mutex
 	latest  *corev1.Pod // as last seen
+	mirror  types.UID   // of what shows a static pod in the API
 	removed bool        // gone from the API
 	stale   bool        // its volumes may show what is no longer so
 	changed bool        // what failed before may succeed now
@@ -124,6 +128,9 @@ func newPodWorker(a *Agent, pod *corev1.Pod, rec record) *podWorker {
 		ops: map[string]*operation{}, results: make(chan opResult),
 		containers: map[string]*containerLoop{},
 	}
+	if api.IsStatic(pod) {
+		w.static = pod
+	}
 	w.tokens.init(w)
 	w.shown = podView{pod: pod}
 	return w
@@ -132,6 +139,9 @@ func newPodWorker(a *Agent, pod *corev1.Pod, rec record) *podWorker {
 // update tells the worker of a newer version of its pod.
 func (w *podWorker) update(pod *corev1.Pod, removed bool) {
 	w.mu.Lock()
+	if w.static != nil && !removed {
+		w.mirror, pod = pod.UID, merged(w.static, pod)
+	}
 	if newer(pod, w.latest) {
 		w.latest = pod
 	}
@@ -335,6 +345,14 @@ func wanted(pod *corev1.Pod, mounts map[string]string) map[objectKey]bool {
 func (w *podWorker) sources(ctx context.Context, pod *corev1.Pod, podIPs []string) sources {
 	return sources{
 		podIPs: podIPs, hostIPs: w.a.hostIPs(), allocatable: w.a.node.allocatable(),
+		file: func(volume, path string) (map[string]string, error) {
+			for i := range pod.Spec.Volumes {
+				if v := &pod.Spec.Volumes[i]; v.Name == volume {
+					return readEnvFile(volumePath(v, w.dirs), path)
+				}
+			}
+			return nil, fs.ErrNotExist
+		},
 		running: func(name string) string {
 			if s := w.newestContainers()[name]; s != nil && s.State == Running {
 				return s.ID
@@ -372,6 +390,7 @@ func (w *podWorker) setUp() {
 	ips, fresh := w.podIPs(), !w.hasRun()
 	w.start("volumes", idle, 0, func(ctx context.Context) func() {
 		err := w.setUpVolumes(ctx, pod, ips, fresh)
+		w.a.fault("volumes.set-up")
 		return func() {
 			w.a.folders.changed()
 			if err == nil {
@@ -478,6 +497,7 @@ func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod) (ips []string
 		if cfg.NetNS, found, err = w.a.cfg.Network.Attach(ctx, pod); err != nil {
 			return nil, fmt.Errorf("attach to the pod network: %w", err)
 		}
+		w.a.fault("network.attached")
 		for _, ip := range found {
 			ips = append(ips, ip.String())
 		}
@@ -486,6 +506,7 @@ func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod) (ips []string
 	if err := w.a.cfg.Runtime.StartPod(ctx, cfg); err != nil {
 		return nil, err
 	}
+	w.a.fault("sandbox.started")
 	return ips, w.a.writeEtc(pod, w.dirs, addresses)
 }
 
@@ -561,6 +582,7 @@ func (w *podWorker) runContainer(ctx context.Context, pod *corev1.Pod, c *corev1
 	if err != nil {
 		return image, pull, nil, err
 	}
+	w.a.fault("image.ready")
 	if vars, err = w.a.serviceVars(ctx, pod, saved); err != nil {
 		return image, pull, nil, err
 	}
@@ -592,6 +614,7 @@ func (w *podWorker) runContainer(ctx context.Context, pod *corev1.Pod, c *corev1
 		}
 		return image, pull, vars, err
 	}
+	w.a.fault("container.ran")
 	w.event(c, corev1.EventTypeNormal, "Created", "Container created")
 	w.event(c, corev1.EventTypeNormal, "Started", "Container started")
 	if postStartOf(c) != nil {
@@ -694,6 +717,7 @@ func (w *podWorker) deleteObject() {
 		err := w.a.cfg.Client.Delete(ctx, podsResource, pod.Namespace, pod.Name, metav1.DeleteOptions{
 			GracePeriodSeconds: new(int64(0)), Preconditions: metav1.NewUIDPreconditions(string(pod.UID)),
 		})
+		w.a.fault("object.deleted")
 		return func() {
 			switch {
 			case err == nil, refused(err): // refused: it is gone, or another has its name

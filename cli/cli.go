@@ -103,6 +103,7 @@ func nodeFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "label", Usage: "label `K=V` of the node; may be repeated", EnvVars: env("label")},
 		&cli.BoolFlag{Name: "no-master", Usage: "never make this node a master", EnvVars: env("no-master")},
 		&cli.StringFlag{Name: "cgroup-parent", Value: "conclave", Usage: "cgroup below which pods run", EnvVars: env("cgroup-parent")},
+		&cli.StringFlag{Name: "pod-manifest-path", Usage: "`DIR` of static pods, one a file (default: manifests/ in the data folder)", EnvVars: env("pod-manifest-path")},
 		&cli.StringSliceFlag{Name: "insecure-registry", Usage: "`HOST:PORT` of a registry spoken to by plain HTTP; may be repeated", EnvVars: env("insecure-registry")},
 		&cli.StringFlag{Name: "log-level", Value: "info", Usage: "debug, info, warn or error", EnvVars: env("log-level")},
 		&cli.PathFlag{Name: "config", Usage: "YAML `FILE` with any of these settings, by their names", EnvVars: env("config")},
@@ -116,7 +117,7 @@ func serverConfig(c *cli.Context) (ServerConfig, error) {
 	}
 	config := ServerConfig{
 		DataDir: settings.text("data-dir"), Name: settings.text("name"), NoMaster: settings.flag("no-master"),
-		CgroupParent: strings.Trim(settings.text("cgroup-parent"), "/"), InsecureRegistries: settings.list("insecure-registry"),
+		StaticPods: settings.text("pod-manifest-path"), CgroupParent: strings.Trim(settings.text("cgroup-parent"), "/"), InsecureRegistries: settings.list("insecure-registry"),
 		UnreachableToleration: settings.duration("unreachable-toleration"), Labels: map[string]string{},
 		Tell: func(format string, args ...any) { fmt.Fprintf(c.App.Writer, format+"\n", args...) },
 	}
@@ -182,6 +183,7 @@ func runJoin(c *cli.Context) error {
 }
 
 func serve(ctx context.Context, config ServerConfig) error {
+	hushLibraries(config.Log)
 	server, err := NewServer(config)
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -67,6 +68,7 @@ type ServerConfig struct {
 	Labels                map[string]string
 	NoMaster              bool
 	CgroupParent          string
+	StaticPods            string // folder; DataDir/manifests if empty
 	InsecureRegistries    []string
 	UnreachableToleration time.Duration
 
@@ -161,6 +163,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.engine, err = runtime.New(runtime.Config{
 		Root: s.config.DataDir, RunDir: s.path("run", "runtime"), CgroupParent: s.config.CgroupParent,
 		InsecureRegistries: s.config.InsecureRegistries, Log: s.log.With("room", "runtime"),
+		Faults: engineFaults(s.config.DataDir),
 	})
 	if err != nil {
 		return err
@@ -394,6 +397,8 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		APIServer: netip.AddrPortFrom(cluster.ServiceCIDR.Masked().Addr().Next(), 443),
 		Seal:      func(plain []byte) ([]byte, error) { return sealer.Seal(plain, podContext) },
 		Unseal:    func(sealed []byte) ([]byte, error) { return sealer.Open(sealed, podContext) },
+		Faults:    fault(s.config.DataDir),
+		StaticDir: cmp.Or(s.config.StaticPods, s.path("manifests")),
 		Version:   serverVersion().GitVersion, Log: s.log.With("room", "agent"),
 	})
 	return err

@@ -33,7 +33,6 @@ var podGaps = []gap{
 	{path: "os.name", but: []string{string(corev1.Linux)}},
 	{path: "resourceClaims"},
 	{path: "resources"},
-	{path: "hostnameOverride"},
 	{path: "schedulingGroup"},
 	{path: "evictionResponders"},
 	{path: "securityContext.seLinuxOptions"},
@@ -49,7 +48,6 @@ var podGaps = []gap{
 
 // containerGaps are below each container, of whichever kind.
 var containerGaps = []gap{
-	{path: "env[*].valueFrom.fileKeyRef"},
 	{path: "volumeDevices"},
 	{path: "volumeMounts[*].recursiveReadOnly", but: []string{string(corev1.RecursiveReadOnlyDisabled)}},
 	{path: "volumeMounts[*].bindMountOptions"},
