@@ -207,6 +207,10 @@ func (n *Network) Run(ctx context.Context) error {
 		})
 	}
 	g.Go(func() error { return n.policies.run(ctx, n.cfg.Client) })
+	g.Go(func() error {
+		return ended(ctx, api.Follow(ctx, n.cfg.Client, corev1.SchemeGroupVersion.WithResource("configmaps"), metav1.NamespaceSystem,
+			metav1.ListOptions{FieldSelector: "metadata.name=" + api.SettingsName}, settingsHandler{n.dns.up, n.cfg.Log}))
+	})
 	g.Go(func() error { return n.program(ctx) })
 	g.Go(func() error { return n.runBalance(ctx) })
 	g.Go(func() error {
