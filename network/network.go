@@ -137,7 +137,7 @@ func New(cfg Config) (*Network, error) {
 		problems: map[string]error{"links": errors.New("not set up yet"), "rules": errors.New("not set up yet"), "DNS": errors.New("not served yet")},
 	}
 	n.cluster = newCluster(n.changed)
-	n.proxy = newProxy(Base{cfg.PodCIDR, cfg.ServiceCIDR, cfg.ClusterDNS}, cfg.NodeName)
+	n.proxy = newProxy(Base{PodCIDR: cfg.PodCIDR, ServiceCIDR: cfg.ServiceCIDR, DNS: cfg.ClusterDNS, NoSCTP: !tracksSCTP()}, cfg.NodeName)
 	if n.policies, err = openPolicies(cfg.Dir, cfg.ClusterDNS, func() { n.want() }); err != nil {
 		return nil, err
 	}

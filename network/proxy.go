@@ -49,6 +49,9 @@ type Base struct {
 	PodCIDR, ServiceCIDR netip.Prefix
 	// DNS is ours: packets to it are for this host.
 	DNS netip.Addr
+	// NoSCTP says that this kernel cannot translate SCTP. Then no rule speaks
+	// of it, and it is refused like what nobody serves.
+	NoSCTP bool
 }
 
 // VIP is one destination of packets.
@@ -232,6 +235,9 @@ func (p *part) balance(name string, all []netip.AddrPort, affinity time.Duration
 func partOf(s *service, all []*endpointSlice, here place, base Base) *part {
 	p := &part{key: s.key, created: s.created}
 	for _, port := range s.ports {
+		if port.proto == sctp && base.NoSCTP {
+			continue
+		}
 		p.add(s, port, targetsOf(port, all, here), base)
 	}
 	return p

@@ -50,7 +50,7 @@ func seen(objects ...api.Object) *cluster {
 	return c
 }
 
-var testBase = Base{testPodCIDR, testServiceCIDR, testDNS}
+var testBase = Base{PodCIDR: testPodCIDR, ServiceCIDR: testServiceCIDR, DNS: testDNS}
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
@@ -205,6 +205,27 @@ func nodeAt(name, address, zone string) *corev1.Node {
 
 func forZone(e ep, zone string) ep { e.forZone = zone; return e }
 func forNode(e ep, node string) ep { e.forNode = node; return e }
+
+// A kernel that cannot translate SCTP gets no rule for it: what is sent is
+// refused.
+func TestNoSCTP(t *testing.T) {
+	port := func(p corev1.Protocol) corev1.ServicePort {
+		return corev1.ServicePort{Name: strings.ToLower(string(p)), Protocol: p, Port: 80}
+	}
+	target := func(p corev1.Protocol) discoveryv1.EndpointPort {
+		return discoveryv1.EndpointPort{Name: ptr(strings.ToLower(string(p))), Protocol: &p, Port: ptr[int32](8080)}
+	}
+	c := seen(serviceOf("web", "10.96.0.20", nil, port(corev1.ProtocolTCP), port(corev1.ProtocolSCTP)),
+		sliceOf("web", []discoveryv1.EndpointPort{target(corev1.ProtocolTCP), target(corev1.ProtocolSCTP)}, onOne))
+	base := testBase
+	if text := c.rules(base, "node1", nil).String(); !strings.Contains(text, "sctp") {
+		t.Errorf("no rule for SCTP:\n%s", text)
+	}
+	base.NoSCTP = true
+	if text := c.rules(base, "node1", nil).String(); strings.Contains(text, "sctp") || !strings.Contains(text, "tcp . 80") {
+		t.Errorf("rules:\n%s", text)
+	}
+}
 
 // What a change of objects leaves is what the last objects alone would give.
 func TestClusterForgets(t *testing.T) {

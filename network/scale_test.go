@@ -63,7 +63,7 @@ func BenchmarkOneChange(b *testing.B) {
 	path := filepath.Join(b.TempDir(), "ns")
 	if err := errors.Join(inNewNamespace(path, func() error {
 		var k kernel
-		base := Base{testPodCIDR, testServiceCIDR, testDNS}
+		base := testBase
 		start, used := time.Now(), cpuTime()
 		p := newProxy(base, "node1")
 		was, is := p.update(c, nil)
@@ -145,7 +145,7 @@ func firstPackets(b *testing.B, services int) error {
 		last := serviceOf("last", to.Addr().String(), nil, corev1.ServicePort{Protocol: corev1.ProtocolUDP, Port: 80})
 		targets := []discoveryv1.EndpointPort{{Name: ptr(""), Protocol: ptr(corev1.ProtocolUDP), Port: ptr[int32](8080)}}
 		c := seen(append(manyObjects(services-1), last, sliceOf("last", targets, ep{addr: server.Addr()}))...)
-		p := newProxy(Base{testPodCIDR, testServiceCIDR, testDNS}, "node1")
+		p := newProxy(testBase, "node1")
 		was, is := p.update(c, nil)
 		if err := new(kernel).change(was, is, p.rules); err != nil {
 			return err

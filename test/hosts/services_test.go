@@ -96,7 +96,8 @@ func TestLoadBalancer(t *testing.T) {
 	if err := c.Import(t.Context(), "tool"); err != nil {
 		t.Fatal(err)
 	}
-	ns := namespace(t, c)
+	const ns = "balanced" // the cluster does not live to delete it
+	kubectl(t, c, "create", "namespace", ns)
 	apply(t, c, ns, balancedPods)
 	kubectl(t, c, "-n", ns, "rollout", "status", "deployment/echo", "--timeout=60s")
 
