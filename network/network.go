@@ -68,6 +68,7 @@ type Network struct {
 	cfg      Config
 	cluster  *cluster
 	policies *policyState
+	proxy    *proxy // program's
 	ipam     *ipam
 	host     *host
 	dns      *resolver
@@ -136,6 +137,7 @@ func New(cfg Config) (*Network, error) {
 		problems: map[string]error{"links": errors.New("not set up yet"), "rules": errors.New("not set up yet"), "DNS": errors.New("not served yet")},
 	}
 	n.cluster = newCluster(n.changed)
+	n.proxy = newProxy(Base{PodCIDR: cfg.PodCIDR, ServiceCIDR: cfg.ServiceCIDR, DNS: cfg.ClusterDNS, NoSCTP: !tracksSCTP()}, cfg.NodeName)
 	if n.policies, err = openPolicies(cfg.Dir, cfg.ClusterDNS, func() { n.want() }); err != nil {
 		return nil, err
 	}
@@ -207,6 +209,10 @@ func (n *Network) Run(ctx context.Context) error {
 		})
 	}
 	g.Go(func() error { return n.policies.run(ctx, n.cfg.Client) })
+	g.Go(func() error {
+		return ended(ctx, api.Follow(ctx, n.cfg.Client, corev1.SchemeGroupVersion.WithResource("configmaps"), metav1.NamespaceSystem,
+			metav1.ListOptions{FieldSelector: "metadata.name=" + api.SettingsName}, settingsHandler{n.dns.up, n.cfg.Log}))
+	})
 	g.Go(func() error { return n.program(ctx) })
 	g.Go(func() error { return n.runBalance(ctx) })
 	g.Go(func() error {
@@ -381,12 +387,15 @@ func (n *Network) applyRules(k *kernel, gone []netip.Addr) (kept bool, err error
 			return there, err
 		}
 	}
-	old := k.applied
-	r := n.cluster.rules(Base{n.cfg.PodCIDR, n.cfg.ServiceCIDR, n.cfg.ClusterDNS}, n.cfg.NodeName, n.ipam.all())
-	if err := k.apply(r); err != nil {
+	fresh := k.applied == nil
+	was, is := n.proxy.update(n.cluster, n.ipam.all())
+	if err := k.change(was, is, n.proxy.rules); err != nil {
 		return false, err
 	}
-	return false, staleAfter(old, r, gone).forget()
+	if fresh {
+		was, is = nil, n.proxy.rules
+	}
+	return false, staleAfter(was, is, gone).forget()
 }
 
 // applyPolicies brings network policies up to date, and says whether they are.
