@@ -111,6 +111,9 @@ func (n *nodeKeeper) registeredError() error {
 	return nil
 }
 
+// PathsChanged says that Config's Paths may answer differently.
+func (a *Agent) PathsChanged() { poke(a.node.wake) }
+
 // imagesChanged says that the node has other images than before.
 func (n *nodeKeeper) imagesChanged() { poke(n.wake) }
 
@@ -245,6 +248,13 @@ func (n *nodeKeeper) sync(ctx context.Context) (ready bool, err error) {
 			return false, err
 		}
 	}
+	if is, was := findNodeCondition(want.Conditions, corev1.NodeNetworkUnavailable), findNodeCondition(node.Status.Conditions, corev1.NodeNetworkUnavailable); is != nil && was != nil && is.Message != was.Message {
+		kind, word := corev1.EventTypeNormal, "RouteCreated"
+		if is.Reason != word {
+			kind, word = corev1.EventTypeWarning, "PathsFailing"
+		}
+		n.event(kind, word, fmt.Sprintf("Node %s: %s", node.Name, is.Message))
+	}
 	now := findNodeCondition(want.Conditions, corev1.NodeReady).Status
 	if now != n.lastReady {
 		n.lastReady = now
@@ -351,6 +361,9 @@ func (n *nodeKeeper) conditions(old []corev1.NodeCondition) []corev1.NodeConditi
 		pressureCondition(corev1.NodePIDPressure, processes, "KubeletHasInsufficientPID", "KubeletHasSufficientPID", "kubelet has insufficient PID available", "kubelet has sufficient PID available"),
 		ready,
 	}
+	if n.a.cfg.Paths != nil {
+		list = append(list, pathCondition(n.a.cfg.Paths()))
+	}
 	now := metav1.NewTime(n.a.cfg.Now().Truncate(time.Second))
 	for i := range list {
 		c := &list[i]
@@ -368,6 +381,21 @@ func (n *nodeKeeper) conditions(old []corev1.NodeCondition) []corev1.NodeConditi
 		}
 	}
 	return list
+}
+
+// pathCondition is of the ways to other nodes' pods. The network is unavailable
+// where several are known and none works: where one of two fails, nobody can
+// tell which end is to blame, and both can still run pods.
+func pathCondition(failing []string, some bool) corev1.NodeCondition {
+	c := corev1.NodeCondition{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionFalse, Reason: "RouteCreated", Message: "the pods of all nodes that live are reached"}
+	if len(failing) == 0 {
+		return c
+	}
+	c.Reason, c.Message = "PathsFailing", "cannot reach "+strings.Join(failing, "; ")
+	if len(failing) > 1 && !some {
+		c.Status, c.Reason = corev1.ConditionTrue, "NoRouteCreated"
+	}
+	return c
 }
 
 func pressureCondition(t corev1.NodeConditionType, is bool, badReason, goodReason, bad, good string) corev1.NodeCondition {

@@ -24,8 +24,8 @@ type answerer struct {
 	log *slog.Logger
 	// sysctl sets what teardown restores.
 	sysctl func(key, value string) error
-	links map[int]*arpLink // by index
-	timer *time.Timer
+	links  map[int]*arpLink // by index
+	timer  *time.Timer
 	// shouts is how often newcomers are still to be announced.
 	shouts map[netip.Addr]int
 }

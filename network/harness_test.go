@@ -66,6 +66,7 @@ type order struct {
 }
 
 type answer struct {
+	Paths []PathProblem
 	Error string
 	Netns string
 	IPs   []netip.Addr
@@ -107,8 +108,10 @@ func nodeProcess(config string) error {
 		client.held = make(chan struct{})
 	}
 	live := &liveNodes{changed: make(chan struct{})}
+	var n *Network
 	n, err := New(Config{
-		NodeName: c.Name, Live: live.get, Client: client, Dir: c.Dir, RunDir: c.RunDir,
+		PathsChanged: func() { n.want() },
+		NodeName:     c.Name, Live: live.get, Client: client, Dir: c.Dir, RunDir: c.RunDir,
 		Address:        func() netip.Addr { mu.Lock(); defer mu.Unlock(); return address },
 		AddressChanged: moved, PodCIDR: testPodCIDR, ServiceCIDR: testServiceCIDR, ClusterDNS: testDNS,
 		Upstreams: c.Upstreams, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
@@ -164,6 +167,17 @@ func nodeProcess(config string) error {
 			}
 			wg.Wait()
 			return a, errors.Join(errs...)
+		case "paths":
+			// The first tests happen by themselves.
+			if err := n.await(ctx, "the first test of a path", func() bool {
+				n.paths.mu.Lock()
+				defer n.paths.mu.Unlock()
+				return len(n.paths.all) > 0
+			}); err != nil {
+				return a, err
+			}
+			a.Paths = n.TestPaths(ctx)
+			return a, nil
 		case "ready":
 			return a, n.await(ctx, "readiness", func() bool {
 				return n.problems["links"] == nil && n.problems["rules"] == nil && n.problems["DNS"] == nil

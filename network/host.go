@@ -41,6 +41,8 @@ type hostConfig struct {
 	ServiceCIDR netip.Prefix
 	// Address is this node's own: the source of overlay packets.
 	Address netip.Addr
+	// MTU is what fits into an overlay packet on the link of Address.
+	MTU int
 	// Range is invalid as long as the node has none; then there are no pods
 	// and no overlay.
 	Range netip.Prefix
@@ -56,7 +58,7 @@ type peer struct {
 }
 
 func (c hostConfig) equal(d hostConfig) bool {
-	return c.DNS == d.DNS && c.ServiceCIDR == d.ServiceCIDR && c.Address == d.Address && c.Range == d.Range &&
+	return c.DNS == d.DNS && c.ServiceCIDR == d.ServiceCIDR && c.Address == d.Address && c.MTU == d.MTU && c.Range == d.Range &&
 		(c.Peers == nil) == (d.Peers == nil) && slices.Equal(c.Peers, d.Peers)
 }
 
@@ -80,11 +82,7 @@ func (h *host) set(c hostConfig) error {
 			return err
 		}
 	}
-	mtu, err := podMTU(c.Address)
-	if err != nil {
-		return err
-	}
-	bridge, err := h.setBridge(c, mtu)
+	bridge, err := h.setBridge(c, c.MTU)
 	if err != nil {
 		return fmt.Errorf("setting up the bridge %s: %w", bridgeName, err)
 	}
@@ -102,7 +100,7 @@ func (h *host) set(c hostConfig) error {
 	if !c.Address.IsValid() {
 		return nil
 	}
-	if err := h.setOverlay(c, mtu); err != nil {
+	if err := h.setOverlay(c, c.MTU); err != nil {
 		return fmt.Errorf("setting up the overlay %s: %w", vxlanName, err)
 	}
 	return nil

@@ -458,6 +458,9 @@ func TestOverlayIsForNodesOnly(t *testing.T) {
 			return err
 		})
 	}
+	for _, n := range all {
+		n.do(order{Do: "paths"}) // the nodes' own packets
+	}
 	count(&before)
 	if who, _, err := stranger.talk("udp4", a.addr.String()+":80"); err == nil {
 		t.Errorf("%s answered a stranger", who)

@@ -49,7 +49,9 @@ type Config struct {
 	// Upstreams answer for names outside Domain. Nil takes them from
 	// /etc/resolv.conf, without those that are ourselves.
 	Upstreams []netip.AddrPort
-	Log       *slog.Logger
+	// PathsChanged is called when Paths may answer differently. It may be nil.
+	PathsChanged func()
+	Log          *slog.Logger
 }
 
 const (
@@ -71,6 +73,7 @@ type Network struct {
 	ipam     *ipam
 	host     *host
 	dns      *resolver
+	paths    paths
 	pods     keyedMutex // by UID: one Attach or Detach at a time
 
 	kick        chan struct{} // capacity 1: something has changed
@@ -135,6 +138,11 @@ func New(cfg Config) (*Network, error) {
 		kick: make(chan struct{}, 1), balanceKick: make(chan struct{}, 1), progress: make(chan struct{}),
 		problems: map[string]error{"links": errors.New("not set up yet"), "rules": errors.New("not set up yet"), "DNS": errors.New("not served yet")},
 	}
+	n.paths = paths{all: map[string]*pathState{}, changed: func() {
+		if cfg.PathsChanged != nil {
+			cfg.PathsChanged()
+		}
+	}}
 	n.cluster = newCluster(n.changed)
 	if n.policies, err = openPolicies(cfg.Dir, cfg.ClusterDNS, func() { n.want() }); err != nil {
 		return nil, err
@@ -209,6 +217,7 @@ func (n *Network) Run(ctx context.Context) error {
 	g.Go(func() error { return n.policies.run(ctx, n.cfg.Client) })
 	g.Go(func() error { return n.program(ctx) })
 	g.Go(func() error { return n.runBalance(ctx) })
+	g.Go(func() error { return n.followPaths(ctx) })
 	g.Go(func() error {
 		return n.dns.run(ctx, func() error {
 			return n.await(ctx, "the address of DNS", func() bool { return n.bridged })
@@ -334,6 +343,10 @@ func (n *Network) hostConfig() (hostConfig, error) {
 	c := hostConfig{DNS: n.cfg.ClusterDNS, ServiceCIDR: n.cfg.ServiceCIDR, Address: n.cfg.Address().Unmap()}
 	if !c.Address.Is4() {
 		c.Address = netip.Addr{} // the overlay is of IPv4
+	}
+	var err error
+	if c.MTU, err = podMTU(c.Address); err != nil {
+		return c, err
 	}
 	synced := n.cluster.isSynced("nodes")
 	n.cluster.mu.RLock()
