@@ -32,6 +32,7 @@ import (
 
 const (
 	nodeIDAnnotation = "conclave.io/node-id"
+	directAnnotation = "conclave.io/direct-routes" // read by the network
 	maxNodeImages    = 50
 
 	// What is kept back for the host, as Kubernetes' eviction thresholds do.
@@ -221,7 +222,7 @@ func (n *nodeKeeper) sync(ctx context.Context) (ready bool, err error) {
 		}
 		node = &corev1.Node{
 			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Node"},
-			ObjectMeta: metav1.ObjectMeta{Name: n.a.cfg.NodeName, Labels: n.labels(), Annotations: n.annotations()},
+			ObjectMeta: metav1.ObjectMeta{Name: n.a.cfg.NodeName, Labels: n.labels(), Annotations: n.annotations(&corev1.Node{})},
 			Spec:       corev1.NodeSpec{ProviderID: n.a.cfg.ProviderID},
 		}
 		node.Status = n.status(node)
@@ -264,8 +265,11 @@ func (n *nodeKeeper) sync(ctx context.Context) (ready bool, err error) {
 	return now == corev1.ConditionTrue, nil
 }
 
-func (n *nodeKeeper) annotations() map[string]string {
+func (n *nodeKeeper) annotations(node *corev1.Node) map[string]string {
 	annotations := map[string]string{api.AnnotationVolumesDir: n.a.folders.dir}
+	if _, said := node.Annotations[directAnnotation]; said || n.a.cfg.DirectRoutes {
+		annotations[directAnnotation] = strconv.FormatBool(n.a.cfg.DirectRoutes)
+	}
 	if n.a.cfg.NodeID != "" {
 		annotations[nodeIDAnnotation] = n.a.cfg.NodeID
 	}
@@ -275,7 +279,7 @@ func (n *nodeKeeper) annotations() map[string]string {
 // metadataPatch is what the Node lacks of our labels and annotations; nil if
 // nothing.
 func (n *nodeKeeper) metadataPatch(node *corev1.Node) []byte {
-	labels, annotations := lacking(node.Labels, n.labels()), lacking(node.Annotations, n.annotations())
+	labels, annotations := lacking(node.Labels, n.labels()), lacking(node.Annotations, n.annotations(node))
 	patch := map[string]any{}
 	if len(labels)+len(annotations) > 0 {
 		patch["metadata"] = map[string]any{"labels": labels, "annotations": annotations}

@@ -66,6 +66,7 @@ type ServerConfig struct {
 	Address               netip.Addr // found and followed if invalid
 	Labels                map[string]string
 	NoMaster              bool
+	DirectRoutes          bool
 	CgroupParent          string
 	InsecureRegistries    []string
 	UnreachableToleration time.Duration
@@ -372,7 +373,7 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		NodeName: s.node.Name(), Client: s.client, Dir: s.path("network"), RunDir: s.path("run", "network"),
 		Address: s.own.get, AddressChanged: s.own.watch(),
 		PodCIDR: cluster.PodCIDR, ServiceCIDR: cluster.ServiceCIDR, ClusterDNS: cluster.DNS, Domain: cluster.Domain,
-		Live: s.liveNodes, PathsChanged: func() { s.agent.PathsChanged() },
+		Live: s.liveNodes, DirectRoutes: s.config.DirectRoutes, PathsChanged: func() { s.agent.PathsChanged() },
 		Log: s.log.With("room", "network"),
 	})
 	if err != nil {
@@ -391,7 +392,7 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		Dir: s.config.DataDir, RunDir: s.path("run"), Addresses: s.own.list, AddressesChanged: s.own.watch(),
 		Labels: s.config.Labels, Zone: s.config.Labels[corev1.LabelTopologyZone],
 		Listener: kubelet, TLS: s.certs.Server("h2", "http/1.1"), Authorize: s.authorizeKubelet,
-		Paths:      s.pathsFailing,
+		Paths: s.pathsFailing, DirectRoutes: s.config.DirectRoutes,
 		ClusterDNS: cluster.DNS, ClusterDomain: cluster.Domain,
 		APIServer: netip.AddrPortFrom(cluster.ServiceCIDR.Masked().Addr().Next(), 443),
 		Seal:      func(plain []byte) ([]byte, error) { return sealer.Seal(plain, podContext) },

@@ -54,6 +54,7 @@ type nodeConfig struct {
 	Address           netip.Addr
 	Upstreams         []netip.AddrPort
 	Held              bool // no master can be reached
+	Direct            bool // packets of pods go directly where they can
 }
 
 // order is one request to a node's process; each has one answer.
@@ -110,8 +111,8 @@ func nodeProcess(config string) error {
 	live := &liveNodes{changed: make(chan struct{})}
 	var n *Network
 	n, err := New(Config{
-		PathsChanged: func() { n.want() },
-		NodeName:     c.Name, Live: live.get, Client: client, Dir: c.Dir, RunDir: c.RunDir,
+		PathsChanged: func() { n.want() }, DirectRoutes: c.Direct,
+		NodeName: c.Name, Live: live.get, Client: client, Dir: c.Dir, RunDir: c.RunDir,
 		Address:        func() netip.Addr { mu.Lock(); defer mu.Unlock(); return address },
 		AddressChanged: moved, PodCIDR: testPodCIDR, ServiceCIDR: testServiceCIDR, ClusterDNS: testDNS,
 		Upstreams: c.Upstreams, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
@@ -536,7 +537,7 @@ func (all nodes) delete(objects ...api.Object) {
 func (n *testNode) object() *corev1.Node {
 	number := n.addr.As4()[3]
 	return &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: n.config.Name},
+		ObjectMeta: metav1.ObjectMeta{Name: n.config.Name, Annotations: map[string]string{AnnotationDirectRoutes: strconv.FormatBool(n.config.Direct)}},
 		Spec:       corev1.NodeSpec{PodCIDR: fmt.Sprintf("10.244.%d.0/24", number)},
 		Status:     corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: n.addr.String()}}},
 	}

@@ -49,10 +49,16 @@ type Config struct {
 	// Upstreams answer for names outside Domain. Nil takes them from
 	// /etc/resolv.conf, without those that are ourselves.
 	Upstreams []netip.AddrPort
+	// DirectRoutes sends packets of pods as they are to nodes that share the link
+	// of Address and say the same of themselves, as long as that works.
+	DirectRoutes bool
 	// PathsChanged is called when Paths may answer differently. It may be nil.
 	PathsChanged func()
 	Log          *slog.Logger
 }
+
+// AnnotationDirectRoutes of a Node says that it was started with DirectRoutes.
+const AnnotationDirectRoutes = "conclave.io/direct-routes"
 
 const (
 	// coalesce is how long a change waits for others to join it.
@@ -138,7 +144,7 @@ func New(cfg Config) (*Network, error) {
 		kick: make(chan struct{}, 1), balanceKick: make(chan struct{}, 1), progress: make(chan struct{}),
 		problems: map[string]error{"links": errors.New("not set up yet"), "rules": errors.New("not set up yet"), "DNS": errors.New("not served yet")},
 	}
-	n.paths = paths{all: map[string]*pathState{}, changed: func() {
+	n.paths = paths{all: map[string]*pathState{}, lost: map[string]pathEnd{}, changed: func() {
 		if cfg.PathsChanged != nil {
 			cfg.PathsChanged()
 		}
@@ -344,10 +350,12 @@ func (n *Network) hostConfig() (hostConfig, error) {
 	if !c.Address.Is4() {
 		c.Address = netip.Addr{} // the overlay is of IPv4
 	}
-	var err error
-	if c.MTU, err = podMTU(c.Address); err != nil {
+	up, err := uplinkOf(c.Address)
+	if err != nil {
 		return c, err
 	}
+	// What fits into the overlay fits everywhere.
+	c.MTU, c.Uplink = up.mtu-vxlanOverhead, up.index
 	synced := n.cluster.isSynced("nodes")
 	n.cluster.mu.RLock()
 	own := n.cluster.nodes[n.cfg.NodeName]
@@ -355,7 +363,8 @@ func (n *Network) hostConfig() (hostConfig, error) {
 		c.Peers = []peer{}
 		for name, o := range n.cluster.nodes {
 			if name != n.cfg.NodeName && o.addr.IsValid() && o.pods.IsValid() && o.addr != c.Address && o.pods != own.pods {
-				c.Peers = append(c.Peers, peer{o.pods, o.addr})
+				direct := n.cfg.DirectRoutes && o.direct && up.near.Contains(o.addr) && !n.paths.isLost(name, pathEnd{o.addr, o.pods})
+				c.Peers = append(c.Peers, peer{o.pods, o.addr, direct})
 			}
 		}
 	}

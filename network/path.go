@@ -35,9 +35,11 @@ const (
 	pathUnknown = "" // of a reason: the path is well
 	// A path that fails counts as failing once it did so for longer than a node
 	// needs to set itself up, and is tested again ever more slowly.
-	pathFailures  = 4
-	pathRetry     = time.Second
-	pathRetryMost = time.Minute
+	pathFailures = 4
+	// A direct route is given up before its path counts as failing.
+	directFailures = 2
+	pathRetry      = time.Second
+	pathRetryMost  = time.Minute
 )
 
 // PathProblem is a path that fails.
@@ -66,6 +68,7 @@ type pathState struct {
 type paths struct {
 	mu      sync.Mutex
 	all     map[string]*pathState // by the node's name
+	lost    map[string]pathEnd    // to which no direct route works: the overlay is used
 	changed func()                // called when Problems may differ
 }
 
@@ -161,6 +164,9 @@ func (n *Network) testDue(ctx context.Context, alive func(string) bool) time.Dur
 
 // test tests some paths and keeps what it finds.
 func (n *Network) test(ctx context.Context, due map[string]pathEnd) {
+	if n.cfg.DirectRoutes {
+		defer n.giveUp(due)
+	}
 	var g errgroup.Group
 	g.SetLimit(pathTests)
 	from := gatewayOf(n.ipam.node())
@@ -175,6 +181,31 @@ func (n *Network) test(ctx context.Context, due map[string]pathEnd) {
 	}
 	_ = g.Wait()
 	n.paths.changed()
+}
+
+// giveUp turns from direct routes that do not work to the overlay, until the
+// other node's address changes or this process starts anew.
+func (n *Network) giveUp(tested map[string]pathEnd) {
+	n.paths.mu.Lock()
+	var lost []string
+	for name, end := range tested {
+		if s := n.paths.all[name]; s != nil && s.failures >= directFailures && s.end == end && !s.doubtful && n.paths.lost[name] != end {
+			n.paths.lost[name] = end
+			lost = append(lost, name)
+		}
+	}
+	n.paths.mu.Unlock()
+	if len(lost) > 0 {
+		n.cfg.Log.Warn("direct routes to pods do not work, using the overlay", "nodes", lost)
+		n.want()
+	}
+}
+
+// isLost says whether a direct route to a node's pods was tried in vain.
+func (s *paths) isLost(name string, end pathEnd) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lost[name] == end && end != pathEnd{}
 }
 
 func (s *paths) keep(name string, end pathEnd, reason string, doubtful bool, now time.Time) {
@@ -237,13 +268,19 @@ var pathSizes = []int{1400, 1350, 1280, 1200, 1000, 576}
 // another's, or nothing; and whether that is in doubt, because the other host
 // may only refuse what is for itself.
 func testPath(ctx context.Context, from, to netip.Addr) (reason string, doubtful bool) {
-	mtu := 0
+	mtu, dropped := 0, "packets of pods, which have a direct route, are dropped on the way"
 	routes, err := netlink.RouteGetWithOptions(to.AsSlice(), &netlink.RouteGetOptions{SrcAddr: from.AsSlice()})
 	if err == nil && len(routes) > 0 {
 		var link netlink.Link
 		if link, err = netlink.LinkByIndex(routes[0].LinkIndex); err == nil {
 			mtu = link.Attrs().MTU
+			if link.Attrs().Name == vxlanName {
+				dropped = "UDP 8472 is dropped on the way"
+			}
 		}
+	}
+	if bridge, err := netlink.LinkByName(bridgeName); err == nil {
+		mtu = min(mtu, bridge.Attrs().MTU) // larger ones no pod sends
 	}
 	if err != nil || mtu == 0 {
 		return fmt.Sprintf("this host has no route to them: %v", err), false
@@ -256,7 +293,7 @@ func testPath(ctx context.Context, from, to netip.Addr) (reason string, doubtful
 		}
 		way = refused // a host that answers no pings
 		if refused(ctx, from, to, small) != nil {
-			return "UDP 8472 is dropped on the way", false
+			return dropped, false
 		}
 	}
 	if err := way(ctx, from, to, mtu); err != nil {

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -8,6 +9,7 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
+	corev1 "k8s.io/api/core/v1"
 )
 
 // drop makes a machine lose what it receives of UDP 8472 from somebody, and
@@ -109,4 +111,103 @@ func TestChecksum(t *testing.T) {
 			t.Errorf("% x: the sum %x over itself is %x", b, sum, got)
 		}
 	}
+}
+
+// Nodes that share a link and say so send packets of pods as they are; where
+// that does not work, they use the overlay.
+func TestDirectRoutes(t *testing.T) {
+	l := newLAN(t)
+	all := nodes{l.node(1), l.node(2), l.node(3)}
+	for _, n := range all[:2] {
+		n.stop()
+		n.config.Direct = true
+		n.start()
+	}
+	for _, n := range all {
+		all.put(n.object())
+	}
+	for _, n := range all {
+		n.do(order{Do: "ready"})
+	}
+	a, b, c := all[0].attach("a"), all[1].attach("b"), all[2].attach("c")
+	pods := map[string]*machine{"a": a, "b": b, "c": c}
+	for name, p := range pods {
+		p.serve(name, 80)
+	}
+	// over is the link over which a node reaches the pods of another.
+	over := func(n, to *testNode) (name string) {
+		n.in(func() error {
+			gateway := gatewayOf(netip.MustParsePrefix(to.object().Spec.PodCIDR))
+			routes, err := netlink.RouteGet(gateway.AsSlice())
+			if err != nil {
+				return err
+			}
+			link, err := netlink.LinkByIndex(routes[0].LinkIndex)
+			if err == nil {
+				name = link.Attrs().Name
+			}
+			return err
+		})
+		return name
+	}
+	works := func(t *testing.T, oneToTwo, twoToOne string) {
+		t.Helper()
+		for _, way := range []struct {
+			from, to *testNode
+			link     string
+		}{{all[0], all[1], oneToTwo}, {all[1], all[0], twoToOne}, {all[0], all[2], vxlanName}, {all[2], all[0], vxlanName}} {
+			if got := over(way.from, way.to); got != way.link {
+				t.Errorf("%s reaches the pods of %s over %s; want %s", way.from.config.Name, way.to.config.Name, got, way.link)
+			}
+		}
+		for from, p := range pods {
+			for to, q := range pods {
+				for _, network := range protocols {
+					if from != to {
+						p.expect(network, q.addr.String()+":80", to, p.addr.String())
+					}
+				}
+			}
+		}
+		for _, n := range all {
+			if got := n.do(order{Do: "paths"}).Paths; len(got) > 0 {
+				t.Errorf("%s: %v", n.config.Name, got)
+			}
+		}
+	}
+	works(t, "uplink", "uplink")
+	ports, targets := both(8080, 80)
+	ports[0].NodePort = 30080
+	all.put(serviceOf("web", "10.96.0.20", kind(corev1.ServiceTypeNodePort), ports...), sliceOf("web", targets, ep{addr: b.addr, node: "node2"}))
+	a.expect("tcp4", "10.96.0.20:8080", "b", a.addr.String())
+	all[0].expect("tcp4", "10.96.0.20:8080", "b", "10.244.1.1")
+	l.host(200).expect("tcp4", "192.168.77.1:30080", "b", "")
+
+	t.Run("where the network drops pods' addresses", func(t *testing.T) {
+		all[1].in(func() error {
+			c, err := connect()
+			if err != nil {
+				return err
+			}
+			lossy := c.AddTable(&nftables.Table{Name: "lossy", Family: nftables.TableFamilyIPv4})
+			ch := c.AddChain(&nftables.Chain{Table: lossy, Name: "raw", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
+			c.AddRule(&nftables.Rule{Table: lossy, Chain: ch, Exprs: rule(link(expr.MetaKeyIIFNAME, expr.CmpOpEq, "uplink"), sourceIs(expr.CmpOpEq, testPodCIDR), verdict(expr.VerdictDrop, ""))})
+			return c.Flush()
+		})
+		for range directFailures {
+			all[0].do(order{Do: "paths"})
+		}
+		nodes{all[0]}.put(all[0].object()) // its pass is not before the one that turns to the overlay
+		// What the second sends arrives, and is answered by the overlay now.
+		works(t, vxlanName, "uplink")
+	})
+	t.Run("torn down", func(t *testing.T) {
+		all[0].do(order{Do: "teardown"})
+		all[0].in(func() error {
+			return dropRoutes(func(r netlink.Route, link string) bool {
+				t.Errorf("a route to %s is left over %s", r.Dst, link)
+				return false
+			})
+		})
+	})
 }
