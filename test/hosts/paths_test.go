@@ -80,3 +80,55 @@ func TestPathsBetweenNodes(t *testing.T) {
 		return nil
 	})
 }
+
+// A node that is no master, and shares its link with another that says so too:
+// packets of pods go there as they are, and policies know the pods of both.
+func TestPlainNode(t *testing.T) {
+	c := own(t, 1, "--direct-routes")
+	guest, err := c.Add()
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := c.Ask(t.Context(), "token", "--bare")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(guest.Name, "join", strings.TrimSpace(token), "--no-master", "--direct-routes"); err != nil {
+		t.Fatal(err)
+	}
+	kubectl(t, c, "wait", "node/"+c.Hosts[0].Name, "--for=condition=Ready", "--timeout=60s")
+	eventually(t, "the second node is there", func() error {
+		_, err := c.Kubectl(t.Context(), "wait", "node/"+guest.Name, "--for=condition=Ready", "--timeout=60s")
+		return err
+	})
+	if err := c.Import(t.Context(), "tool"); err != nil {
+		t.Fatal(err)
+	}
+	m := &matrix{c: c, red: namespace(t, c)}
+	pods := runPods(t, c, m.red, m.pod("server", guest.Name, "server"), m.pod("client", c.Hosts[0].Name, "client"), m.pod("other", c.Hosts[0].Name, "other"))
+	server, at := pods[0], ""
+	at = fmt.Sprintf("http:%s:%d", server.Status.PodIP, webPort)
+	ask := func(from *corev1.Pod, want string) {
+		t.Helper()
+		eventually(t, from.Name+" asks", func() error {
+			if got := m.ask(t, from, at)[0]; got != want {
+				return fmt.Errorf("%s gets %s, not %s", from.Name, got, want)
+			}
+			return nil
+		})
+	}
+	ask(pods[2], "server")
+	apply(t, c, m.red, policy("server", "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}, namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: "+m.red+"}}}]}]}"))
+	ask(pods[2], "-")
+	ask(pods[1], "server")
+	for _, pair := range [][2]string{{c.Hosts[0].Name, guest.Address.String()}, {guest.Name, c.Hosts[0].Address.String()}} {
+		out, err := c.On(t.Context(), pair[0], "ip", "route")
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustContain(t, "the routes of "+pair[0], out, "/24 via "+pair[1]+" dev ")
+	}
+	if out, err := c.On(t.Context(), guest.Name, "conclave", "status"); err != nil || strings.Contains(out, "pods:") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
