@@ -48,6 +48,13 @@ type Config struct {
 	// receives when they changed.
 	Addresses        func() []netip.Addr
 	AddressesChanged <-chan struct{}
+	// DirectRoutes says that the node's pods are reached without an overlay by
+	// nodes that share its link, and that it does likewise.
+	DirectRoutes bool
+	// Paths says which nodes' pods this node's do not reach, a sentence each,
+	// and whether there is a node whose pods they do. It may be nil. Who
+	// supplies it calls PathsChanged.
+	Paths func() (failing []string, some bool)
 
 	Labels     map[string]string
 	Zone       string

@@ -183,6 +183,7 @@ func (s *Server) status(ctx context.Context) Status {
 	if err := s.agent.Ready(); err != nil {
 		problems = append(problems, fmt.Sprintf("this node cannot run pods: %v", err))
 	}
+	problems = append(problems, s.pathProblems(ctx)...)
 	slices.SortFunc(status.Members, func(a, b MemberStatus) int { return compareNames(a.Name, b.Name) })
 	status.Problems = problems
 	return status

@@ -101,6 +101,7 @@ func nodeFlags() []cli.Flag {
 		&cli.StringFlag{Name: "address", Usage: "this machine's address, by which the others reach it (default: found)", EnvVars: env("address")},
 		&cli.StringFlag{Name: "name", Usage: "the node's name (default: the host's)", EnvVars: env("name")},
 		&cli.StringSliceFlag{Name: "label", Usage: "label `K=V` of the node; may be repeated", EnvVars: env("label")},
+		&cli.BoolFlag{Name: "direct-routes", Usage: "send pods' packets without an overlay to nodes on the same link that say so too", EnvVars: env("direct-routes")},
 		&cli.BoolFlag{Name: "no-master", Usage: "never make this node a master", EnvVars: env("no-master")},
 		&cli.StringFlag{Name: "cgroup-parent", Value: "conclave", Usage: "cgroup below which pods run", EnvVars: env("cgroup-parent")},
 		&cli.StringFlag{Name: "pod-manifest-path", Usage: "`DIR` of static pods, one a file (default: manifests/ in the data folder)", EnvVars: env("pod-manifest-path")},
@@ -116,7 +117,7 @@ func serverConfig(c *cli.Context) (ServerConfig, error) {
 		return ServerConfig{}, err
 	}
 	config := ServerConfig{
-		DataDir: settings.text("data-dir"), Name: settings.text("name"), NoMaster: settings.flag("no-master"),
+DataDir: settings.text("data-dir"), Name: settings.text("name"), NoMaster: settings.flag("no-master"), DirectRoutes: settings.flag("direct-routes"),
 		StaticPods: settings.text("pod-manifest-path"), CgroupParent: strings.Trim(settings.text("cgroup-parent"), "/"), InsecureRegistries: settings.list("insecure-registry"),
 		UnreachableToleration: settings.duration("unreachable-toleration"), Labels: map[string]string{},
 		Tell: func(format string, args ...any) { fmt.Fprintf(c.App.Writer, format+"\n", args...) },

@@ -67,6 +67,7 @@ type ServerConfig struct {
 	Address               netip.Addr // found and followed if invalid
 	Labels                map[string]string
 	NoMaster              bool
+	DirectRoutes          bool
 	CgroupParent          string
 	StaticPods            string // folder; DataDir/manifests if empty
 	InsecureRegistries    []string
@@ -375,7 +376,8 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		NodeName: s.node.Name(), Client: s.client, Dir: s.path("network"), RunDir: s.path("run", "network"),
 		Address: s.own.get, AddressChanged: s.own.watch(),
 		PodCIDR: cluster.PodCIDR, ServiceCIDR: cluster.ServiceCIDR, ClusterDNS: cluster.DNS, Domain: cluster.Domain,
-		Live: s.liveNodes, Log: s.log.With("room", "network"),
+		Live: s.liveNodes, DirectRoutes: s.config.DirectRoutes, PathsChanged: func() { s.agent.PathsChanged() },
+		Log: s.log.With("room", "network"),
 	})
 	if err != nil {
 		return err
@@ -393,6 +395,7 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		Dir: s.config.DataDir, RunDir: s.path("run"), Addresses: s.own.list, AddressesChanged: s.own.watch(),
 		Labels: s.config.Labels, Zone: s.config.Labels[corev1.LabelTopologyZone],
 		Listener: kubelet, TLS: s.certs.Server("h2", "http/1.1"), Authorize: s.authorizeKubelet,
+		Paths: s.pathsFailing, DirectRoutes: s.config.DirectRoutes,
 		ClusterDNS: cluster.DNS, ClusterDomain: cluster.Domain,
 		APIServer: netip.AddrPortFrom(cluster.ServiceCIDR.Masked().Addr().Next(), 443),
 		Seal:      func(plain []byte) ([]byte, error) { return sealer.Seal(plain, podContext) },
@@ -1041,6 +1044,7 @@ func (s *Server) nodeHandler() http.Handler {
 	mux.HandleFunc("POST /conclave/v1/drain", s.forMaster(s.serveDrain))
 	mux.HandleFunc("POST /conclave/v1/leave", s.forMaster(s.serveLeave))
 	mux.HandleFunc("POST /conclave/v1/incarnation", forMember(s.serveIncarnation))
+	mux.HandleFunc("POST /conclave/v1/paths", forMember(s.servePaths))
 	mux.HandleFunc("POST /conclave/v1/report", forMember(s.serveReport))
 	mux.HandleFunc("POST /conclave/v1/recover", forMember(s.serveRecover))
 	mux.HandleFunc("/conclave/v1/", s.forMaster(func(m *master, id string, w http.ResponseWriter, r *http.Request) {

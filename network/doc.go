@@ -10,7 +10,9 @@
 //	cvl…          the host's end of each pod's link, a port of the bridge; the
 //	              pod's end is eth0 in a namespace that a file in RunDir binds
 //	conclave.vx   the overlay to the other nodes: VXLAN, UDP 8472, VNI 1, one
-//	              static route, neighbour and forwarding entry for each node
+//	              static route, neighbour and forwarding entry for each node;
+//	              between two nodes with DirectRoutes that share a link, the
+//	              route leads over that link instead
 //	table ip conclave
 //	              the rules; nft.go has the picture
 //	table ip conclave-policy
@@ -61,6 +63,9 @@
 //
 // Run starts, and waits for:
 //
+//   - followPaths, which tests the path to a node's pods when it comes or comes
+//     back, and one that fails until it does not. Otherwise it sleeps; each
+//     test has a goroutine while it lasts, at most 16 at a time;
 //   - one api.Follow for each of nodes, services, endpointslices and this
 //     node's pods; they write what they see into cluster and kick the loop;
 //   - one api.Follow for network policies and, while one depends on them, for

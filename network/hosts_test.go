@@ -449,7 +449,7 @@ func TestOverlayIsForNodesOnly(t *testing.T) {
 		if err := bringUp(link, []netip.Prefix{netip.MustParsePrefix("10.244.2.9/32")}); err != nil {
 			return err
 		}
-		return setPeers(link, hostConfig{Range: netip.MustParsePrefix("10.244.2.8/29"), Peers: []peer{{netip.MustParsePrefix("10.244.1.0/24"), all[0].addr}}})
+		return setPeers(link, hostConfig{Range: netip.MustParsePrefix("10.244.2.8/29"), Peers: []peer{{netip.MustParsePrefix("10.244.1.0/24"), all[0].addr, false}}})
 	})
 	var before, after uint64
 	count := func(n *uint64) {
@@ -460,6 +460,9 @@ func TestOverlayIsForNodesOnly(t *testing.T) {
 			}
 			return err
 		})
+	}
+	for _, n := range all {
+		n.do(order{Do: "paths"}) // the nodes' own packets
 	}
 	count(&before)
 	if who, _, err := stranger.talk("udp4", a.addr.String()+":80"); err == nil {

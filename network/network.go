@@ -49,8 +49,16 @@ type Config struct {
 	// Upstreams answer for names outside Domain. Nil takes them from
 	// /etc/resolv.conf, without those that are ourselves.
 	Upstreams []netip.AddrPort
-	Log       *slog.Logger
+	// DirectRoutes sends packets of pods as they are to nodes that share the link
+	// of Address and say the same of themselves, as long as that works.
+	DirectRoutes bool
+	// PathsChanged is called when Paths may answer differently. It may be nil.
+	PathsChanged func()
+	Log          *slog.Logger
 }
+
+// AnnotationDirectRoutes of a Node says that it was started with DirectRoutes.
+const AnnotationDirectRoutes = "conclave.io/direct-routes"
 
 const (
 	// coalesce is how long a change waits for others to join it.
@@ -72,6 +80,7 @@ type Network struct {
 	ipam     *ipam
 	host     *host
 	dns      *resolver
+	paths    paths
 	pods     keyedMutex // by UID: one Attach or Detach at a time
 
 	kick        chan struct{} // capacity 1: something has changed
@@ -136,6 +145,11 @@ func New(cfg Config) (*Network, error) {
 		kick: make(chan struct{}, 1), balanceKick: make(chan struct{}, 1), progress: make(chan struct{}),
 		problems: map[string]error{"links": errors.New("not set up yet"), "rules": errors.New("not set up yet"), "DNS": errors.New("not served yet")},
 	}
+	n.paths = paths{all: map[string]*pathState{}, lost: map[string]pathEnd{}, changed: func() {
+		if cfg.PathsChanged != nil {
+			cfg.PathsChanged()
+		}
+	}}
 	n.cluster = newCluster(n.changed)
 	n.proxy = newProxy(Base{PodCIDR: cfg.PodCIDR, ServiceCIDR: cfg.ServiceCIDR, DNS: cfg.ClusterDNS, NoSCTP: !tracksSCTP()}, cfg.NodeName)
 	if n.policies, err = openPolicies(cfg.Dir, cfg.ClusterDNS, func() { n.want() }); err != nil {
@@ -215,6 +229,7 @@ func (n *Network) Run(ctx context.Context) error {
 	})
 	g.Go(func() error { return n.program(ctx) })
 	g.Go(func() error { return n.runBalance(ctx) })
+	g.Go(func() error { return n.followPaths(ctx) })
 	g.Go(func() error {
 		return n.dns.run(ctx, func() error {
 			return n.await(ctx, "the address of DNS", func() bool { return n.bridged })
@@ -341,6 +356,12 @@ func (n *Network) hostConfig() (hostConfig, error) {
 	if !c.Address.Is4() {
 		c.Address = netip.Addr{} // the overlay is of IPv4
 	}
+	up, err := uplinkOf(c.Address)
+	if err != nil {
+		return c, err
+	}
+	// What fits into the overlay fits everywhere.
+	c.MTU, c.Uplink = up.mtu-vxlanOverhead, up.index
 	synced := n.cluster.isSynced("nodes")
 	n.cluster.mu.RLock()
 	own := n.cluster.nodes[n.cfg.NodeName]
@@ -348,7 +369,8 @@ func (n *Network) hostConfig() (hostConfig, error) {
 		c.Peers = []peer{}
 		for name, o := range n.cluster.nodes {
 			if name != n.cfg.NodeName && o.addr.IsValid() && o.pods.IsValid() && o.addr != c.Address && o.pods != own.pods {
-				c.Peers = append(c.Peers, peer{o.pods, o.addr})
+				direct := n.cfg.DirectRoutes && o.direct && up.near.Contains(o.addr) && !n.paths.isLost(name, pathEnd{o.addr, o.pods})
+				c.Peers = append(c.Peers, peer{o.pods, o.addr, direct})
 			}
 		}
 	}

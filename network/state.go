@@ -128,6 +128,9 @@ type node struct {
 	zone string
 	// excluded from answering for load balancers' addresses, by its label.
 	excluded bool
+	// direct: it sends to those who share its link, and expects from them,
+	// packets of pods as they are.
+	direct bool
 }
 
 // cluster is what this node has seen of the cluster. It survives the loss of
@@ -473,6 +476,7 @@ func parseHints(h *discoveryv1.EndpointHints) *hints {
 
 func parseNode(n *corev1.Node) node {
 	out := node{zone: n.Labels[corev1.LabelTopologyZone]}
+	out.direct = n.Annotations[AnnotationDirectRoutes] == "true"
 	_, out.excluded = n.Labels[corev1.LabelNodeExcludeBalancers]
 	for _, a := range n.Status.Addresses {
 		if addr, ok := parseAddr(a.Address); ok && addr.Is4() && a.Type == corev1.NodeInternalIP {
