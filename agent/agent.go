@@ -86,6 +86,7 @@ type Agent struct {
 	objects  *objectStore
 	services *serviceStore
 	folders  *folderKeeper
+	plugins  *plugins
 
 	admission sync.Mutex          // one admission at a time; guards accepted and crowded
 	accepted  map[types.UID]bool  // pods whose resources count
@@ -142,6 +143,7 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a.events = newRecorder(cfg.Client, cfg.NodeName, cfg.Now, a.log)
 	a.folders = newFolderKeeper(a)
+	a.plugins = newPlugins(a)
 	a.objects = &objectStore{a: a, entries: map[objectKey]*objectEntry{}, wg: &a.wg}
 	if a.node, err = newNodeKeeper(a); err != nil {
 		return nil, err
@@ -177,6 +179,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	})
 	group.Go(func() error { return a.followPods(ctx) })
 	group.Go(func() error { a.folders.run(ctx); return nil })
+	group.Go(func() error { return a.plugins.run(ctx) })
 	group.Go(func() error {
 		return a.follow(ctx, "volumes", func() error {
 			return api.Follow(ctx, a.cfg.Client, volumesResource, "", metav1.ListOptions{LabelSelector: api.LabelVolumeNode + "=" + a.cfg.NodeName}, a.folders)
@@ -304,7 +307,7 @@ func (a *Agent) removeOrphans() {
 	for _, id := range a.cfg.Runtime.Pods() {
 		unknown[id] = true
 	}
-	for _, root := range []string{filepath.Join(a.cfg.Dir, "pods"), filepath.Join(a.cfg.RunDir, "volumes"), filepath.Join(a.cfg.RunDir, "etc")} {
+	for _, root := range []string{filepath.Join(a.cfg.Dir, "pods"), filepath.Join(a.cfg.RunDir, "volumes"), filepath.Join(a.cfg.RunDir, "etc"), filepath.Join(a.plugins.dir, "pods")} {
 		entries, err := os.ReadDir(root)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			a.log.Warn("leftovers of pods cannot be looked for", "dir", root, "err", err)
@@ -336,6 +339,9 @@ func (a *Agent) takeDown(ctx context.Context, uid string, hostNetwork bool) erro
 		if err := a.cfg.Network.Detach(ctx, uid); err != nil {
 			return fmt.Errorf("detach the pod from the network: %w", err)
 		}
+	}
+	if err := a.plugins.tearDown(ctx, uid); err != nil {
+		return err
 	}
 	return tearDownVolumes(a.dirs(uid))
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -228,6 +229,10 @@ func (s *objectStore) load(file string, k objectKey) (api.Object, error) {
 		obj = &corev1.PersistentVolumeClaim{}
 	case volumesResource:
 		obj = &corev1.PersistentVolume{}
+	case csiDriversResource:
+		obj = &storagev1.CSIDriver{}
+	case attachmentsResource:
+		obj = &storagev1.VolumeAttachment{}
 	default:
 		return nil, fmt.Errorf("%s: objects of %s are not kept", file, k.resource.Resource)
 	}

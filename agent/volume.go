@@ -25,6 +25,7 @@ type podDirs struct {
 	volumes string // what the agent writes: never on disk, for it holds secrets
 	sub     string // bind mounts that pin subPaths
 	etc     string // hosts, hostname, resolv.conf, termination messages
+	kubelet string // what stands for kubelet's folder, for all pods
 }
 
 func (a *Agent) dirs(uid string) podDirs {
@@ -33,6 +34,7 @@ func (a *Agent) dirs(uid string) podDirs {
 		volumes: filepath.Join(a.cfg.RunDir, "volumes", uid),
 		sub:     filepath.Join(a.cfg.RunDir, "subpaths", uid),
 		etc:     filepath.Join(a.cfg.RunDir, "etc", uid),
+		kubelet: filepath.Join(a.cfg.Dir, "kubelet"),
 	}
 }
 
@@ -60,7 +62,7 @@ func setUpVolume(pod *corev1.Pod, v *corev1.Volume, d podDirs, src volumeSources
 	case v.EmptyDir != nil:
 		return setUpEmpty(filepath.Join(d.disk, "volumes", v.Name), src.fsGroup)
 	case v.HostPath != nil:
-		return checkHostPath(v.HostPath)
+		return checkHostPath(d.host(v.HostPath.Path), v.HostPath.Type)
 	}
 	files, err := renderVolume(pod, v, src)
 	if err != nil {
@@ -74,7 +76,7 @@ func setUpVolume(pod *corev1.Pod, v *corev1.Volume, d podDirs, src volumeSources
 func volumePath(v *corev1.Volume, d podDirs) string {
 	switch {
 	case v.HostPath != nil:
-		return v.HostPath.Path
+		return d.host(v.HostPath.Path)
 	case v.EmptyDir != nil && v.EmptyDir.Medium != corev1.StorageMediumMemory:
 		return filepath.Join(d.disk, "volumes", v.Name)
 	}
@@ -105,17 +107,17 @@ func setUpMemory(dir string, e *corev1.EmptyDirVolumeSource, gid *int64) error {
 	return makeDir(dir, 0o777, gid)
 }
 
-func checkHostPath(h *corev1.HostPathVolumeSource) error {
-	if h.Type == nil || *h.Type == corev1.HostPathUnset {
+func checkHostPath(path string, kind *corev1.HostPathType) error {
+	if kind == nil || *kind == corev1.HostPathUnset {
 		return nil
 	}
-	switch *h.Type {
+	switch *kind {
 	case corev1.HostPathDirectoryOrCreate:
-		if _, err := os.Stat(h.Path); errors.Is(err, fs.ErrNotExist) {
-			return makeDir(h.Path, dirMode, nil)
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return makeDir(path, dirMode, nil)
 		}
 	case corev1.HostPathFileOrCreate:
-		f, err := os.OpenFile(h.Path, os.O_CREATE|os.O_RDONLY, 0o644)
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o644)
 		if err != nil {
 			return fmt.Errorf("hostPath type check failed: %w", err)
 		}
@@ -134,13 +136,13 @@ func checkHostPath(h *corev1.HostPathVolumeSource) error {
 		corev1.HostPathBlockDev: {"a block device", func(m fs.FileMode) bool {
 			return m&fs.ModeDevice != 0 && m&fs.ModeCharDevice == 0
 		}},
-	}[*h.Type]
+	}[*kind]
 	if is.ok == nil {
-		return fmt.Errorf("hostPath type check failed: %s is an unknown type", *h.Type)
+		return fmt.Errorf("hostPath type check failed: %s is an unknown type", *kind)
 	}
-	info, err := os.Stat(h.Path)
+	info, err := os.Stat(path)
 	if err != nil || !is.ok(info.Mode()) {
-		return fmt.Errorf("hostPath type check failed: %s is not %s", h.Path, is.what)
+		return fmt.Errorf("hostPath type check failed: %s is not %s", path, is.what)
 	}
 	return nil
 }
@@ -337,7 +339,7 @@ func volumeMounts(pod *corev1.Pod, c *corev1.Container, d podDirs, env map[strin
 			return nil, configError{fmt.Sprintf("volume %q of container %q is not in the pod", m.Name, c.Name)}
 		}
 		source, sub := volumePath(v, d), m.SubPath
-		if _, claimed := api.ClaimName(pod, v); claimed {
+		if _, claimed := api.ClaimName(pod, v); claimed || v.CSI != nil {
 			var err error
 			if source, err = os.Readlink(source); err != nil {
 				return nil, configError{fmt.Sprintf("volume %q of container %q is not set up", m.Name, c.Name)}
@@ -379,7 +381,7 @@ func volumeMounts(pod *corev1.Pod, c *corev1.Container, d podDirs, env map[strin
 			}
 		}
 		readOnly := m.ReadOnly || v.Secret != nil || v.ConfigMap != nil || v.DownwardAPI != nil || v.Projected != nil ||
-			v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly
+			v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly || v.CSI != nil && isTrue(v.CSI.ReadOnly)
 		mounts = append(mounts, bindMount(source, m.MountPath, readOnly, m.MountPropagation))
 	}
 	return mounts, nil

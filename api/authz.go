@@ -109,6 +109,13 @@ func (r *rules) node(name string, a Attributes) error {
 		return r.nodeClaims(name, a)
 	case volumes.GroupResource():
 		return r.nodeVolumes(name, a)
+	case csiNodes.GroupResource():
+		if a.Subresource == "" && (a.Name == name || a.Verb == "create" && a.Name == "") {
+			return nil
+		}
+		return Denied("can only access CSINode with the same name as the requesting node")
+	case attachments.GroupResource():
+		return r.nodeAttachments(name, a)
 	case serviceAccounts.GroupResource():
 		switch {
 		case a.Verb == "create" && a.Subresource == "token", a.Verb == "get" && a.Subresource == "":
@@ -199,6 +206,9 @@ func (r *rules) nodeReferenced(node string, a Attributes) error {
 	}
 	ofSecret := a.Resource.Resource == secrets.Resource
 	if r.anyPod(node, a.Namespace, func(p *corev1.Pod) bool { return refersTo(p, ofSecret, a.Name) }) {
+		return nil
+	}
+	if ofSecret && a.Verb == "get" && r.volumeSecret(node, a.Namespace, a.Name) {
 		return nil
 	}
 	return noRelationship(node, a)
@@ -292,6 +302,9 @@ func (c *call) authorizeNodeWrite(_ context.Context, verb string, obj, old Objec
 	case *corev1.PersistentVolume:
 		was, _ := old.(*corev1.PersistentVolume)
 		return c.nodeVolumeWrite(node, o, was)
+	case *corev1.PersistentVolumeClaim:
+		was, _ := old.(*corev1.PersistentVolumeClaim)
+		return c.nodeClaimWrite(o, was)
 	case *corev1.Pod:
 		if verb != "create" {
 			return nil

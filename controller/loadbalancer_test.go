@@ -201,7 +201,9 @@ func TestHints(t *testing.T) {
 		}
 		w.addNode("n1", zoned("a"))
 		w.addNode("n2")
-		on := func(node string) func(*corev1.Pod) { return func(p *corev1.Pod) { p.Spec.NodeName = node; p.Labels["app"] = "web" } }
+		on := func(node string) func(*corev1.Pod) {
+			return func(p *corev1.Pod) { p.Spec.NodeName = node; p.Labels["app"] = "web" }
+		}
 		w.agent.set(func() { w.agent.hold = func(p *corev1.Pod) bool { return p.Name == "p3" } })
 		create(w, pods, plainPod("p1", on("n1")))
 		create(w, pods, plainPod("p2", on("n2")))

@@ -63,7 +63,7 @@ var containerGaps = []gap{
 }
 
 // mountable are the types of volumes that nodes mount.
-var mountable = []string{"emptyDir", "hostPath", "configMap", "secret", "downwardAPI", "projected", "persistentVolumeClaim", "ephemeral"}
+var mountable = []string{"emptyDir", "hostPath", "configMap", "secret", "downwardAPI", "projected", "persistentVolumeClaim", "ephemeral", "csi"}
 
 // serviceGaps are below a service's spec.
 var serviceGaps = []gap{
@@ -210,7 +210,7 @@ var volumeGaps = []gap{
 var localGaps = []gap{{path: "local.fsType"}}
 
 // mountableVolumes are the types of persistent volumes that nodes mount.
-var mountableVolumes = []string{"local", "hostPath"}
+var mountableVolumes = []string{"local", "hostPath", "csi"}
 
 func volumeWarnings(v *corev1.PersistentVolume) []string {
 	var out []string

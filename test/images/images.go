@@ -34,6 +34,7 @@ type Recipe struct {
 	Name       string   // as pods name it: "conclave.test/nginx:1"
 	Packages   []string // Debian packages; the shared libraries that they need come along
 	GoProgram  string   // import path of a program to build static as /NAME
+	GoModule   string   // folder of a module of its own, whose program is the same
 	Busybox    bool     // a shell and its tools in /bin, from busybox-static
 	Files      map[string]string
 	Entrypoint []string
@@ -54,6 +55,10 @@ var Recipes = map[string]Recipe{
 	"tool": {
 		Name: "conclave.test/tool:1", GoProgram: "conclave/test/tool", Busybox: true,
 		Entrypoint: []string{"/tool"},
+	},
+	"csi-hostpath": {
+		Name: "conclave.test/csi-hostpath:1", GoModule: "examples/csi-hostpath", Busybox: true,
+		Entrypoint: []string{"/csi-hostpath"},
 	},
 	"said": {
 		Name: "conclave.test/said:1", Busybox: true, Entrypoint: []string{"/bin/echo", "entrypoint"}, Cmd: []string{"cmd"},
@@ -96,6 +101,7 @@ func Build(ctx context.Context, r Recipe) (v1.Image, error) {
 		{len(r.Packages) > 0, func() error { return unpackDebian(ctx, root, r.Packages) }},
 		{r.Busybox, func() error { return addBusybox(ctx, root) }},
 		{r.GoProgram != "", func() error { return addProgram(ctx, root, r.GoProgram) }},
+		{r.GoModule != "", func() error { return addModule(ctx, root, r.GoModule) }},
 		{true, func() error { return addFiles(root, r.Files) }},
 	}
 	for _, s := range steps {
@@ -168,6 +174,17 @@ func run(ctx context.Context, dir string, env []string, argv ...string) (string,
 
 func addProgram(ctx context.Context, root, importPath string) error {
 	_, err := run(ctx, "", []string{"CGO_ENABLED=0"}, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(root, path.Base(importPath)), importPath)
+	return err
+}
+
+// addModule builds the program of a module of ours, below the root of this one.
+func addModule(ctx context.Context, root, folder string) error {
+	here, err := run(ctx, "", nil, "go", "list", "-m", "-f", "{{.Dir}}", "conclave")
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(strings.TrimSpace(string(here)), folder)
+	_, err = run(ctx, dir, []string{"CGO_ENABLED=0"}, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(root, path.Base(folder)), ".")
 	return err
 }
 
