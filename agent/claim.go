@@ -87,6 +87,11 @@ func (w *podWorker) setUpClaim(ctx context.Context, pod *corev1.Pod, volume *cor
 				return err
 			}
 		}
+	case v.Spec.NFS != nil:
+		path = w.dirs.nfs(volume.Name)
+		if err := setUpNFS(ctx, v.Spec.NFS, v.Spec.MountOptions, path); err != nil {
+			return err
+		}
 	case v.Spec.CSI != nil:
 		if path, err = w.setUpCSI(ctx, pod, volume, v, own); err != nil {
 			return err

@@ -436,6 +436,11 @@ func (w *podWorker) setUpVolumes(ctx context.Context, pod *corev1.Pod, podIPs []
 		var err error
 		if _, claimed := api.ClaimName(pod, v); claimed {
 			err = w.setUpClaim(ctx, pod, v, fresh)
+		} else if v.NFS != nil {
+			path := w.dirs.nfs(v.Name)
+			if err = setUpNFS(ctx, v.NFS, nil, path); err == nil {
+				err = pointTo(filepath.Join(w.dirs.volumes, v.Name), path)
+			}
 		} else if v.CSI != nil {
 			var path string
 			if path, err = w.setUpCSI(ctx, pod, v, nil, fresh); err == nil {

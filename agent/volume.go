@@ -46,6 +46,9 @@ func (d podDirs) termination(container string, attempt int) string {
 	return filepath.Join(d.etc, "termination", containerID(container, attempt))
 }
 
+// nfs is where an export is mounted for a volume.
+func (d podDirs) nfs(volume string) string { return filepath.Join(d.volumes, "nfs~"+volume) }
+
 // volumeSources is what volumes take their content from.
 type volumeSources struct {
 	sources
@@ -339,7 +342,7 @@ func volumeMounts(pod *corev1.Pod, c *corev1.Container, d podDirs, env map[strin
 			return nil, configError{fmt.Sprintf("volume %q of container %q is not in the pod", m.Name, c.Name)}
 		}
 		source, sub := volumePath(v, d), m.SubPath
-		if _, claimed := api.ClaimName(pod, v); claimed || v.CSI != nil {
+		if _, claimed := api.ClaimName(pod, v); claimed || v.CSI != nil || v.NFS != nil {
 			var err error
 			if source, err = os.Readlink(source); err != nil {
 				return nil, configError{fmt.Sprintf("volume %q of container %q is not set up", m.Name, c.Name)}
@@ -381,7 +384,7 @@ func volumeMounts(pod *corev1.Pod, c *corev1.Container, d podDirs, env map[strin
 			}
 		}
 		readOnly := m.ReadOnly || v.Secret != nil || v.ConfigMap != nil || v.DownwardAPI != nil || v.Projected != nil ||
-			v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly || v.CSI != nil && isTrue(v.CSI.ReadOnly)
+			v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly || v.CSI != nil && isTrue(v.CSI.ReadOnly) || v.NFS != nil && v.NFS.ReadOnly
 		mounts = append(mounts, bindMount(source, m.MountPath, readOnly, m.MountPropagation))
 	}
 	return mounts, nil
@@ -495,6 +498,9 @@ func tearDownVolumes(d podDirs) error {
 		dir := filepath.Join(d.volumes, v.Name())
 		if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EPERM) {
 			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+		if there, err := mountinfo.Mounted(dir); err == nil && there {
+			return fmt.Errorf("something is still mounted on %s", dir) // what is there may be somebody's data
 		}
 		if err := os.RemoveAll(dir); err != nil {
 			return err

@@ -116,8 +116,15 @@ func (c attachController) reconcile(ctx context.Context, key Key) (time.Duration
 		if wanted[a.Name] != nil || a.DeletionTimestamp != nil || !c.madeHere(a) {
 			continue
 		}
-		if known && c.states.of(node) != Dead && c.inUse(node, a) {
-			continue // the node's status brings us here again
+		if known && c.states.of(node) != Dead {
+			// The cache may be behind with nodes while it is not with pods.
+			o, err := c.peek(ctx, nodes, "", key.Name)
+			if err != nil {
+				return 0, err
+			}
+			if now, ok := o.(*corev1.Node); ok && c.inUse(now, a) {
+				continue // the node's status brings us here again
+			}
 		}
 		if err := c.delete(ctx, attachments, a, metav1.DeleteOptions{}); err != nil {
 			return 0, err
