@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 
 	"conclave/api/csi"
 )
@@ -133,6 +134,38 @@ func TestFSGroupPolicy(t *testing.T) {
 		test.mount.driver = &driver{can: map[csi.NodeCapability]bool{}}
 		if got := test.mount.ours(); got != test.want {
 			t.Errorf("%s: %t", name, got)
+		}
+	}
+}
+
+func TestMemorySize(t *testing.T) {
+	limited := func(limits ...string) *corev1.Pod {
+		pod := &corev1.Pod{}
+		for _, l := range limits {
+			c := corev1.Container{}
+			if l != "" {
+				c.Resources.Limits = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse(l)}
+			}
+			pod.Spec.Containers = append(pod.Spec.Containers, c)
+		}
+		return pod
+	}
+	node := corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}
+	small, large, none := resource.MustParse("1Mi"), resource.MustParse("1Ti"), resource.MustParse("0")
+	for name, test := range map[string]struct {
+		pod   *corev1.Pod
+		limit *resource.Quantity
+		want  int64
+	}{
+		"nothing said":     {limited(""), nil, 1 << 30},
+		"a limit":          {limited("16Mi"), &small, 1 << 20},
+		"the pod's":        {limited("16Mi", "16Mi"), nil, 32 << 20},
+		"one is unlimited": {limited("16Mi", ""), nil, 1 << 30},
+		"more than all":    {limited(""), &large, 1 << 30},
+		"no limit":         {limited(""), &none, 1 << 30},
+	} {
+		if got := memorySize(test.pod, &corev1.EmptyDirVolumeSource{SizeLimit: test.limit}, node); got != test.want {
+			t.Errorf("%s: %d", name, got)
 		}
 	}
 }

@@ -61,7 +61,7 @@ type volumeSources struct {
 func setUpVolume(pod *corev1.Pod, v *corev1.Volume, d podDirs, src volumeSources) error {
 	switch {
 	case v.EmptyDir != nil && v.EmptyDir.Medium == corev1.StorageMediumMemory:
-		return setUpMemory(filepath.Join(d.volumes, v.Name), v.EmptyDir, src.fsGroup)
+		return setUpMemory(filepath.Join(d.volumes, v.Name), memorySize(pod, v.EmptyDir, src.allocatable), src.fsGroup)
 	case v.EmptyDir != nil:
 		return setUpEmpty(filepath.Join(d.disk, "volumes", v.Name), src.fsGroup)
 	case v.HostPath != nil:
@@ -93,7 +93,32 @@ func setUpEmpty(dir string, gid *int64) error {
 	return makeDir(dir, 0o777, gid)
 }
 
-func setUpMemory(dir string, e *corev1.EmptyDirVolumeSource, gid *int64) error {
+// memorySize is the most that a volume in memory can hold: what it may, what
+// the pod may, or what the node has for pods, whichever is least. 0: no matter.
+func memorySize(pod *corev1.Pod, e *corev1.EmptyDirVolumeSource, allocatable corev1.ResourceList) int64 {
+	size := allocatable.Memory().Value()
+	least := func(limit int64) {
+		if limit > 0 && (size == 0 || limit < size) {
+			size = limit
+		}
+	}
+	var sum int64
+	for _, c := range pod.Spec.Containers {
+		limit := c.Resources.Limits.Memory().Value()
+		if limit == 0 { // this one may use all that there is
+			sum = 0
+			break
+		}
+		sum += limit
+	}
+	least(sum)
+	if e.SizeLimit != nil {
+		least(e.SizeLimit.Value())
+	}
+	return size
+}
+
+func setUpMemory(dir string, size int64, gid *int64) error {
 	if mounted, err := mountinfo.Mounted(dir); err == nil && mounted {
 		return nil
 	}
@@ -101,8 +126,8 @@ func setUpMemory(dir string, e *corev1.EmptyDirVolumeSource, gid *int64) error {
 		return err
 	}
 	options := "mode=0777"
-	if e.SizeLimit != nil && e.SizeLimit.Value() > 0 {
-		options += ",size=" + strconv.FormatInt(e.SizeLimit.Value(), 10)
+	if size > 0 {
+		options += ",size=" + strconv.FormatInt(size, 10)
 	}
 	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 		return fmt.Errorf("mount tmpfs on %s: %w", dir, err)
