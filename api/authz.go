@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/fields"
@@ -302,6 +303,10 @@ func (c *call) authorizeNodeWrite(_ context.Context, verb string, obj, old Objec
 	case *corev1.PersistentVolume:
 		was, _ := old.(*corev1.PersistentVolume)
 		return c.nodeVolumeWrite(node, o, was)
+	case *storagev1.CSINode:
+		if o.Name != node {
+			return refuse("can only access CSINode with the same name as the requesting node")
+		}
 	case *corev1.PersistentVolumeClaim:
 		was, _ := old.(*corev1.PersistentVolumeClaim)
 		return c.nodeClaimWrite(o, was)
