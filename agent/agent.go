@@ -101,6 +101,7 @@ type Agent struct {
 	services *serviceStore
 	folders  *folderKeeper
 	static   *staticKeeper
+	plugins  *plugins
 
 	admission sync.Mutex          // one admission at a time; guards accepted and crowded
 	accepted  map[types.UID]bool  // pods whose resources count
@@ -157,6 +158,7 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a.events = newRecorder(cfg.Client, cfg.NodeName, cfg.Now, a.log)
 	a.folders = newFolderKeeper(a)
+	a.plugins = newPlugins(a)
 	a.objects = &objectStore{a: a, entries: map[objectKey]*objectEntry{}, wg: &a.wg}
 	if a.node, err = newNodeKeeper(a); err != nil {
 		return nil, err
@@ -197,6 +199,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	})
 	group.Go(func() error { return a.followPods(ctx) })
 	group.Go(func() error { a.folders.run(ctx); return nil })
+	group.Go(func() error { return a.plugins.run(ctx) })
 	group.Go(func() error {
 		return a.follow(ctx, "volumes", func() error {
 			return api.Follow(ctx, a.cfg.Client, volumesResource, "", metav1.ListOptions{LabelSelector: api.LabelVolumeNode + "=" + a.cfg.NodeName}, a.folders)
@@ -332,7 +335,7 @@ func (a *Agent) removeOrphans() {
 	for _, id := range a.cfg.Runtime.Pods() {
 		unknown[id] = true
 	}
-	for _, root := range []string{filepath.Join(a.cfg.Dir, "pods"), filepath.Join(a.cfg.RunDir, "volumes"), filepath.Join(a.cfg.RunDir, "etc")} {
+	for _, root := range []string{filepath.Join(a.cfg.Dir, "pods"), filepath.Join(a.cfg.RunDir, "volumes"), filepath.Join(a.cfg.RunDir, "etc"), filepath.Join(a.plugins.dir, "pods")} {
 		entries, err := os.ReadDir(root)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			a.log.Warn("leftovers of pods cannot be looked for", "dir", root, "err", err)
@@ -366,6 +369,9 @@ func (a *Agent) takeDown(ctx context.Context, uid string, hostNetwork bool) erro
 			return fmt.Errorf("detach the pod from the network: %w", err)
 		}
 		a.fault("network.detached")
+	}
+	if err := a.plugins.tearDown(ctx, uid); err != nil {
+		return err
 	}
 	err := tearDownVolumes(a.dirs(uid))
 	a.fault("volumes.torn-down")

@@ -332,6 +332,7 @@ func (n *nodeKeeper) status(node *corev1.Node) corev1.NodeStatus {
 		}
 	}
 	s.Images = nodeImages(n.a.cfg.Runtime.Images())
+	s.VolumesInUse = n.a.plugins.inUse()
 	s.Conditions = n.conditions(s.Conditions)
 	return *s
 }

@@ -18,6 +18,7 @@ func (w *podWorker) observe() observed {
 		w.takeOver(w.latest)
 	}
 	w.stale = w.stale || w.tokens.due(w.a.cfg.Now())
+	w.stale = w.stale || !w.republishAt.IsZero() && !w.a.cfg.Now().Before(w.republishAt)
 	removed, stale, crowded := w.removed, w.stale, w.crowded
 	if w.changed {
 		w.changed = false

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -40,8 +41,11 @@ type podWorker struct {
 	changed bool        // what failed before may succeed now
 	crowded bool        // there is no room for it before others are down
 	probes  map[probeKey]*probeResult
-	mounts  map[string]string // the volumes of its claims, by the claims' names, as far as known
-	shown   podView           // what the kubelet API serves
+	mounts  map[string]string  // the volumes of its claims, by the claims' names, as far as known
+	extra   map[objectKey]bool // what the pod's volumes need besides
+	shown   podView            // what the kubelet API serves
+
+	republishAt time.Time // when a driver wants to be asked anew
 
 	// loop
 	ctx     context.Context
@@ -81,6 +85,7 @@ type attempts struct {
 const (
 	retryFirst = time.Second
 	retryMax   = 2 * time.Minute
+	quietFails = 4 // about 15 s, in which what is on its way mostly comes
 )
 
 func (t *attempts) failed(now time.Time) {
@@ -240,6 +245,7 @@ func (w *podWorker) sync() (until time.Time, over bool) {
 			w.report(o, &wait)
 			w.save()
 			wait.later(w.tokens.renewal())
+			wait.later(w.republication())
 			return wait.until, false
 		}
 		w.act(a, o)
@@ -385,6 +391,7 @@ func (w *podWorker) setUp() {
 	w.mu.Lock()
 	w.stale = false
 	keys := wanted(pod, w.mounts)
+	maps.Copy(keys, w.extra)
 	w.mu.Unlock()
 	w.a.objects.hold(w.uid, keys)
 	ips, fresh := w.podIPs(), !w.hasRun()
@@ -397,7 +404,7 @@ func (w *podWorker) setUp() {
 				w.volumes.succeeded()
 				return
 			}
-			if !errors.Is(err, context.Canceled) {
+			if !errors.Is(err, context.Canceled) && (w.volumes.fails >= quietFails || !errors.Is(err, errNotYet)) {
 				w.event(nil, corev1.EventTypeWarning, "FailedMount", err.Error())
 			}
 			done := w.volumes.done
@@ -410,6 +417,13 @@ func (w *podWorker) setUp() {
 			}
 		}
 	})
+}
+
+// republication is when a driver wants to be asked anew.
+func (w *podWorker) republication() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.republishAt
 }
 
 // hasRun says whether a container was started in the present sandbox: from then
@@ -430,12 +444,27 @@ func (w *podWorker) setUpVolumes(ctx context.Context, pod *corev1.Pod, podIPs []
 	}
 	src := volumeSources{sources: w.sources(ctx, pod, podIPs), fsGroup: fsGroup(pod), user: commonUser(pod)}
 	src.token = func(p *corev1.ServiceAccountTokenProjection) ([]byte, error) { return w.tokens.get(ctx, pod, p) }
+	if w.a.plugins.wanted(pod) {
+		if err := w.a.plugins.prepare(); err != nil {
+			return err
+		}
+	}
 	var errs []error
 	for i := range pod.Spec.Volumes {
 		v := &pod.Spec.Volumes[i]
 		var err error
 		if _, claimed := api.ClaimName(pod, v); claimed {
 			err = w.setUpClaim(ctx, pod, v, fresh)
+		} else if v.NFS != nil {
+			path := w.dirs.nfs(v.Name)
+			if err = setUpNFS(ctx, v.NFS, nil, path); err == nil {
+				err = pointTo(filepath.Join(w.dirs.volumes, v.Name), path)
+			}
+		} else if v.CSI != nil {
+			var path string
+			if path, err = w.setUpCSI(ctx, pod, v, nil, fresh); err == nil {
+				err = pointTo(filepath.Join(w.dirs.volumes, v.Name), path)
+			}
 		} else {
 			err = setUpVolume(pod, v, w.dirs, src)
 		}

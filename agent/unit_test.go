@@ -394,7 +394,7 @@ func TestHostPathTypes(t *testing.T) {
 		{corev1.HostPathFile, file, true}, {corev1.HostPathFile, dir, false}, {corev1.HostPathFileOrCreate, dir + "/newfile", true},
 		{corev1.HostPathCharDev, "/dev/null", true}, {corev1.HostPathBlockDev, "/dev/null", false}, {corev1.HostPathSocket, file, false},
 	} {
-		if err := checkHostPath(&corev1.HostPathVolumeSource{Path: test.path, Type: &test.kind}); (err == nil) != test.ok {
+		if err := checkHostPath(test.path, &test.kind); (err == nil) != test.ok {
 			t.Errorf("%s %s: %v", test.kind, test.path, err)
 		}
 	}

@@ -117,7 +117,7 @@ func serverConfig(c *cli.Context) (ServerConfig, error) {
 		return ServerConfig{}, err
 	}
 	config := ServerConfig{
-DataDir: settings.text("data-dir"), Name: settings.text("name"), NoMaster: settings.flag("no-master"), DirectRoutes: settings.flag("direct-routes"),
+		DataDir: settings.text("data-dir"), Name: settings.text("name"), NoMaster: settings.flag("no-master"), DirectRoutes: settings.flag("direct-routes"),
 		StaticPods: settings.text("pod-manifest-path"), CgroupParent: strings.Trim(settings.text("cgroup-parent"), "/"), InsecureRegistries: settings.list("insecure-registry"),
 		UnreachableToleration: settings.duration("unreachable-toleration"), Labels: map[string]string{},
 		Tell: func(format string, args ...any) { fmt.Fprintf(c.App.Writer, format+"\n", args...) },

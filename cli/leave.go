@@ -196,6 +196,11 @@ func (s *Server) forget() error {
 		failed = errors.Join(failed, s.engine.StopPod(ctx, pod), s.net.Detach(ctx, pod))
 	}
 	failed = errors.Join(failed, s.net.Teardown(ctx), s.engine.Teardown(ctx))
+	// What drivers have mounted is below: it must be out of sight before anything
+	// is removed.
+	if err := unix.Unmount(s.path("kubelet"), unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		failed = errors.Join(failed, fmt.Errorf("unmount %s: %w", s.path("kubelet"), err))
+	}
 	if err := unix.Unmount(s.path("run"), unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
 		failed = errors.Join(failed, fmt.Errorf("unmount %s: %w", s.path("run"), err))
 	}

@@ -936,7 +936,7 @@ func (s *Server) lead(ctx context.Context, m *master) error {
 	cluster := m.authority.Cluster()
 	manager, err := controller.New(controller.Config{
 		Client: system("system:kube-controller-manager"), Kinds: served, Liveness: judgements{m.judge, m.consensus},
-		RootCA: func() []byte { return cluster.CA }, PodCIDR: cluster.PodCIDR, NodeMask: 24,
+		RootCA: func() []byte { return cluster.CA }, PodCIDR: cluster.PodCIDR, NodeMask: 24, CallDriver: s.callDriver,
 		Log: s.log.With("room", "controller"),
 	})
 	if err != nil {
@@ -1046,6 +1046,7 @@ func (s *Server) nodeHandler() http.Handler {
 	mux.HandleFunc("POST /conclave/v1/incarnation", forMember(s.serveIncarnation))
 	mux.HandleFunc("POST /conclave/v1/paths", forMember(s.servePaths))
 	mux.HandleFunc("POST /conclave/v1/report", forMember(s.serveReport))
+	mux.HandleFunc("POST /conclave/v1/csi", s.serveDriver)
 	mux.HandleFunc("POST /conclave/v1/recover", forMember(s.serveRecover))
 	mux.HandleFunc("/conclave/v1/", s.forMaster(func(m *master, id string, w http.ResponseWriter, r *http.Request) {
 		m.consensus.Handler().ServeHTTP(w, r)

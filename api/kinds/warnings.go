@@ -61,7 +61,7 @@ var containerGaps = []gap{
 }
 
 // mountable are the types of volumes that nodes mount.
-var mountable = []string{"emptyDir", "hostPath", "configMap", "secret", "downwardAPI", "projected", "persistentVolumeClaim", "ephemeral"}
+var mountable = []string{"emptyDir", "hostPath", "configMap", "secret", "downwardAPI", "projected", "persistentVolumeClaim", "ephemeral", "csi", "nfs"}
 
 // serviceGaps are below a service's spec.
 var serviceGaps = []gap{
@@ -179,8 +179,6 @@ func statefulSetWarnings(s *appsv1.StatefulSet) []string {
 
 // claimGaps are below a claim's spec.
 var claimGaps = []gap{
-	{path: "dataSource"},
-	{path: "dataSourceRef"},
 	{path: "volumeAttributesClassName"},
 	{path: "volumeMode", but: []string{string(corev1.PersistentVolumeFilesystem)}},
 }
@@ -199,7 +197,6 @@ func claimSpecWarnings(p *field.Path, spec *corev1.PersistentVolumeClaimSpec) []
 
 // volumeGaps are below a persistent volume's spec.
 var volumeGaps = []gap{
-	{path: "mountOptions"},
 	{path: "volumeAttributesClassName"},
 	{path: "volumeMode", but: []string{string(corev1.PersistentVolumeFilesystem)}},
 }
@@ -208,7 +205,7 @@ var volumeGaps = []gap{
 var localGaps = []gap{{path: "local.fsType"}}
 
 // mountableVolumes are the types of persistent volumes that nodes mount.
-var mountableVolumes = []string{"local", "hostPath"}
+var mountableVolumes = []string{"local", "hostPath", "csi", "nfs"}
 
 func volumeWarnings(v *corev1.PersistentVolume) []string {
 	var out []string
@@ -218,6 +215,9 @@ func volumeWarnings(v *corev1.PersistentVolume) []string {
 		}
 	}
 	out = append(out, gapWarnings(specPath, &v.Spec, slices.Concat(volumeGaps, localGaps))...)
+	if len(v.Spec.MountOptions) > 0 && v.Spec.CSI == nil && v.Spec.NFS == nil {
+		out = append(out, unsupported(specPath.Child("mountOptions")))
+	}
 	if v.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimRecycle {
 		out = append(out, specPath.Child("persistentVolumeReclaimPolicy").String()+": The Recycle reclaim policy is deprecated. Instead, the recommended approach is to use dynamic provisioning.")
 	}
