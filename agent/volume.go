@@ -61,6 +61,8 @@ func setUpVolume(pod *corev1.Pod, v *corev1.Volume, d podDirs, src volumeSources
 		return setUpEmpty(filepath.Join(d.disk, "volumes", v.Name), src.fsGroup)
 	case v.HostPath != nil:
 		return checkHostPath(v.HostPath)
+	case v.Image != nil: // it is brought by the first container that mounts it, as its own image is
+		return os.MkdirAll(filepath.Join(d.volumes, v.Name), dirMode)
 	}
 	files, err := renderVolume(pod, v, src)
 	if err != nil {
@@ -380,7 +382,11 @@ func volumeMounts(pod *corev1.Pod, c *corev1.Container, d podDirs, env map[strin
 		}
 		readOnly := m.ReadOnly || v.Secret != nil || v.ConfigMap != nil || v.DownwardAPI != nil || v.Projected != nil ||
 			v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly
-		mounts = append(mounts, bindMount(source, m.MountPath, readOnly, m.MountPropagation))
+		mount := bindMount(source, m.MountPath, readOnly || v.Image != nil, m.MountPropagation)
+		if v.Image != nil { // it is content, not programs
+			mount.Options = append(mount.Options, "noexec", "nosuid", "nodev")
+		}
+		mounts = append(mounts, mount)
 	}
 	return mounts, nil
 }

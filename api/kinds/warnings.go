@@ -63,7 +63,7 @@ var containerGaps = []gap{
 }
 
 // mountable are the types of volumes that nodes mount.
-var mountable = []string{"emptyDir", "hostPath", "configMap", "secret", "downwardAPI", "projected", "persistentVolumeClaim", "ephemeral"}
+var mountable = []string{"emptyDir", "hostPath", "configMap", "secret", "downwardAPI", "projected", "persistentVolumeClaim", "ephemeral", "image"}
 
 // serviceGaps are below a service's spec.
 var serviceGaps = []gap{
