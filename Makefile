@@ -6,14 +6,14 @@ VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo d
 LDFLAGS    := -s -w -X conclave/cli.version=$(VERSION)
 # Generated code that is inlined into itself is 1.2 MB of the binary, and on no hot path.
 GCFLAGS    := $(foreach m,k8s.io/api github.com/google/gnostic-models k8s.io/kube-openapi,-gcflags='$(m)/...=-l')
-POD_TAGS   := netgo osusergo
+POD_TAGS   := seccomp netgo osusergo
 POD        := runtime/embedded/$(GOARCH)/conclave-pod.gz
 BIN        := bin/conclave
 CC_arm64   := aarch64-linux-gnu-gcc
 CC_amd64   := $(if $(filter amd64,$(shell go env GOHOSTARCH)),cc,x86_64-linux-gnu-gcc)
 SUDO       := $(if $(filter 0,$(shell id -u)),,sudo)
 # Debian packages: what the build needs, and what the tests and the demo need besides.
-APT_BUILD  := gcc libc6-dev
+APT_BUILD  := gcc libc6-dev libseccomp-dev pkg-config
 APT_TEST   := busybox-static docker-registry nftables iproute2 e2fsprogs util-linux bsdutils
 # The tests that need the machine for themselves run apart from the units.
 HOSTS_PKG  := ./test/hosts/...
@@ -30,7 +30,7 @@ help: ## list the targets
 
 deps: ## install what the build needs, or name it
 	@command -v go >/dev/null || { echo "Go 1.26 or newer is missing: install it from https://go.dev/dl"; exit 1; }
-	@command -v cc >/dev/null || $(MAKE) --no-print-directory apt PACKAGES="$(APT_BUILD)"
+	@command -v cc >/dev/null && pkg-config --exists libseccomp 2>/dev/null || $(MAKE) --no-print-directory apt PACKAGES="$(APT_BUILD)"
 
 deps-test: deps ## install what the tests and the demo need
 	@missing=; for p in $(APT_TEST); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \

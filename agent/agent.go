@@ -71,6 +71,13 @@ type Config struct {
 	// APIServer is what pods are told as KUBERNETES_SERVICE_HOST and _PORT.
 	APIServer netip.AddrPort
 
+	// SeccompDefault gives containers that name no seccomp profile the
+	// runtime's, as if they asked for RuntimeDefault.
+	SeccompDefault bool
+	// UnsafeSysctls are further sysctls that pods may set here, each a name or
+	// a prefix and "*".
+	UnsafeSysctls []string
+
 	// CgroupRoot is the cgroup below which the runtime makes those of pods, as
 	// a path below the root of the cgroup file system: /stats/summary measures
 	// it as what all pods use.

@@ -587,7 +587,7 @@ func (w *podWorker) runContainer(ctx context.Context, pod *corev1.Pod, c *corev1
 		return image, pull, nil, err
 	}
 	src.services = vars
-	cfg, skipped, err := containerConfig(pod, c, attempt, image, w.dirs, src, w.a.node.memory(), w.a.cfg.ClusterDomain)
+	cfg, skipped, err := containerConfig(pod, c, attempt, image, w.dirs, src, w.a.node.memory(), w.a.cfg.ClusterDomain, w.a.security())
 	if len(skipped) > 0 {
 		w.event(c, corev1.EventTypeWarning, "InvalidEnvironmentVariableNames", fmt.Sprintf("Keys %v from the EnvFrom sources were skipped since they are considered invalid environment variable names.", skipped))
 	}

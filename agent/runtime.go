@@ -113,9 +113,13 @@ type ContainerConfig struct {
 	OOMScoreAdj                       *int
 	UID, GID                          *int64
 	Groups                            []int64
+	OnlyGroups                        bool // none of the image's
 	AddCapabilities, DropCapabilities []string
 	Privileged, ReadOnlyRoot          bool
 	NoNewPrivileges                   bool
+	UnmaskedProc                      bool
+	Seccomp                           string // "runtime/default", "localhost/PATH" or none
+	AppArmor                          string // a profile's name, or none
 	TTY, Stdin, StdinOnce             bool
 	LogPath                           string
 	LogMaxSize                        int64

@@ -380,7 +380,16 @@ func volumeMounts(pod *corev1.Pod, c *corev1.Container, d podDirs, env map[strin
 		}
 		readOnly := m.ReadOnly || v.Secret != nil || v.ConfigMap != nil || v.DownwardAPI != nil || v.Projected != nil ||
 			v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly
-		mounts = append(mounts, bindMount(source, m.MountPath, readOnly, m.MountPropagation))
+		mount := bindMount(source, m.MountPath, readOnly, m.MountPropagation)
+		recursive, err := recursiveReadOnly(&m, mayMountRecursively())
+		if err != nil {
+			return nil, configError{err.Error()}
+		}
+		if recursive {
+			mount.Options = append(mount.Options, "rro")
+		}
+		mount.Options = append(mount.Options, m.BindMountOptions...)
+		mounts = append(mounts, mount)
 	}
 	return mounts, nil
 }

@@ -106,6 +106,8 @@ func nodeFlags() []cli.Flag {
 		&cli.StringFlag{Name: "cgroup-parent", Value: "conclave", Usage: "cgroup below which pods run", EnvVars: env("cgroup-parent")},
 		&cli.StringFlag{Name: "pod-manifest-path", Usage: "`DIR` of static pods, one a file (default: manifests/ in the data folder)", EnvVars: env("pod-manifest-path")},
 		&cli.StringSliceFlag{Name: "insecure-registry", Usage: "`HOST:PORT` of a registry spoken to by plain HTTP; may be repeated", EnvVars: env("insecure-registry")},
+		&cli.BoolFlag{Name: "seccomp-default", Usage: "give containers that name no seccomp profile the profile RuntimeDefault", EnvVars: env("seccomp-default")},
+		&cli.StringSliceFlag{Name: "allowed-unsafe-sysctls", Usage: "`SYSCTL` that pods may set beside the safe ones, or a prefix and *; may be repeated", EnvVars: env("allowed-unsafe-sysctls")},
 		&cli.StringFlag{Name: "log-level", Value: "info", Usage: "debug, info, warn or error", EnvVars: env("log-level")},
 		&cli.PathFlag{Name: "config", Usage: "YAML `FILE` with any of these settings, by their names", EnvVars: env("config")},
 	}
@@ -117,8 +119,9 @@ func serverConfig(c *cli.Context) (ServerConfig, error) {
 		return ServerConfig{}, err
 	}
 	config := ServerConfig{
-DataDir: settings.text("data-dir"), Name: settings.text("name"), NoMaster: settings.flag("no-master"), DirectRoutes: settings.flag("direct-routes"),
+		DataDir: settings.text("data-dir"), Name: settings.text("name"), NoMaster: settings.flag("no-master"), DirectRoutes: settings.flag("direct-routes"),
 		StaticPods: settings.text("pod-manifest-path"), CgroupParent: strings.Trim(settings.text("cgroup-parent"), "/"), InsecureRegistries: settings.list("insecure-registry"),
+		SeccompDefault: settings.flag("seccomp-default"), UnsafeSysctls: settings.list("allowed-unsafe-sysctls"),
 		UnreachableToleration: settings.duration("unreachable-toleration"), Labels: map[string]string{},
 		Tell: func(format string, args ...any) { fmt.Fprintf(c.App.Writer, format+"\n", args...) },
 	}

@@ -71,6 +71,8 @@ type ServerConfig struct {
 	CgroupParent          string
 	StaticPods            string // folder; DataDir/manifests if empty
 	InsecureRegistries    []string
+	SeccompDefault        bool
+	UnsafeSysctls         []string
 	UnreachableToleration time.Duration
 
 	// Join is the token to join with; nil founds a cluster, unless the data
@@ -393,6 +395,7 @@ func (s *Server) equip(ctx context.Context) (err error) {
 	s.agent, err = agent.New(agent.Config{
 		NodeName: s.node.Name(), NodeID: s.node.ID(), Client: s.client, Runtime: engineRuntime{s.engine}, Network: s.net,
 		Dir: s.config.DataDir, RunDir: s.path("run"), Addresses: s.own.list, AddressesChanged: s.own.watch(),
+		SeccompDefault: s.config.SeccompDefault, UnsafeSysctls: s.config.UnsafeSysctls,
 		Labels: s.config.Labels, Zone: s.config.Labels[corev1.LabelTopologyZone],
 		Listener: kubelet, TLS: s.certs.Server("h2", "http/1.1"), Authorize: s.authorizeKubelet,
 		Paths: s.pathsFailing, DirectRoutes: s.config.DirectRoutes,

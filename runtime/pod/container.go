@@ -156,7 +156,7 @@ func (s *server) build(c *container, id string, req *proto.Create) error {
 		return err
 	}
 	root := req.Spec.Root.Path
-	u, err := lookUpUser(root, req.User, req.Groups)
+	u, err := lookUpUser(root, req.User, req.Groups, req.OnlyGroups)
 	if err != nil {
 		return err
 	}

@@ -149,6 +149,7 @@ type Create struct {
 	Spec       *specs.Spec
 	User       string   // "name", "uid", "uid:gid"; empty is root
 	Groups     []uint32 `json:",omitempty"`
+	OnlyGroups bool     `json:",omitempty"` // none of those that /etc/group has for the user
 	TTY        bool     `json:",omitempty"`
 	Stdin      bool     `json:",omitempty"`
 	StdinOnce  bool     `json:",omitempty"`

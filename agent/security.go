@@ -1,0 +1,195 @@
+package agent
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// What a container is allowed. Of the security contexts' fields three kinds do
+// nothing here because they do nothing on such a node under Kubernetes either:
+// seLinuxOptions and seLinuxChangePolicy where the kernel has no SELinux (no
+// runtime labels then), and windowsOptions on Linux.
+
+// security is what the node says about containers.
+type security struct {
+	profiles  string // the folder below which Localhost seccomp profiles are
+	byDefault bool   // RuntimeDefault for who names no profile
+}
+
+func (a *Agent) security() security {
+	return security{filepath.Join(a.cfg.Dir, "seccomp"), a.cfg.SeccompDefault}
+}
+
+// seccomp is the profile of a container as the runtime is to be told: the
+// container's own, the pod's, or the node's default. root is the folder below
+// which Localhost profiles are.
+func seccomp(pod *corev1.Pod, c *corev1.Container, root string, byDefault bool) (string, error) {
+	var p *corev1.SeccompProfile
+	if sc := pod.Spec.SecurityContext; sc != nil {
+		p = sc.SeccompProfile
+	}
+	if sc := c.SecurityContext; sc != nil {
+		if isTrue(sc.Privileged) {
+			return "", nil
+		}
+		if sc.SeccompProfile != nil {
+			p = sc.SeccompProfile
+		}
+	}
+	switch {
+	case p == nil && byDefault:
+		return "runtime/default", nil
+	case p == nil || p.Type == corev1.SeccompProfileTypeUnconfined:
+		return "", nil
+	case p.Type == corev1.SeccompProfileTypeRuntimeDefault:
+		return "runtime/default", nil
+	case p.Type == corev1.SeccompProfileTypeLocalhost && p.LocalhostProfile != nil && filepath.IsLocal(*p.LocalhostProfile):
+		return "localhost/" + filepath.Join(root, *p.LocalhostProfile), nil
+	}
+	return "", configError{fmt.Sprintf("invalid seccomp profile of type %s", p.Type)}
+}
+
+// appArmor is the profile that a container asks for; nil for the default.
+func appArmor(pod *corev1.Pod, c *corev1.Container) *corev1.AppArmorProfile {
+	if sc := c.SecurityContext; sc != nil && sc.AppArmorProfile != nil {
+		return sc.AppArmorProfile
+	}
+	if sc := pod.Spec.SecurityContext; sc != nil {
+		return sc.AppArmorProfile
+	}
+	return nil
+}
+
+// appArmorName is what the kernel calls the profile; empty is none.
+func appArmorName(pod *corev1.Pod, c *corev1.Container) string {
+	p := appArmor(pod, c)
+	if p == nil || p.Type != corev1.AppArmorProfileTypeLocalhost || p.LocalhostProfile == nil || c.SecurityContext != nil && isTrue(c.SecurityContext.Privileged) {
+		return ""
+	}
+	return *p.LocalhostProfile
+}
+
+// appArmorHost says whether the kernel enforces AppArmor.
+var appArmorHost = sync.OnceValue(func() bool {
+	data, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	return err == nil && strings.HasPrefix(string(data), "Y")
+})
+
+// checkAppArmor refuses a pod that asks for what this host cannot enforce.
+// There is no default profile: the kernel would have to be given a compiled
+// one, and the compiler is a program that this node does without.
+func checkAppArmor(pod *corev1.Pod, host bool) error {
+	for _, c := range allContainers(pod) {
+		switch p := appArmor(pod, c); {
+		case p == nil || p.Type == corev1.AppArmorProfileTypeUnconfined:
+		case !host:
+			return fmt.Errorf("AppArmor is not enabled on the host")
+		case p.Type == corev1.AppArmorProfileTypeRuntimeDefault:
+			return fmt.Errorf("the runtime has no default profile: load one into the kernel and name it as a profile of type Localhost")
+		}
+	}
+	return nil
+}
+
+// safeSysctls belong to a namespace and cannot be used against the node or
+// other pods.
+var safeSysctls = []string{
+	"kernel.shm_rmid_forced",
+	"net.ipv4.ip_local_port_range", "net.ipv4.ip_local_reserved_ports", "net.ipv4.ip_unprivileged_port_start", "net.ipv4.ping_group_range",
+	"net.ipv4.tcp_syncookies", "net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_keepalive_intvl", "net.ipv4.tcp_keepalive_probes",
+	"net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem",
+}
+
+// checkSysctls refuses a pod whose sysctls are neither safe nor allowed on this
+// node by name, or by a prefix and "*".
+func checkSysctls(pod *corev1.Pod, allowed []string) error {
+	if pod.Spec.SecurityContext == nil {
+		return nil
+	}
+	for _, s := range pod.Spec.SecurityContext.Sysctls {
+		name := sysctlName(s.Name)
+		known := slices.ContainsFunc(slices.Concat(safeSysctls, allowed), func(a string) bool {
+			prefix, pattern := strings.CutSuffix(sysctlName(a), "*")
+			return name == prefix || pattern && strings.HasPrefix(name, prefix)
+		})
+		switch {
+		case !known:
+			return fmt.Errorf("%q not allowlisted", s.Name)
+		case pod.Spec.HostNetwork && strings.HasPrefix(name, "net."):
+			return fmt.Errorf("%q not allowed with host net enabled", s.Name)
+		case pod.Spec.HostIPC && !strings.HasPrefix(name, "net."):
+			return fmt.Errorf("%q not allowed with host ipc enabled", s.Name)
+		}
+	}
+	return nil
+}
+
+// sysctlName separates the parts of a name by dots, which within a part are
+// slashes then, as sysctl(8) has it.
+func sysctlName(name string) string {
+	if i := strings.IndexAny(name, "./"); i >= 0 && name[i] == '/' {
+		return strings.NewReplacer(".", "/", "/", ".").Replace(name)
+	}
+	return name
+}
+
+// mayMountRecursively says whether the kernel can make a mount read-only with
+// all that is mounted below it (mount_setattr, of 5.12).
+var mayMountRecursively = sync.OnceValue(func() bool {
+	return unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{}) != unix.ENOSYS
+})
+
+// recursiveReadOnly decides whether a mount is to be so; possible says whether
+// the kernel can.
+func recursiveReadOnly(m *corev1.VolumeMount, possible bool) (bool, error) {
+	if m.RecursiveReadOnly == nil || *m.RecursiveReadOnly == corev1.RecursiveReadOnlyDisabled {
+		return false, nil
+	}
+	switch {
+	case !m.ReadOnly:
+		return false, fmt.Errorf("volume %q requested recursive read-only mode, but it is not read-only", m.Name)
+	case m.MountPropagation != nil && *m.MountPropagation != corev1.MountPropagationNone:
+		return false, fmt.Errorf("volume %q requested recursive read-only mode, but mountPropagation is %q, not None", m.Name, *m.MountPropagation)
+	case *m.RecursiveReadOnly == corev1.RecursiveReadOnlyEnabled && !possible:
+		return false, fmt.Errorf("volume %q requested recursive read-only mode, but it is not supported by the runtime", m.Name)
+	}
+	return possible, nil
+}
+
+// mountStatuses are what a container's status says of its mounts.
+func mountStatuses(c *corev1.Container) []corev1.VolumeMountStatus {
+	var out []corev1.VolumeMountStatus
+	for i := range c.VolumeMounts {
+		m := &c.VolumeMounts[i]
+		s := corev1.VolumeMountStatus{Name: m.Name, MountPath: m.MountPath, ReadOnly: m.ReadOnly}
+		if m.ReadOnly {
+			mode := corev1.RecursiveReadOnlyDisabled
+			if recursive, err := recursiveReadOnly(m, mayMountRecursively()); err == nil && recursive {
+				mode = corev1.RecursiveReadOnlyEnabled
+			}
+			s.RecursiveReadOnly = &mode
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// runtimeHandlers are the handlers that RuntimeClasses may name here, the
+// default one among them, with what they can do.
+var runtimeHandlers = []string{"", "runc"}
+
+func handlerFeatures() (out []corev1.NodeRuntimeHandler) {
+	for _, name := range runtimeHandlers {
+		out = append(out, corev1.NodeRuntimeHandler{Name: name, Features: &corev1.NodeRuntimeHandlerFeatures{
+			RecursiveReadOnlyMounts: new(mayMountRecursively()), UserNamespaces: new(false),
+		}})
+	}
+	return out
+}
