@@ -11,6 +11,12 @@ POD        := runtime/embedded/$(GOARCH)/conclave-pod.gz
 BIN        := bin/conclave
 CC_arm64   := aarch64-linux-gnu-gcc
 CC_amd64   := $(if $(filter amd64,$(shell go env GOHOSTARCH)),cc,x86_64-linux-gnu-gcc)
+TRIPLET_arm64 := aarch64-linux-gnu
+TRIPLET_amd64 := x86_64-linux-gnu
+# Where the libraries of another architecture are unpacked: none is installed.
+SYSROOT    := $(CURDIR)/bin/sysroot-$(GOARCH)
+LIBSECCOMP := $(if $(filter $(GOARCH),$(shell go env GOHOSTARCH)),,$(SYSROOT)/usr/include/seccomp.h)
+POD_ENV    := $(if $(LIBSECCOMP),PKG_CONFIG_LIBDIR=$(SYSROOT)/usr/lib/$(TRIPLET_$(GOARCH))/pkgconfig PKG_CONFIG_SYSROOT_DIR=$(SYSROOT))
 SUDO       := $(if $(filter 0,$(shell id -u)),,sudo)
 # Debian packages: what the build needs, and what the tests and the demo need besides.
 APT_BUILD  := gcc libc6-dev libseccomp-dev pkg-config
@@ -47,10 +53,20 @@ build: deps $(BIN) ## build bin/conclave for this machine
 # The small program that stays with each pod: static, the only cgo.
 POD_SOURCES := $(shell find runtime/pod runtime/internal -name '*.go' 2>/dev/null) go.mod
 pod: $(POD)
-$(POD): $(POD_SOURCES)
+$(POD): $(POD_SOURCES) | $(LIBSECCOMP)
 	@mkdir -p bin
-	CGO_ENABLED=1 GOARCH=$(GOARCH) CC=$(CC_$(GOARCH)) go build -tags "$(POD_TAGS)" -trimpath -ldflags "-s -w -extldflags -static" -o bin/conclave-pod-$(GOARCH) ./runtime/pod
+	$(POD_ENV) CGO_ENABLED=1 GOARCH=$(GOARCH) CC=$(CC_$(GOARCH)) go build -tags "$(POD_TAGS)" -trimpath -ldflags "-s -w -extldflags -static" -o bin/conclave-pod-$(GOARCH) ./runtime/pod
 	gzip -9nc bin/conclave-pod-$(GOARCH) > $@
+
+# libseccomp is linked statically, so that of the other architecture is needed
+# for a release: Debian's, asked of the same mirrors as this machine's packages.
+$(SYSROOT)/usr/include/seccomp.h:
+	@command -v apt-get >/dev/null || { echo "unpack libseccomp's files for $(GOARCH) into $(SYSROOT) by hand, this machine has no apt-get"; exit 1; }
+	@echo "fetching libseccomp-dev for $(GOARCH)"
+	@mkdir -p $(SYSROOT)/apt/lists/partial && cd $(SYSROOT)/apt && \
+	  for step in update "download libseccomp-dev"; do \
+	    apt-get -qq -o APT::Architecture=$(GOARCH) -o APT::Architectures::=$(GOARCH) -o Dir::State::Lists=$(SYSROOT)/apt/lists -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o APT::Sandbox::User=root $$step || exit 1; \
+	  done && dpkg-deb -x libseccomp-dev_*_$(GOARCH).deb $(SYSROOT) && rm -rf $(SYSROOT)/apt && touch $@
 
 .PHONY: $(BIN)
 $(BIN): $(POD)

@@ -334,6 +334,9 @@ func wanted(pod *corev1.Pod, mounts map[string]string) map[objectKey]bool {
 	for _, n := range api.ClaimNames(pod) {
 		keys[objectKey{claimsResource, pod.Namespace, n}] = true
 	}
+	if n := pod.Spec.RuntimeClassName; n != nil {
+		keys[objectKey{runtimeClassesResource, "", *n}] = true
+	}
 	for _, n := range mounts {
 		keys[objectKey{volumesResource, "", n}] = true
 	}
@@ -488,6 +491,9 @@ func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod) (ips []string
 		for _, s := range sc.Sysctls {
 			cfg.Sysctls[s.Name] = s.Value
 		}
+	}
+	if err := w.checkHandler(ctx, pod); err != nil {
+		return nil, err
 	}
 	addresses := ips
 	if pod.Spec.HostNetwork {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 )
 
 // What a container is allowed. Of the security contexts' fields three kinds do
@@ -184,6 +186,25 @@ func mountStatuses(c *corev1.Container) []corev1.VolumeMountStatus {
 // runtimeHandlers are the handlers that RuntimeClasses may name here, the
 // default one among them, with what they can do.
 var runtimeHandlers = []string{"", "runc"}
+
+// checkHandler refuses a pod whose class names another handler.
+func (w *podWorker) checkHandler(ctx context.Context, pod *corev1.Pod) error {
+	if pod.Spec.RuntimeClassName == nil {
+		return nil
+	}
+	o, err := w.a.objects.get(ctx, w.uid, w.dirs, objectKey{runtimeClassesResource, "", *pod.Spec.RuntimeClassName})
+	if err != nil {
+		return err
+	}
+	class, ok := o.(*nodev1.RuntimeClass)
+	if !ok {
+		return fmt.Errorf("RuntimeClass %q not found", *pod.Spec.RuntimeClassName)
+	}
+	if !slices.Contains(runtimeHandlers, class.Handler) {
+		return fmt.Errorf("no runtime for %q is configured", class.Handler)
+	}
+	return nil
+}
 
 func handlerFeatures() (out []corev1.NodeRuntimeHandler) {
 	for _, name := range runtimeHandlers {

@@ -28,7 +28,6 @@ type gap struct {
 // too; see containerGaps.
 var podGaps = []gap{
 	{path: "priorityClassName"},
-	{path: "runtimeClassName"},
 	{path: "hostUsers", but: []string{"true"}},
 	{path: "os.name", but: []string{string(corev1.Linux)}},
 	{path: "resourceClaims"},
