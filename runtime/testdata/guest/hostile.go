@@ -42,7 +42,7 @@ var attempts = map[string]func() error{
 	"reboot":       func() error { return raw(syscall.SYS_REBOOT, 0, 0, 0) }, // without the magic numbers
 	"init-module":  func() error { return raw(syscall.SYS_INIT_MODULE, 0, 0, 0) },
 	"swapon":       func() error { return raw(syscall.SYS_SWAPON, 0, 0, 0) },
-	"settime":      func() error { return syscall.Settimeofday(&syscall.Timeval{Sec: -1}) },
+	"settime":      func() error { return syscall.Settimeofday(&syscall.Timeval{Sec: time.Now().Unix()}) },
 	"chroot":       func() error { return syscall.Chroot("/") },
 	"setns":        func() error { return setns("/proc/1/ns/net") },
 	"mkdir":        func() error { return os.MkdirAll("/tmp/made", 0o755) },
