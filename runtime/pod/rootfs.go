@@ -17,7 +17,16 @@ import (
 // mountRoot mounts a container's root filesystem at dir/rootfs. The layers are
 // relative to the working directory, because the kernel takes one page of
 // options and an image may have 127 layers.
+//
+// No other user of the host gets into dir: there are set-user-ID programs in it,
+// and what the containers write.
 func mountRoot(dir string, layers []string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return err
+	}
 	for _, d := range []string{proto.UpperDir, proto.WorkDir, proto.RootFSDir} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return err
