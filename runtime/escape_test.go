@@ -479,3 +479,64 @@ func TestKeyrings(t *testing.T) {
 		t.Errorf("with a filter: %q", out)
 	}
 }
+
+// TestMountRace: while containers start, another one swaps the target of their
+// mounts for a link to the host (CVE-2021-30465).
+func TestMountRace(t *testing.T) {
+	h := newHost(t)
+	p := h.pod(PodConfig{})
+	m := marker(t)
+	volume, source := t.TempDir(), t.TempDir()
+	target, link := filepath.Join(volume, "out"), filepath.Join(volume, "link")
+	if err := os.Mkdir(target, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(strings.Repeat("../", 30)+filepath.Dir(m), link); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(source, "mine"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	stop, stopped := make(chan struct{}), make(chan int)
+	go func() {
+		n := 0
+		for ; ; n++ {
+			select {
+			case <-stop:
+				stopped <- n
+				return
+			default:
+			}
+			if err := unix.Renameat2(unix.AT_FDCWD, target, unix.AT_FDCWD, link, unix.RENAME_EXCHANGE); err != nil {
+				n = -1 << 40
+			}
+		}
+	}()
+	started := 0
+	for i := range 25 {
+		id := fmt.Sprintf("c_%d", i)
+		err := h.run(p, id, ContainerConfig{Args: []string{"read", m}, Mounts: []specs.Mount{
+			{Destination: "/v", Type: "bind", Source: volume, Options: []string{"rbind", "rw"}},
+			{Destination: "/v/out", Type: "bind", Source: source, Options: []string{"rbind", "rw"}},
+			{Destination: "/v/out/deeper", Type: "tmpfs", Source: "tmpfs"},
+		}})
+		if err == nil {
+			started++
+			h.await(p, id, exited)
+			if out := h.logs(p, id); strings.Contains(out, secret) {
+				t.Error("a container reads the host's file")
+			}
+		}
+		if err := h.engine.RemoveContainer(t.Context(), p, id); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	if n := <-stopped; n < 100 || started == 0 {
+		t.Errorf("no race was run: %d swaps, %d starts", n, started)
+	}
+	unharmed(t, m)
+	if left, err := os.ReadDir(filepath.Dir(m)); err != nil || len(left) != 1 {
+		t.Errorf("the host's folder holds %v, %v", left, err)
+	}
+}
