@@ -220,8 +220,8 @@ const (
 // terminationMessage is what a container left behind: the file it was given,
 // or the end of its log if it failed and asks for that.
 func terminationMessage(c *corev1.Container, d podDirs, attempt, exitCode int) string {
-	if data, err := os.ReadFile(d.termination(c.Name, attempt)); err == nil && len(data) > 0 {
-		return string(data[:min(len(data), messageMaxBytes)])
+	if data, err := readPart(d.termination(c.Name, attempt), -1, messageMaxBytes); err == nil && len(data) > 0 {
+		return string(data)
 	}
 	if c.TerminationMessagePolicy != corev1.TerminationMessageFallbackToLogsOnError || exitCode == 0 {
 		return ""

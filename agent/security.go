@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -213,4 +214,22 @@ func handlerFeatures() (out []corev1.NodeRuntimeHandler) {
 		}})
 	}
 	return out
+}
+
+// readPart reads at most so many bytes of a file that containers write to: they
+// may have made it as large as they like. A negative offset is the file's end.
+func readPart(path string, offset, most int64) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if offset < 0 {
+		info, err := f.Stat()
+		if err != nil {
+			return nil, err
+		}
+		offset = max(info.Size()-most, 0)
+	}
+	return io.ReadAll(io.NewSectionReader(f, offset, most))
 }

@@ -1,10 +1,14 @@
 package agent
 
 import (
+	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -128,5 +132,107 @@ func TestRecursiveReadOnly(t *testing.T) {
 	mounts, err := volumeMounts(pod, c, d, nil, nil)
 	if err != nil || mayMountRecursively() != slices.Contains(mounts[0].Options, "rro") || !slices.Contains(mounts[0].Options, "noexec") || !slices.Contains(mounts[0].Options, "nodev") {
 		t.Errorf("mounts %+v, %v", mounts, err)
+	}
+}
+
+// TestHugeFiles: a container makes the files that it was given a terabyte large
+// (it costs it nothing); this process must not read them whole.
+func TestHugeFiles(t *testing.T) {
+	const huge = 1 << 40
+	a := &Agent{cfg: Config{ClusterDomain: "cluster.local"}}
+	pod, d := testPod(), podDirs{disk: t.TempDir(), etc: t.TempDir()}
+	if err := a.writeEtc(pod, d, []string{"10.0.0.1"}); err != nil {
+		t.Fatal(err)
+	}
+	message := d.termination(pod.Spec.Containers[0].Name, 0)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(message), 0o755), os.WriteFile(message, []byte("begin"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	files := []string{message}
+	for _, name := range []string{"hosts", "hostname", "resolv.conf"} {
+		files = append(files, filepath.Join(d.etc, name))
+	}
+	for _, f := range files {
+		if err := os.Truncate(f, huge); err != nil {
+			t.Skipf("no sparse file of a terabyte here: %v", err)
+		}
+	}
+	if got := terminationMessage(&pod.Spec.Containers[0], d, 0, 0); len(got) != messageMaxBytes {
+		t.Errorf("the message has %d bytes", len(got))
+	}
+	if err := a.writeEtc(pod, d, []string{"10.0.0.1"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if info, err := os.Stat(f); err != nil || info.Size() != huge {
+			t.Errorf("%s was written anew: %v %v", f, info, err)
+		}
+	}
+	if err := a.writeEtc(pod, d, []string{"10.0.0.2"}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(d.etc, "hosts")); err != nil || !strings.Contains(string(got), "10.0.0.2") {
+		t.Errorf("another address: %d bytes, %v", len(got), err)
+	}
+	// A link in place of one leads nowhere.
+	if err := errors.Join(os.Remove(message), os.Symlink("/etc/passwd", message)); err != nil {
+		t.Fatal(err)
+	}
+	if got := terminationMessage(&pod.Spec.Containers[0], d, 0, 0); got != "" {
+		t.Errorf("the message is %q", got)
+	}
+}
+
+// TestSubPathRace: the owner of a volume swaps a folder for a link to the host
+// while it is mounted (CVE-2017-1002101, CVE-2021-25741).
+func TestSubPathRace(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	root := t.TempDir()
+	volume, outside, sub := filepath.Join(root, "volume"), filepath.Join(root, "outside"), filepath.Join(root, "sub")
+	target, link := filepath.Join(volume, "a"), filepath.Join(volume, "link")
+	if err := errors.Join(os.MkdirAll(filepath.Join(target, "b"), 0o755), os.MkdirAll(filepath.Join(outside, "b"), 0o755),
+		os.WriteFile(filepath.Join(outside, "b", "secret"), nil, 0o600), os.Symlink(outside, link)); err != nil {
+		t.Fatal(err)
+	}
+	stop, stopped := make(chan struct{}), make(chan error)
+	go func() {
+		var err error
+		for err == nil {
+			select {
+			case <-stop:
+				stopped <- nil
+				return
+			default:
+				err = unix.Renameat2(unix.AT_FDCWD, target, unix.AT_FDCWD, link, unix.RENAME_EXCHANGE)
+			}
+		}
+		<-stop
+		stopped <- err
+	}()
+	pinned := 0
+	for i := range 500 {
+		path := []string{"a/b", "a", "a/b/new"}[i%3]
+		pin, err := pinSubPath(volume, path, filepath.Join(sub, "c-0"), nil)
+		if err != nil {
+			continue // it saw the link
+		}
+		pinned++
+		for _, leak := range []string{"secret", "b/secret"} {
+			if _, err := os.Stat(filepath.Join(pin, leak)); err == nil {
+				t.Errorf("the container would see the host through %s", path)
+			}
+		}
+	}
+	close(stop)
+	if err := <-stopped; err != nil || pinned == 0 {
+		t.Errorf("no race was run: %d mounts, %v", pinned, err)
+	}
+	if err := unpin(filepath.Join(sub, "c-0")); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(filepath.Join(outside, "b")); err != nil || len(left) != 1 {
+		t.Errorf("outside holds %v, %v", left, err)
 	}
 }
