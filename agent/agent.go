@@ -104,6 +104,7 @@ type Agent struct {
 	log      *slog.Logger
 	events   *recorder
 	node     *nodeKeeper
+	users    userRanges
 	objects  *objectStore
 	services *serviceStore
 	folders  *folderKeeper
@@ -187,6 +188,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	for uid, s := range saved {
 		if !s.rec.Started.IsZero() && !s.rec.Down {
 			a.accepted[types.UID(uid)] = true
+			a.users.keep(s.rec.IDs, types.UID(uid))
 		}
 	}
 	a.static.read()

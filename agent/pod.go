@@ -453,8 +453,18 @@ func (w *podWorker) setUpVolumes(ctx context.Context, pod *corev1.Pod, podIPs []
 func (w *podWorker) makeSandbox() {
 	pod := w.pod
 	known := slices.Contains(w.a.cfg.Runtime.Pods(), string(w.uid))
+	var problem error
+	if ownUsers(pod) && w.rec.IDs == 0 {
+		if w.rec.IDs, problem = w.a.users.take(w.uid); problem == nil {
+			w.save() // before anything is made with them
+		}
+	}
+	ids := w.rec.IDs
 	w.start("sandbox", idle, 0, func(ctx context.Context) func() {
-		ips, err := w.startPod(ctx, pod)
+		ips, err := []string(nil), problem
+		if err == nil {
+			ips, err = w.startPod(ctx, pod, ids)
+		}
 		return func() {
 			if err != nil {
 				if !errors.Is(err, context.Canceled) {
@@ -478,13 +488,13 @@ func (w *podWorker) makeSandbox() {
 	})
 }
 
-func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod) (ips []string, err error) {
+func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod, ids uint32) (ips []string, err error) {
 	hostname, _ := podHostname(pod, w.a.cfg.ClusterDomain)
 	cfg := PodConfig{
 		ID: string(pod.UID), Namespace: pod.Namespace, Name: pod.Name, Hostname: hostname,
 		CgroupParent: cgroupParent(pod), Resources: podResources(pod),
 		HostPID: pod.Spec.HostPID, HostIPC: pod.Spec.HostIPC, ShareProcesses: isTrue(pod.Spec.ShareProcessNamespace),
-		Fenced: w.a.fenced(pod),
+		Fenced: w.a.fenced(pod), IDs: ids,
 	}
 	if sc := pod.Spec.SecurityContext; sc != nil && len(sc.Sysctls) > 0 {
 		cfg.Sysctls = map[string]string{}
@@ -494,6 +504,11 @@ func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod) (ips []string
 	}
 	if err := w.checkHandler(ctx, pod); err != nil {
 		return nil, err
+	}
+	if ids != 0 {
+		if err := w.a.cfg.Runtime.Isolate(ctx, cfg); err != nil {
+			return nil, err
+		}
 	}
 	addresses := ips
 	if pod.Spec.HostNetwork {
@@ -705,7 +720,8 @@ func (w *podWorker) tearDown() {
 			}
 			w.teardown.succeeded()
 			w.sandbox, w.volumes = attempts{}, attempts{}
-			w.rec.Down = true
+			w.rec.Down, w.rec.IDs = true, 0
+			w.a.users.free(w.uid)
 			w.a.objects.hold(w.uid, nil)
 			w.mu.Lock()
 			w.shown.rec.Down = true // for whoever asks before the next report

@@ -2,8 +2,11 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // What a container is allowed. Of the security contexts' fields three kinds do
@@ -184,12 +188,79 @@ func mountStatuses(c *corev1.Container) []corev1.VolumeMountStatus {
 	return out
 }
 
+// userRanges gives each pod with users of its own 65536 of the host's, none of
+// them twice at a time. The first range is the host's own.
+type userRanges struct {
+	mu   sync.Mutex
+	used map[uint32]types.UID
+}
+
+const usersPerPod = 1 << 16
+
+// keep says that a pod has a range already.
+func (r *userRanges) keep(first uint32, uid types.UID) {
+	if first == 0 {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.used == nil {
+		r.used = map[uint32]types.UID{}
+	}
+	r.used[first] = uid
+}
+
+// take returns the lowest free range.
+func (r *userRanges) take(uid types.UID) (uint32, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.used == nil {
+		r.used = map[uint32]types.UID{}
+	}
+	for n := range uint32(math.MaxUint16 - 1) { // the last id of all is nobody's
+		if first := (n + 1) * usersPerPod; r.used[first] == "" {
+			r.used[first] = uid
+			return first, nil
+		}
+	}
+	return 0, errors.New("no range of user IDs is left on this node")
+}
+
+func (r *userRanges) free(uid types.UID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	maps.DeleteFunc(r.used, func(_ uint32, of types.UID) bool { return of == uid })
+}
+
+// ownUsers says that a pod is to have users of its own.
+func ownUsers(pod *corev1.Pod) bool { return pod.Spec.HostUsers != nil && !*pod.Spec.HostUsers }
+
+// mayIsolateUsers says whether the kernel has what user namespaces of pods need:
+// the mapping of ids for every filesystem that volumes are on (tmpfs has it since
+// Linux 6.3).
+var mayIsolateUsers = sync.OnceValue(func() bool {
+	var u unix.Utsname
+	var major, minor int
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		return false
+	}
+	most, err := os.ReadFile("/proc/sys/user/max_user_namespaces")
+	return err == nil && strings.TrimSpace(string(most)) != "0" && (major > 6 || major == 6 && minor >= 3)
+})
+
 // runtimeHandlers are the handlers that RuntimeClasses may name here, the
 // default one among them, with what they can do.
 var runtimeHandlers = []string{"", "runc"}
 
-// checkHandler refuses a pod whose class names another handler.
+// checkHandler refuses a pod that asks for what no handler here can do, or whose
+// class names another one.
 func (w *podWorker) checkHandler(ctx context.Context, pod *corev1.Pod) error {
+	if ownUsers(pod) && !mayIsolateUsers() {
+		return errors.New("can't set `spec.hostUsers: false`, runtime does not support user namespaces")
+	}
 	if pod.Spec.RuntimeClassName == nil {
 		return nil
 	}
@@ -210,7 +281,7 @@ func (w *podWorker) checkHandler(ctx context.Context, pod *corev1.Pod) error {
 func handlerFeatures() (out []corev1.NodeRuntimeHandler) {
 	for _, name := range runtimeHandlers {
 		out = append(out, corev1.NodeRuntimeHandler{Name: name, Features: &corev1.NodeRuntimeHandlerFeatures{
-			RecursiveReadOnlyMounts: new(mayMountRecursively()), UserNamespaces: new(false),
+			RecursiveReadOnlyMounts: new(mayMountRecursively()), UserNamespaces: new(mayIsolateUsers()),
 		}})
 	}
 	return out

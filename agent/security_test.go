@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 func profile(t corev1.SeccompProfileType, path string) *corev1.SeccompProfile {
@@ -132,6 +133,31 @@ func TestRecursiveReadOnly(t *testing.T) {
 	mounts, err := volumeMounts(pod, c, d, nil, nil)
 	if err != nil || mayMountRecursively() != slices.Contains(mounts[0].Options, "rro") || !slices.Contains(mounts[0].Options, "noexec") || !slices.Contains(mounts[0].Options, "nodev") {
 		t.Errorf("mounts %+v, %v", mounts, err)
+	}
+}
+
+func TestUserRanges(t *testing.T) {
+	var r userRanges
+	r.keep(2*usersPerPod, "old")
+	r.keep(0, "of the host's users")
+	take := func(uid types.UID, want uint32) {
+		t.Helper()
+		if got, err := r.take(uid); err != nil || got != want {
+			t.Errorf("%s has %d, not %d, %v", uid, got, want, err)
+		}
+	}
+	take("a", usersPerPod)
+	take("b", 3*usersPerPod)
+	r.free("old")
+	r.free("a")
+	take("c", usersPerPod)
+	take("d", 2*usersPerPod)
+	for n := uint32(4); n < 1<<16-2; n++ {
+		r.keep(n*usersPerPod, "many")
+	}
+	take("last", (1<<16-2)*usersPerPod)
+	if got, err := r.take("one more"); err == nil {
+		t.Errorf("there was %d left", got)
 	}
 }
 

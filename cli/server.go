@@ -379,7 +379,7 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		Address: s.own.get, AddressChanged: s.own.watch(),
 		PodCIDR: cluster.PodCIDR, ServiceCIDR: cluster.ServiceCIDR, ClusterDNS: cluster.DNS, Domain: cluster.Domain,
 		Live: s.liveNodes, DirectRoutes: s.config.DirectRoutes, PathsChanged: func() { s.agent.PathsChanged() },
-		Log: s.log.With("room", "network"),
+		Made: s.engine.IsolatedNetwork, Log: s.log.With("room", "network"),
 	})
 	if err != nil {
 		return err
@@ -1446,6 +1446,10 @@ var runtimeErrors = map[error]error{
 
 func (e engineRuntime) StartPod(ctx context.Context, c agent.PodConfig) error {
 	return e.Engine.StartPod(ctx, runtime.PodConfig(c))
+}
+
+func (e engineRuntime) Isolate(ctx context.Context, c agent.PodConfig) error {
+	return e.Engine.Isolate(ctx, runtime.PodConfig(c))
 }
 
 func (e engineRuntime) RunContainer(ctx context.Context, c agent.ContainerConfig) error {

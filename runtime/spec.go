@@ -75,6 +75,9 @@ func (e *Engine) request(p *pod, img Image, layers []string, dir string, c Conta
 	if err := e.shareProcesses(spec, p.id, c.PIDsOf); err != nil {
 		return nil, err
 	}
+	if p.cfg.IDs != 0 {
+		mapMounts(spec.Mounts, c.Mounts)
+	}
 	spec.Root.Path = filepath.Join(dir, proto.RootFSDir)
 	signal, err := parseSignal(cmp.Or(c.StopSignal, img.StopSignal))
 	if err != nil {

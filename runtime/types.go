@@ -51,7 +51,10 @@ type PodConfig struct {
 	// "besteffort" or empty.
 	CgroupParent string
 	// Resources bound the whole pod, nil for no bounds.
-	Resources      *specs.LinuxResources
+	Resources *specs.LinuxResources
+	// IDs, if not 0, is the first of the 65536 users and groups of the host that
+	// the pod's are: it has a user namespace then, and Isolate must come first.
+	IDs            uint32
 	HostPID        bool
 	HostIPC        bool
 	ShareProcesses bool

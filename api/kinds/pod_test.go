@@ -347,7 +347,7 @@ func TestWarnings(t *testing.T) {
 		"restart rules":  {container: "restartPolicy: Never\nrestartPolicyRules: [{action: Restart, exitCodes: {operator: In, values: [1]}}]"},
 		"hook":           {container: "lifecycle: {preStop: {exec: {command: [a]}}, stopSignal: SIGTERM}"},
 		"sidecar":        {spec: "initContainers: [{name: a, image: b, restartPolicy: Always}]"},
-		"user namespace": {spec: "hostUsers: false", want: []string{"spec.hostUsers: not supported by Conclave yet, it has no effect"}},
+		"user namespace": {spec: "hostUsers: false", container: "securityContext: {procMount: Unmasked}"},
 		"host users":     {spec: "hostUsers: true"},
 		"volume": {spec: "volumes: [{name: a, nfs: {server: s, path: /p}}, {name: b, emptyDir: {sizeLimit: 1Mi}}, {name: d, persistentVolumeClaim: {claimName: b}}, {name: c, emptyDir: {medium: HugePages}}]", want: []string{
 			"spec.volumes[0].nfs: this type of volume is not supported by Conclave yet, the pod will not start",

@@ -28,7 +28,6 @@ type gap struct {
 // too; see containerGaps.
 var podGaps = []gap{
 	{path: "priorityClassName"},
-	{path: "hostUsers", but: []string{"true"}},
 	{path: "os.name", but: []string{string(corev1.Linux)}},
 	{path: "resourceClaims"},
 	{path: "resources"},
@@ -44,7 +43,6 @@ var containerGaps = []gap{
 	{path: "volumeDevices"},
 	{path: "resizePolicy"},
 	{path: "resources.claims"},
-	{path: "securityContext.procMount", but: []string{string(corev1.DefaultProcMount)}},
 }
 
 // mountable are the types of volumes that nodes mount.

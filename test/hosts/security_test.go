@@ -249,3 +249,82 @@ func TestSecurityContext(t *testing.T) {
 		}
 	}
 }
+
+// TestUserNamespaces: pods whose root is nobody on the host, with volumes of
+// several kinds, their own network, and Services.
+func TestUserNamespaces(t *testing.T) {
+	t.Parallel()
+	c := three(t)
+	ns := namespace(t, c)
+	if _, err := c.Client.CoreV1().ConfigMaps(ns).Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "page"}, Data: map[string]string{"index.html": "mapped\n"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	user := func(name, node string) *corev1.Pod {
+		serve := sh("web", "cat /proc/self/uid_map; id -u; echo x > /data/f && stat -c '%u' /data/f /disk /config/index.html; httpd -f -p 80 -h /config", func(c *corev1.Container) {
+			c.VolumeMounts = []corev1.VolumeMount{{Name: "memory", MountPath: "/data"}, {Name: "disk", MountPath: "/disk"}, {Name: "config", MountPath: "/config"}}
+			c.SecurityContext = &corev1.SecurityContext{ProcMount: new(corev1.UnmaskedProcMount), SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}}
+		})
+		return edited(nodePod(name, serve), func(p *corev1.Pod) {
+			p.Spec.HostUsers, p.Spec.NodeName = new(false), node
+			p.Spec.Volumes = []corev1.Volume{
+				{Name: "memory", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory}}},
+				{Name: "disk", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
+				{Name: "config", VolumeSource: corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{LocalObjectReference: corev1.LocalObjectReference{Name: "page"}}}},
+			}
+		})
+	}
+	nodes, err := c.Client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := &nodes.Items[0]
+	if !slices.ContainsFunc(node.Status.RuntimeHandlers, func(h corev1.NodeRuntimeHandler) bool { return h.Name == "runc" && *h.Features.UserNamespaces }) {
+		createPod(t, c, ns, user("a", node.Name))
+		eventOf(t, c, ns, "a", "FailedCreatePodSandBox", "runtime does not support user namespaces")
+		t.Skip("this kernel is too old for more")
+	}
+	host, err := c.Host(node.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	openFolders(t, c.DataDir(host))
+	maps := map[string]string{}
+	for _, name := range []string{"a", "b"} {
+		createPod(t, c, ns, user(name, node.Name))
+	}
+	for _, name := range []string{"a", "b"} {
+		p := waitForPod(t, c, ns, name, corev1.PodRunning)
+		eventually(t, "pod "+name+" serves", func() error {
+			page, err := c.Fetch(t.Context(), nodes.Items[1].Name, "http://"+p.Status.PodIP+"/")
+			if err == nil && page != "mapped\n" {
+				err = fmt.Errorf("the page is %q", page)
+			}
+			return err
+		})
+		said := strings.Fields(logOf(t, c, ns, name, "web"))
+		if len(said) != 7 || said[0] != "0" || said[1] == "0" || said[2] != "65536" || said[3] != "0" || slices.ContainsFunc(said[4:], func(s string) bool { return s != "0" }) {
+			t.Errorf("pod %s says %q", name, said)
+			continue
+		}
+		maps[said[1]] = name
+		mustContain(t, "exec", kubectl(t, c, "exec", "-n", ns, name, "--", "id"), "uid=0")
+	}
+	if len(maps) != 2 {
+		t.Errorf("two pods have the same users: %v", maps)
+	}
+}
+
+// openFolders lets the users of pods through to a lab's folder, as any node's
+// data folder does.
+func openFolders(t *testing.T, path string) {
+	t.Helper()
+	for ; path != "/"; path = filepath.Dir(path) {
+		info, err := os.Stat(path)
+		if err == nil && info.Mode().Perm()&0o001 == 0 {
+			err = os.Chmod(path, info.Mode().Perm()|0o011)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
