@@ -328,3 +328,88 @@ func openFolders(t *testing.T, path string) {
 		}
 	}
 }
+
+// TestHostilePods: what pods do to the node itself, and to their own end. Each
+// must go when it is deleted, and leave nothing.
+func TestHostilePods(t *testing.T) {
+	t.Parallel()
+	c := three(t)
+	ns := namespace(t, c)
+	nodes, err := c.Client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := nodes.Items[2].Name
+	host, err := c.Host(node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared := func(script string) *corev1.Pod {
+		return edited(nodePod("", sh("main", script, func(ct *corev1.Container) {
+			ct.SecurityContext = &corev1.SecurityContext{Privileged: new(true)}
+			ct.VolumeMounts = []corev1.VolumeMount{{Name: "v", MountPath: "/v", MountPropagation: new(corev1.MountPropagationBidirectional)}}
+		})), func(p *corev1.Pod) {
+			p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+		})
+	}
+	cases := map[string]struct {
+		pod  *corev1.Pod
+		ends corev1.PodPhase
+	}{
+		// A terabyte costs the pod nothing, and bytes that are no text.
+		"huge": {nodePod("", sh("main", "truncate -s 1099511627776 /etc/hosts /etc/resolv.conf /dev/termination-log && printf '\\377\\376end' >> /dev/termination-log")), corev1.PodSucceeded},
+		// It mounts into what it shares with the host, and holds that open.
+		"mounts": {shared("mkdir /v/a && mount -t tmpfs tmpfs /v/a && mkdir /v/a/b && mount -t tmpfs tmpfs /v/a/b && cd /v/a/b && echo mounted; " + forever), corev1.PodRunning},
+		// A link to the host where the node will remove files.
+		"links":    {shared("ln -s /etc/passwd /v/passwd; ln -s / /v/root; echo linked; " + forever), corev1.PodRunning},
+		"stubborn": {edited(nodePod("", sh("main", "trap '' TERM; (trap '' TERM; "+forever+") & "+forever)), func(p *corev1.Pod) { p.Spec.TerminationGracePeriodSeconds = new(int64(1)) }), corev1.PodRunning},
+	}
+	uids := map[string]string{}
+	for name, k := range cases {
+		k.pod.Name, k.pod.Spec.NodeName = name, node
+		uids[name] = string(createPod(t, c, ns, k.pod).UID)
+	}
+	for name, k := range cases {
+		waitForPod(t, c, ns, name, k.ends)
+	}
+	if s := waitForPod(t, c, ns, "huge", corev1.PodSucceeded).Status.ContainerStatuses[0].State.Terminated; s == nil || !strings.HasSuffix(s.Message, "end") || len(s.Message) > 3*4096 {
+		t.Errorf("its message: %s", shown(s))
+	}
+	for name, line := range map[string]string{"mounts": "mounted\n", "links": "linked\n"} {
+		eventually(t, name, func() error {
+			if got := logOf(t, c, ns, name, "main"); got != line {
+				return fmt.Errorf("it says %q", got)
+			}
+			return nil
+		})
+	}
+	for name := range cases {
+		if err := c.Client.CoreV1().Pods(ns).Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name := range cases {
+		eventually(t, "pod "+name+" is gone", func() error {
+			_, err := c.Client.CoreV1().Pods(ns).Get(t.Context(), name, metav1.GetOptions{})
+			if apierrors.IsNotFound(err) {
+				return nil
+			}
+			return fmt.Errorf("it is still there: %v", err)
+		})
+		eventually(t, "nothing is left of "+name, func() error {
+			out, err := c.On(t.Context(), node, "sh", "-c", "cat /proc/self/mountinfo; find "+c.DataDir(host)+"/pods "+c.DataDir(host)+"/containers "+c.DataDir(host)+"/run -name '*"+uids[name]+"*'")
+			if err != nil {
+				return err
+			}
+			for line := range strings.Lines(out) {
+				if strings.Contains(line, uids[name]) {
+					return fmt.Errorf("%s", strings.TrimSpace(line))
+				}
+			}
+			return nil
+		})
+	}
+	if _, err := os.Stat("/etc/passwd"); err != nil {
+		t.Error(err)
+	}
+}
