@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -260,5 +261,39 @@ func TestSubPathRace(t *testing.T) {
 	}
 	if left, err := os.ReadDir(filepath.Join(outside, "b")); err != nil || len(left) != 1 {
 		t.Errorf("outside holds %v, %v", left, err)
+	}
+}
+
+// TestLeftMounts: a pod with Bidirectional propagation mounts a folder of the
+// host into its volume and leaves it there. Taking the pod down must not remove
+// what that folder holds.
+func TestLeftMounts(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	root := t.TempDir()
+	d := podDirs{disk: filepath.Join(root, "disk"), volumes: filepath.Join(root, "run"), sub: filepath.Join(root, "sub"), etc: filepath.Join(root, "etc")}
+	precious := filepath.Join(root, "precious")
+	at := filepath.Join(d.disk, "volumes", "shared", "a")
+	if err := errors.Join(os.MkdirAll(at, 0o755), os.MkdirAll(filepath.Join(precious, "b"), 0o755), os.WriteFile(filepath.Join(precious, "data"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, target := range []string{at, at, filepath.Join(at, "b")} { // twice at one place, and one inside
+		if err := unix.Mount(precious, target, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { // of a test that failed
+		for unix.Unmount(at, unix.MNT_DETACH) == nil {
+		}
+	})
+	if err := tearDownVolumes(d); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(precious, "data")); err != nil {
+		t.Errorf("the host's data went with the pod: %v", err)
+	}
+	if _, err := os.Lstat(filepath.Join(d.disk, "volumes")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the volume is left: %v", err)
 	}
 }
