@@ -6,14 +6,20 @@ VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo d
 LDFLAGS    := -s -w -X conclave/cli.version=$(VERSION)
 # Generated code that is inlined into itself is 1.2 MB of the binary, and on no hot path.
 GCFLAGS    := $(foreach m,k8s.io/api github.com/google/gnostic-models k8s.io/kube-openapi,-gcflags='$(m)/...=-l')
-POD_TAGS   := netgo osusergo
+POD_TAGS   := seccomp netgo osusergo
 POD        := runtime/embedded/$(GOARCH)/conclave-pod.gz
 BIN        := bin/conclave
 CC_arm64   := aarch64-linux-gnu-gcc
 CC_amd64   := $(if $(filter amd64,$(shell go env GOHOSTARCH)),cc,x86_64-linux-gnu-gcc)
+TRIPLET_arm64 := aarch64-linux-gnu
+TRIPLET_amd64 := x86_64-linux-gnu
+# Where the libraries of another architecture are unpacked: none is installed.
+SYSROOT    := $(CURDIR)/bin/sysroot-$(GOARCH)
+LIBSECCOMP := $(if $(filter $(GOARCH),$(shell go env GOHOSTARCH)),,$(SYSROOT)/usr/include/seccomp.h)
+POD_ENV    := $(if $(LIBSECCOMP),PKG_CONFIG_LIBDIR=$(SYSROOT)/usr/lib/$(TRIPLET_$(GOARCH))/pkgconfig PKG_CONFIG_SYSROOT_DIR=$(SYSROOT))
 SUDO       := $(if $(filter 0,$(shell id -u)),,sudo)
 # Debian packages: what the build needs, and what the tests and the demo need besides.
-APT_BUILD  := gcc libc6-dev
+APT_BUILD  := gcc libc6-dev libseccomp-dev pkg-config
 APT_TEST   := busybox-static docker-registry nftables iproute2 e2fsprogs util-linux bsdutils
 # The tests that need the machine for themselves run apart from the units.
 HOSTS_PKG  := ./test/hosts/...
@@ -30,7 +36,7 @@ help: ## list the targets
 
 deps: ## install what the build needs, or name it
 	@command -v go >/dev/null || { echo "Go 1.26 or newer is missing: install it from https://go.dev/dl"; exit 1; }
-	@command -v cc >/dev/null || $(MAKE) --no-print-directory apt PACKAGES="$(APT_BUILD)"
+	@command -v cc >/dev/null && pkg-config --exists libseccomp 2>/dev/null || $(MAKE) --no-print-directory apt PACKAGES="$(APT_BUILD)"
 
 deps-test: deps ## install what the tests and the demo need
 	@missing=; for p in $(APT_TEST); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
@@ -47,10 +53,20 @@ build: deps $(BIN) ## build bin/conclave for this machine
 # The small program that stays with each pod: static, the only cgo.
 POD_SOURCES := $(shell find runtime/pod runtime/internal -name '*.go' 2>/dev/null) go.mod
 pod: $(POD)
-$(POD): $(POD_SOURCES)
+$(POD): $(POD_SOURCES) | $(LIBSECCOMP)
 	@mkdir -p bin
-	CGO_ENABLED=1 GOARCH=$(GOARCH) CC=$(CC_$(GOARCH)) go build -tags "$(POD_TAGS)" -trimpath -ldflags "-s -w -extldflags -static" -o bin/conclave-pod-$(GOARCH) ./runtime/pod
+	$(POD_ENV) CGO_ENABLED=1 GOARCH=$(GOARCH) CC=$(CC_$(GOARCH)) go build -tags "$(POD_TAGS)" -trimpath -ldflags "-s -w -extldflags -static" -o bin/conclave-pod-$(GOARCH) ./runtime/pod
 	gzip -9nc bin/conclave-pod-$(GOARCH) > $@
+
+# libseccomp is linked statically, so that of the other architecture is needed
+# for a release: Debian's, asked of the same mirrors as this machine's packages.
+$(SYSROOT)/usr/include/seccomp.h:
+	@command -v apt-get >/dev/null || { echo "unpack libseccomp's files for $(GOARCH) into $(SYSROOT) by hand, this machine has no apt-get"; exit 1; }
+	@echo "fetching libseccomp-dev for $(GOARCH)"
+	@mkdir -p $(SYSROOT)/apt/lists/partial && cd $(SYSROOT)/apt && \
+	  for step in update "download libseccomp-dev"; do \
+	    apt-get -qq -o APT::Architecture=$(GOARCH) -o APT::Architectures::=$(GOARCH) -o Dir::State::Lists=$(SYSROOT)/apt/lists -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o APT::Sandbox::User=root $$step || exit 1; \
+	  done && dpkg-deb -x libseccomp-dev_*_$(GOARCH).deb $(SYSROOT) && rm -rf $(SYSROOT)/apt && touch $@
 
 .PHONY: $(BIN)
 $(BIN): $(POD)

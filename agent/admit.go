@@ -35,6 +35,9 @@ func (a *Agent) admit(by *podWorker, pod *corev1.Pod) (refused *failure, crowded
 		}
 	}
 	node, allocatable := a.node.labelled(), a.node.allocatable()
+	if refused = a.permissible(pod); refused != nil {
+		return refused, false
+	}
 	refused = admissible(pod, others, node, allocatable)
 	if refused == nil {
 		a.accepted[by.uid] = true
@@ -58,6 +61,17 @@ func (a *Agent) roomMade() {
 		w.mu.Unlock()
 		poke(w.wake)
 	}
+}
+
+// permissible refuses what this node's kernel or administrator does not allow.
+func (a *Agent) permissible(pod *corev1.Pod) *failure {
+	if err := checkSysctls(pod, a.cfg.UnsafeSysctls); err != nil {
+		return &failure{"SysctlForbidden", "Pod was rejected: forbidden sysctl: " + err.Error()}
+	}
+	if err := checkAppArmor(pod, appArmorHost()); err != nil {
+		return &failure{"AppArmor", "Pod was rejected: Cannot enforce AppArmor: " + err.Error()}
+	}
+	return nil
 }
 
 // admissible is admit's decision.

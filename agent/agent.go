@@ -71,6 +71,13 @@ type Config struct {
 	// APIServer is what pods are told as KUBERNETES_SERVICE_HOST and _PORT.
 	APIServer netip.AddrPort
 
+	// SeccompDefault gives containers that name no seccomp profile the
+	// runtime's, as if they asked for RuntimeDefault.
+	SeccompDefault bool
+	// UnsafeSysctls are further sysctls that pods may set here, each a name or
+	// a prefix and "*".
+	UnsafeSysctls []string
+
 	// CgroupRoot is the cgroup below which the runtime makes those of pods, as
 	// a path below the root of the cgroup file system: /stats/summary measures
 	// it as what all pods use.
@@ -106,6 +113,7 @@ type Agent struct {
 	log      *slog.Logger
 	events   *recorder
 	node     *nodeKeeper
+	users    userRanges
 	objects  *objectStore
 	services *serviceStore
 	folders  *folderKeeper
@@ -204,6 +212,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	for uid, s := range saved {
 		if !s.rec.Started.IsZero() && !s.rec.Down {
 			a.accepted[types.UID(uid)] = true
+			a.users.keep(s.rec.IDs, types.UID(uid))
 		}
 	}
 	a.static.read()

@@ -19,7 +19,7 @@ const (
 // containerConfig is one start of a container as the runtime is to make it.
 // Errors of type configError are for a human to mend. skipped are variables
 // left out because of their names.
-func containerConfig(pod *corev1.Pod, c *corev1.Container, attempt int, image Image, d podDirs, src sources, memory int64, domain string) (cfg ContainerConfig, skipped []string, err error) {
+func containerConfig(pod *corev1.Pod, c *corev1.Container, attempt int, image Image, d podDirs, src sources, memory int64, domain string, secure security) (cfg ContainerConfig, skipped []string, err error) {
 	list, values, skipped, err := environment(pod, c, src)
 	if err != nil {
 		return cfg, skipped, err
@@ -54,6 +54,7 @@ func containerConfig(pod *corev1.Pod, c *corev1.Container, attempt int, image Im
 	if sc := c.SecurityContext; sc != nil {
 		cfg.Privileged, cfg.ReadOnlyRoot = isTrue(sc.Privileged), isTrue(sc.ReadOnlyRootFilesystem)
 		cfg.NoNewPrivileges = sc.AllowPrivilegeEscalation != nil && !*sc.AllowPrivilegeEscalation
+		cfg.UnmaskedProc = sc.ProcMount != nil && *sc.ProcMount == corev1.UnmaskedProcMount
 		if sc.Capabilities != nil {
 			cfg.AddCapabilities, cfg.DropCapabilities = capabilities(sc.Capabilities.Add), capabilities(sc.Capabilities.Drop)
 		}
@@ -62,6 +63,13 @@ func containerConfig(pod *corev1.Pod, c *corev1.Container, attempt int, image Im
 		if cfg.PIDsOf = src.running(target); cfg.PIDsOf == "" {
 			return cfg, skipped, configError{fmt.Sprintf("unable to find target container %s", target)}
 		}
+	}
+	if cfg.Seccomp, err = seccomp(pod, c, secure.profiles, secure.byDefault); err != nil {
+		return cfg, skipped, err
+	}
+	cfg.AppArmor = appArmorName(pod, c)
+	if sc := pod.Spec.SecurityContext; sc != nil && sc.SupplementalGroupsPolicy != nil {
+		cfg.OnlyGroups = *sc.SupplementalGroupsPolicy == corev1.SupplementalGroupsPolicyStrict
 	}
 	if c.Lifecycle != nil && c.Lifecycle.StopSignal != nil {
 		cfg.StopSignal = string(*c.Lifecycle.StopSignal)
@@ -212,8 +220,8 @@ const (
 // terminationMessage is what a container left behind: the file it was given,
 // or the end of its log if it failed and asks for that.
 func terminationMessage(c *corev1.Container, d podDirs, attempt, exitCode int) string {
-	if data, err := os.ReadFile(d.termination(c.Name, attempt)); err == nil && len(data) > 0 {
-		return string(data[:min(len(data), messageMaxBytes)])
+	if data, err := readPart(d.termination(c.Name, attempt), -1, messageMaxBytes); err == nil && len(data) > 0 {
+		return string(data)
 	}
 	if c.TerminationMessagePolicy != corev1.TerminationMessageFallbackToLogsOnError || exitCode == 0 {
 		return ""

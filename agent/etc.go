@@ -235,7 +235,11 @@ func (a *Agent) writeEtc(pod *corev1.Pod, d podDirs, ips []string) error {
 	} {
 		path := filepath.Join(d.etc, name)
 		// A sandbox made anew may have other addresses.
-		if old, err := os.ReadFile(path); err == nil && (name != "hosts" || bytes.HasPrefix(old, content)) {
+		if name != "hosts" {
+			if _, err := os.Lstat(path); err == nil {
+				continue
+			}
+		} else if old, err := readPart(path, 0, int64(len(content))); err == nil && bytes.Equal(old, content) {
 			continue
 		}
 		if err := os.WriteFile(path, content, 0o644); err != nil {

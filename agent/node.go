@@ -331,6 +331,8 @@ func (n *nodeKeeper) status(node *corev1.Node) corev1.NodeStatus {
 			s.DaemonEndpoints.KubeletEndpoint.Port = int32(tcp.Port)
 		}
 	}
+	s.RuntimeHandlers = handlerFeatures()
+	s.Features = &corev1.NodeFeatures{SupplementalGroupsPolicy: new(true)}
 	s.Images = nodeImages(n.a.cfg.Runtime.Images())
 	s.VolumesInUse = n.a.plugins.inUse()
 	s.Conditions = n.conditions(s.Conditions)

@@ -11,7 +11,11 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+<<<<<<< HEAD
 	storagev1 "k8s.io/api/storage/v1"
+=======
+	nodev1 "k8s.io/api/node/v1"
+>>>>>>> w-security
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -29,6 +33,7 @@ var (
 	secretsResource         = corev1.SchemeGroupVersion.WithResource("secrets")
 	serviceAccountsResource = corev1.SchemeGroupVersion.WithResource("serviceaccounts")
 	claimsResource          = corev1.SchemeGroupVersion.WithResource("persistentvolumeclaims")
+	runtimeClassesResource  = nodev1.SchemeGroupVersion.WithResource("runtimeclasses")
 	volumesResource         = corev1.SchemeGroupVersion.WithResource("persistentvolumes")
 )
 
@@ -44,8 +49,8 @@ type objectKey struct {
 	namespace, name string
 }
 
-// objectStore follows the ConfigMaps, Secrets and claims that pods here name,
-// and the claims' volumes, each once, for as long as a pod needs it.
+// objectStore follows the ConfigMaps, Secrets, claims and RuntimeClasses that
+// pods here name, and the claims' volumes, each once, for as long as a pod needs it.
 type objectStore struct {
 	a   *Agent
 	ctx context.Context // of Run
@@ -248,6 +253,8 @@ func (s *objectStore) load(file string, k objectKey) (api.Object, error) {
 		obj = &corev1.Secret{}
 	case claimsResource:
 		obj = &corev1.PersistentVolumeClaim{}
+	case runtimeClassesResource:
+		obj = &nodev1.RuntimeClass{}
 	case volumesResource:
 		obj = &corev1.PersistentVolume{}
 	case csiDriversResource:

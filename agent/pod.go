@@ -340,6 +340,9 @@ func wanted(pod *corev1.Pod, mounts map[string]string) map[objectKey]bool {
 	for _, n := range api.ClaimNames(pod) {
 		keys[objectKey{claimsResource, pod.Namespace, n}] = true
 	}
+	if n := pod.Spec.RuntimeClassName; n != nil {
+		keys[objectKey{runtimeClassesResource, "", *n}] = true
+	}
 	for _, n := range mounts {
 		keys[objectKey{volumesResource, "", n}] = true
 	}
@@ -479,8 +482,18 @@ func (w *podWorker) setUpVolumes(ctx context.Context, pod *corev1.Pod, podIPs []
 func (w *podWorker) makeSandbox() {
 	pod := w.pod
 	known := slices.Contains(w.a.cfg.Runtime.Pods(), string(w.uid))
+	var problem error
+	if ownUsers(pod) && w.rec.IDs == 0 {
+		if w.rec.IDs, problem = w.a.users.take(w.uid); problem == nil {
+			w.save() // before anything is made with them
+		}
+	}
+	ids := w.rec.IDs
 	w.start("sandbox", idle, 0, func(ctx context.Context) func() {
-		ips, err := w.startPod(ctx, pod)
+		ips, err := []string(nil), problem
+		if err == nil {
+			ips, err = w.startPod(ctx, pod, ids)
+		}
 		return func() {
 			if err != nil {
 				if !errors.Is(err, context.Canceled) {
@@ -504,18 +517,26 @@ func (w *podWorker) makeSandbox() {
 	})
 }
 
-func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod) (ips []string, err error) {
+func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod, ids uint32) (ips []string, err error) {
 	hostname, _ := podHostname(pod, w.a.cfg.ClusterDomain)
 	cfg := PodConfig{
 		ID: string(pod.UID), Namespace: pod.Namespace, Name: pod.Name, Hostname: hostname,
 		CgroupParent: cgroupParent(pod), Resources: podResources(pod),
 		HostPID: pod.Spec.HostPID, HostIPC: pod.Spec.HostIPC, ShareProcesses: isTrue(pod.Spec.ShareProcessNamespace),
-		Fenced: w.a.fenced(pod),
+		Fenced: w.a.fenced(pod), IDs: ids,
 	}
 	if sc := pod.Spec.SecurityContext; sc != nil && len(sc.Sysctls) > 0 {
 		cfg.Sysctls = map[string]string{}
 		for _, s := range sc.Sysctls {
 			cfg.Sysctls[s.Name] = s.Value
+		}
+	}
+	if err := w.checkHandler(ctx, pod); err != nil {
+		return nil, err
+	}
+	if ids != 0 {
+		if err := w.a.cfg.Runtime.Isolate(ctx, cfg); err != nil {
+			return nil, err
 		}
 	}
 	addresses := ips
@@ -604,7 +625,7 @@ func (w *podWorker) runContainer(ctx context.Context, pod *corev1.Pod, c *corev1
 		return image, pull, nil, err
 	}
 	src.services = vars
-	cfg, skipped, err := containerConfig(pod, c, attempt, image, w.dirs, src, w.a.node.memory(), w.a.cfg.ClusterDomain)
+	cfg, skipped, err := containerConfig(pod, c, attempt, image, w.dirs, src, w.a.node.memory(), w.a.cfg.ClusterDomain, w.a.security())
 	if len(skipped) > 0 {
 		w.event(c, corev1.EventTypeWarning, "InvalidEnvironmentVariableNames", fmt.Sprintf("Keys %v from the EnvFrom sources were skipped since they are considered invalid environment variable names.", skipped))
 	}
@@ -716,7 +737,8 @@ func (w *podWorker) tearDown() {
 			}
 			w.teardown.succeeded()
 			w.sandbox, w.volumes = attempts{}, attempts{}
-			w.rec.Down = true
+			w.rec.Down, w.rec.IDs = true, 0
+			w.a.users.free(w.uid)
 			w.a.objects.hold(w.uid, nil)
 			w.mu.Lock()
 			w.shown.rec.Down = true // for whoever asks before the next report

@@ -25,6 +25,9 @@ type record struct {
 	Rejected bool `json:"rejected,omitempty"`
 	// Down: the pod came to its end and nothing of it is left but its logs.
 	Down bool `json:"down,omitempty"`
+	// IDs is the first of the 65536 users and groups of this host that the pod
+	// has for its own; 0 if it uses the host's.
+	IDs uint32 `json:"ids,omitempty"`
 	// Sandbox counts how often what the containers share was made.
 	Sandbox    int                         `json:"sandbox,omitempty"`
 	IPs        []string                    `json:"ips,omitempty"`

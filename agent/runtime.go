@@ -15,6 +15,9 @@ import (
 // called from several goroutines. Containers must be found again after a
 // restart of this process; the runtime may forget them when the host reboots.
 type Runtime interface {
+	// Isolate makes the namespaces of a pod with IDs, before its network is made.
+	// It is idempotent.
+	Isolate(ctx context.Context, c PodConfig) error
 	// StartPod makes what a pod's containers share: its cgroup and the process
 	// that stays with it. It is idempotent.
 	StartPod(ctx context.Context, c PodConfig) error
@@ -120,6 +123,7 @@ type PodConfig struct {
 	NetNS            string // path; empty: the host's
 	CgroupParent     string // "burstable", "besteffort" or "" for guaranteed pods
 	Resources        *specs.LinuxResources
+	IDs              uint32 // the first of the pod's own users and groups; 0: they are the host's
 	HostPID, HostIPC bool
 	ShareProcesses   bool
 	Sysctls          map[string]string
@@ -141,9 +145,13 @@ type ContainerConfig struct {
 	OOMScoreAdj                       *int
 	UID, GID                          *int64
 	Groups                            []int64
+	OnlyGroups                        bool // none of the image's
 	AddCapabilities, DropCapabilities []string
 	Privileged, ReadOnlyRoot          bool
 	NoNewPrivileges                   bool
+	UnmaskedProc                      bool
+	Seccomp                           string // "runtime/default", "localhost/PATH" or none
+	AppArmor                          string // a profile's name, or none
 	TTY, Stdin, StdinOnce             bool
 	LogPath                           string
 	LogMaxSize                        int64

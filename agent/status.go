@@ -95,6 +95,7 @@ func containerStatus(pod *corev1.Pod, kind containerKind, c *corev1.Container, i
 		if rec.Image != "" {
 			s.Image, s.ImageID = rec.Image, rec.ImageID
 		}
+		s.VolumeMounts = mountStatuses(c)
 		if v.running {
 			s.AllocatedResources, s.Resources = c.Resources.Requests, actualResources(c)
 		}

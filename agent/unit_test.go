@@ -196,7 +196,7 @@ func TestSecurity(t *testing.T) {
 	dir := t.TempDir()
 	d := podDirs{disk: filepath.Join(dir, "d"), etc: filepath.Join(dir, "e")}
 	c.TerminationMessagePath = "/dev/termination-log"
-	cfg, _, err := containerConfig(pod, c, 3, Image{ID: "i"}, d, testSources(), 1<<30, "cluster.local")
+	cfg, _, err := containerConfig(pod, c, 3, Image{ID: "i"}, d, testSources(), 1<<30, "cluster.local", security{})
 	if err != nil {
 		t.Fatal(err)
 	}

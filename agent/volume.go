@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -411,11 +412,24 @@ func volumeMounts(pod *corev1.Pod, c *corev1.Container, d podDirs, env map[strin
 			}
 		}
 		readOnly := m.ReadOnly || v.Secret != nil || v.ConfigMap != nil || v.DownwardAPI != nil || v.Projected != nil ||
+<<<<<<< HEAD
 			v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly || v.CSI != nil && isTrue(v.CSI.ReadOnly) || v.NFS != nil && v.NFS.ReadOnly
 		mount := bindMount(source, m.MountPath, readOnly || v.Image != nil, m.MountPropagation)
 		if v.Image != nil { // it is content, not programs
 			mount.Options = append(mount.Options, "noexec", "nosuid", "nodev")
 		}
+=======
+			v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly
+		mount := bindMount(source, m.MountPath, readOnly, m.MountPropagation)
+		recursive, err := recursiveReadOnly(&m, mayMountRecursively())
+		if err != nil {
+			return nil, configError{err.Error()}
+		}
+		if recursive {
+			mount.Options = append(mount.Options, "rro")
+		}
+		mount.Options = append(mount.Options, m.BindMountOptions...)
+>>>>>>> w-security
 		mounts = append(mounts, mount)
 	}
 	return mounts, nil
@@ -506,6 +520,23 @@ func unpin(pin string) error {
 	return nil
 }
 
+// unmountBelow takes away what is mounted below a folder, the inner before the
+// outer: what shows there is not the folder's to remove.
+func unmountBelow(dir string) error {
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return !strings.HasPrefix(m.Mountpoint, dir+"/"), false
+	})
+	if err != nil {
+		return fmt.Errorf("what is mounted below %s: %w", dir, err)
+	}
+	for _, m := range slices.Backward(mounts) { // the kernel lists them as they were made
+		if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("unmount %s: %w", m.Mountpoint, err)
+		}
+	}
+	return nil
+}
+
 // tearDownVolumes unmounts what the agent mounted for a pod and removes the
 // folders. It refuses to remove anything below a mount that stays.
 func tearDownVolumes(d podDirs) error {
@@ -534,6 +565,12 @@ func tearDownVolumes(d podDirs) error {
 			return fmt.Errorf("something is still mounted on %s", dir) // what is there may be somebody's data
 		}
 		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	// A pod with Bidirectional propagation may have mounted anything there.
+	for _, dir := range []string{d.volumes, filepath.Join(d.disk, "volumes")} {
+		if err := unmountBelow(dir); err != nil {
 			return err
 		}
 	}

@@ -72,6 +72,9 @@ func admitPod(ctx context.Context, c *call, obj, old Object) error {
 	if err := admitPriority(c, pod); err != nil {
 		return err
 	}
+	if err := admitRuntimeClass(ctx, c, pod); err != nil {
+		return err
+	}
 	addTolerations(pod, c.s.unreachableToleration)
 	if _, mirror := pod.Annotations[corev1.MirrorPodAnnotationKey]; mirror {
 		return nil // it runs already, and as nobody

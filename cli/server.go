@@ -70,11 +70,16 @@ type ServerConfig struct {
 	CgroupParent          string
 	StaticPods            string // folder; DataDir/manifests if empty
 	InsecureRegistries    []string
+<<<<<<< HEAD
 	RegistryDir           string // folders with hosts.toml; the data folder's registries/ if empty
 	MaxParallelPulls      int
 	ImageGC               agent.ImageGC
 	CredentialProviders   string // kubelet's file of credential provider plugins
 	CredentialProviderBin string // the folder of their programs
+=======
+	SeccompDefault        bool
+	UnsafeSysctls         []string
+>>>>>>> w-security
 	UnreachableToleration time.Duration
 
 	// Join is the token to join with; nil founds a cluster, unless the data
@@ -386,7 +391,7 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		Address: s.own.get, AddressChanged: s.own.watch(),
 		PodCIDR: cluster.PodCIDR, ServiceCIDR: cluster.ServiceCIDR, ClusterDNS: cluster.DNS, Domain: cluster.Domain,
 		Live: s.liveNodes, DirectRoutes: s.config.DirectRoutes, PathsChanged: func() { s.agent.PathsChanged() },
-		Log: s.log.With("room", "network"),
+		Made: s.engine.IsolatedNetwork, Log: s.log.With("room", "network"),
 	})
 	if err != nil {
 		return err
@@ -402,6 +407,7 @@ func (s *Server) equip(ctx context.Context) (err error) {
 	s.agent, err = agent.New(agent.Config{
 		NodeName: s.node.Name(), NodeID: s.node.ID(), Client: s.client, Runtime: engineRuntime{s.engine}, Network: s.net,
 		Dir: s.config.DataDir, RunDir: s.path("run"), Addresses: s.own.list, AddressesChanged: s.own.watch(),
+		SeccompDefault: s.config.SeccompDefault, UnsafeSysctls: s.config.UnsafeSysctls,
 		Labels: s.config.Labels, Zone: s.config.Labels[corev1.LabelTopologyZone],
 		Listener: kubelet, TLS: s.certs.Server("h2", "http/1.1"), Authorize: s.authorizeKubelet,
 		Paths: s.pathsFailing, DirectRoutes: s.config.DirectRoutes,
@@ -1459,6 +1465,10 @@ var runtimeErrors = map[error]error{
 
 func (e engineRuntime) StartPod(ctx context.Context, c agent.PodConfig) error {
 	return e.Engine.StartPod(ctx, runtime.PodConfig(c))
+}
+
+func (e engineRuntime) Isolate(ctx context.Context, c agent.PodConfig) error {
+	return e.Engine.Isolate(ctx, runtime.PodConfig(c))
 }
 
 func (e engineRuntime) RunContainer(ctx context.Context, c agent.ContainerConfig) error {

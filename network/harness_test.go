@@ -294,7 +294,7 @@ func newLAN(t *testing.T) *lan {
 
 func (l *lan) namespace(path string, f func() error) {
 	l.t.Helper()
-	if err := inNewNamespace(path, f); err != nil {
+	if err := inNewNamespace(path, "", f); err != nil {
 		l.t.Fatal(err)
 	}
 	l.t.Cleanup(func() {

@@ -422,7 +422,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 }
 
 // attach makes a pod's namespace and its link to the bridge.
-func (h *host) attach(path string, r reservation, gateway netip.Addr) error {
+func (h *host) attach(path, from string, r reservation, gateway netip.Addr) error {
 	bridge, err := netlink.LinkByName(bridgeName)
 	if err != nil {
 		return fmt.Errorf("looking up the bridge: %w", err)
@@ -433,7 +433,7 @@ func (h *host) attach(path string, r reservation, gateway netip.Addr) error {
 	}
 	defer here.Close()
 	name := vethName(r.UID)
-	if err := inNewNamespace(path, func() error { return makePodLink(name, int(here.Fd()), bridge.Attrs().MTU, r.Address, gateway) }); err != nil {
+	if err := inNewNamespace(path, from, func() error { return makePodLink(name, int(here.Fd()), bridge.Attrs().MTU, r.Address, gateway) }); err != nil {
 		return err
 	}
 	if err := h.plug(name, bridge); err != nil {

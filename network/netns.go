@@ -36,8 +36,9 @@ func onThread(f func() error) error {
 }
 
 // inNewNamespace makes a network namespace that lives as long as the file that
-// it is bound to, and runs f in it.
-func inNewNamespace(path string, f func() error) error {
+// it is bound to, and runs f in it. If from is not empty it names one that
+// somebody else made for this.
+func inNewNamespace(path, from string, f func() error) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return fmt.Errorf("making the folder of network namespaces: %w", err)
 	}
@@ -46,6 +47,17 @@ func inNewNamespace(path string, f func() error) error {
 		return fmt.Errorf("making the file of a network namespace: %w", err)
 	}
 	file.Close()
+	if from != "" {
+		if err = unix.Mount(from, path, "", unix.MS_BIND, ""); err != nil {
+			err = fmt.Errorf("binding the network namespace %s to %s: %w", from, path, err)
+		} else {
+			err = inNamespace(path, f)
+		}
+		if err != nil {
+			return errors.Join(err, removeNamespace(path))
+		}
+		return nil
+	}
 	err = onThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("making a network namespace: %w", err)

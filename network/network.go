@@ -40,6 +40,9 @@ type Config struct {
 	// Live returns the names of the nodes that are alive, and a channel that is
 	// closed when the answer may have changed. Nil takes all for alive.
 	Live func() (names []string, changed <-chan struct{})
+	// Made names the network namespace that was made for a pod because it has to
+	// belong to the pod's user namespace; empty for other pods. It may be nil.
+	Made func(podUID string) string
 	// PodCIDR and ServiceCIDR are the whole cluster's.
 	PodCIDR, ServiceCIDR netip.Prefix
 	// ClusterDNS is the service address at which every node answers DNS.
@@ -537,7 +540,7 @@ func (n *Network) Attach(ctx context.Context, pod *corev1.Pod) (netns string, ip
 	if isNew {
 		err := n.host.detach(path, pod.UID) // what a crash may have left
 		if err == nil {
-			err = n.host.attach(path, r, gatewayOf(n.ipam.node()))
+			err = n.host.attach(path, n.made(pod), r, gatewayOf(n.ipam.node()))
 		}
 		if err != nil {
 			return "", nil, fmt.Errorf("attaching pod %s/%s: %w", pod.Namespace, pod.Name, err)
@@ -555,6 +558,14 @@ func (n *Network) Attach(ctx context.Context, pod *corev1.Pod) (netns string, ip
 		}
 	}
 	return path, []netip.Addr{r.Address}, nil
+}
+
+// made is a namespace that was made for the pod before it came here.
+func (n *Network) made(pod *corev1.Pod) string {
+	if n.cfg.Made == nil || pod.Spec.HostUsers == nil || *pod.Spec.HostUsers {
+		return ""
+	}
+	return n.cfg.Made(string(pod.UID))
 }
 
 // Detach undoes Attach. A pod that is not attached is no error.

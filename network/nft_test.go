@@ -143,7 +143,7 @@ func inScratch(t *testing.T, f func() error) {
 	t.Helper()
 	needRoot(t)
 	path := filepath.Join(t.TempDir(), "ns")
-	if err := inNewNamespace(path, f); err != nil {
+	if err := inNewNamespace(path, "", f); err != nil {
 		t.Fatal(err)
 	}
 	if err := removeNamespace(path); err != nil {

@@ -44,7 +44,7 @@ func startPods(h *testHost, n int) time.Duration {
 				h.t.Error(err)
 				return
 			}
-			if err := h.run(id, "web_0", ContainerConfig{Args: []string{"idle"}}); err != nil {
+			if err := h.run(id, "web_0", ContainerConfig{Args: []string{"idle"}, Seccomp: SeccompDefault}); err != nil {
 				h.t.Error(err)
 			}
 		})

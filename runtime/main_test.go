@@ -78,7 +78,7 @@ func buildPrograms(dir string) {
 		return path
 	}
 	guestBinary = compile("0", "", "-s -w", "guest", "./testdata/guest")
-	podBinary = compile("1", "netgo osusergo", "-s -w -extldflags -static", "conclave-pod", "./pod")
+	podBinary = compile("1", "seccomp netgo osusergo", "-s -w -extldflags -static", "conclave-pod", "./pod")
 }
 
 // testHost is a data folder, and an engine on it at a time.

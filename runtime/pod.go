@@ -66,18 +66,27 @@ func checkSysctls(c PodConfig) error {
 // and also brings back the process of a pod that lost it. What a failed start
 // has made stays until StartPod succeeds or StopPod is called.
 func (e *Engine) StartPod(ctx context.Context, c PodConfig) error {
-	if err := checkID("pod", c.ID); err != nil {
+	cfg, err := e.podFile(c)
+	if err == nil {
+		err = checkSysctls(c)
+	}
+	if err != nil {
 		return err
 	}
-	if err := checkSysctls(c); err != nil {
-		return err
+	if err := e.startPod(ctx, cfg); err != nil {
+		return fmt.Errorf("start pod %s: %w", c.ID, err)
 	}
+	return nil
+}
+
+// podFile is what the pod's process will read.
+func (e *Engine) podFile(c PodConfig) (proto.Pod, error) {
 	qos := strings.Trim(filepath.Clean("/"+c.CgroupParent), "/")
 	fence := ""
 	if c.Fenced {
 		fence = e.cfg.fencePath()
 	}
-	if err := e.startPod(ctx, proto.Pod{
+	return proto.Pod{
 		Version:        proto.Version,
 		ID:             c.ID,
 		Namespace:      c.Namespace,
@@ -86,16 +95,14 @@ func (e *Engine) StartPod(ctx context.Context, c PodConfig) error {
 		NetNS:          c.NetNS,
 		QOS:            qos,
 		CgroupPath:     filepath.Join("/", e.cfg.CgroupParent, qos, "pod"+c.ID),
+		IDs:            c.IDs,
 		HostPID:        c.HostPID,
 		HostIPC:        c.HostIPC,
 		ShareProcesses: c.ShareProcesses,
 		Sysctls:        c.Sysctls,
 		Resources:      e.resources(c.Resources),
 		Fence:          fence,
-	}); err != nil {
-		return fmt.Errorf("start pod %s: %w", c.ID, err)
-	}
-	return nil
+	}, checkID("pod", c.ID)
 }
 
 // resources leaves out what this host's cgroups do not know.
@@ -115,6 +122,12 @@ func (e *Engine) startPod(ctx context.Context, cfg proto.Pod) error {
 	}
 	defer p.op.Unlock()
 	p.cfg.Fence = cfg.Fence
+	if p.cfg.IDs != 0 && !isolated(p.cfg) {
+		return errors.New("the process that held its namespaces is gone")
+	}
+	if p.cfg.NetNS == "" {
+		p.cfg.NetNS = cfg.NetNS // which Isolate could not know
+	}
 	if e.isUp(p) {
 		if ended, err := e.refence(ctx, p, cfg.Fence); !ended {
 			return err
@@ -229,8 +242,8 @@ func (e *Engine) spawnPod(p *pod) error {
 		return err
 	}
 	defer stderr.Close()
-	cmd := podCommand(e.binary, e.images.layersDir(), p.dir, p.cfg.Hostname, p.cfg.HostIPC, lf, stderr)
-	if err := e.spawn.start(cmd, p.cfg.NetNS); err != nil {
+	cmd := podCommand(e.binary, e.images.layersDir(), p.dir, p.cfg, lf, stderr)
+	if err := e.spawn.start(cmd, entered(p.cfg)); err != nil {
 		return fmt.Errorf("start %s: %w", e.binary, err)
 	}
 	e.mu.Lock()
@@ -486,6 +499,7 @@ func (e *Engine) stopPod(ctx context.Context, p *pod) error {
 	if err := e.killCgroup(ctx, p); err != nil {
 		return err
 	}
+	p.release()
 	if err := e.fault("stop.killed"); err != nil {
 		return err
 	}

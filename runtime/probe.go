@@ -108,7 +108,7 @@ func podProgram(cfg Config) (string, error) {
 	}
 	packed, err := embedded.Open(podProgramFile)
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("%w from this build: run make build, or CGO_ENABLED=1 go build -tags 'netgo osusergo' -trimpath "+
+		return "", fmt.Errorf("%w from this build: run make build, or CGO_ENABLED=1 go build -tags 'seccomp netgo osusergo' -trimpath "+
 			"-ldflags '-s -w -extldflags -static' -o conclave-pod ./runtime/pod && gzip -9nc conclave-pod > runtime/%s, and build again", ErrNoPodProgram, podProgramFile)
 	}
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"conclave/runtime/internal/cg"
+	"conclave/runtime/internal/proto"
 )
 
 // processesCgroup holds the pod processes, below Config.CgroupParent: outside
@@ -25,8 +26,7 @@ const processesCgroup = "runtime"
 // cgroup, and a child is born where the thread is: moving each child instead
 // would cost a write per hierarchy. On version 2 clone does it.
 //
-// The thread also enters the pod's network namespace for the moment of the
-// fork. It is never given back to Go's scheduler: it ends with stop.
+// The thread also enters namespaces of the pod for the moment of the fork. It is never given back to Go's scheduler: it ends with stop.
 type spawner struct {
 	requests chan spawnRequest
 	quit     chan struct{} // closed by stop
@@ -37,8 +37,16 @@ type spawner struct {
 
 type spawnRequest struct {
 	cmd   *exec.Cmd
-	netns string
+	enter []namespace
 	err   chan<- error
+}
+
+// namespace is one to be in for the moment of the fork. The kinds are those
+// that each thread has for itself.
+type namespace struct {
+	kind string
+	flag int
+	path string
 }
 
 func newSpawner(path string, v2 bool) (*spawner, error) {
@@ -76,11 +84,11 @@ func (s *spawner) stop() {
 	})
 }
 
-// start starts cmd in a network namespace, the host's if netns is empty.
-func (s *spawner) start(cmd *exec.Cmd, netns string) error {
+// start starts cmd in these namespaces, the host's for kinds not among them.
+func (s *spawner) start(cmd *exec.Cmd, enter []namespace) error {
 	err := make(chan error, 1)
 	select {
-	case s.requests <- spawnRequest{cmd, netns, err}:
+	case s.requests <- spawnRequest{cmd, enter, err}:
 		return <-err
 	case <-s.ended:
 		return errEnding
@@ -102,7 +110,14 @@ func (s *spawner) run(path string, v2 bool, ready chan<- error) {
 		return
 	}
 	defer close(s.ended)
-	home, err := os.Open("/proc/thread-self/ns/net")
+	home := map[string]*os.File{}
+	var err error
+	for _, kind := range []string{"net", "ipc", "uts"} {
+		if home[kind], err = os.Open("/proc/thread-self/ns/" + kind); err != nil {
+			break
+		}
+		defer home[kind].Close()
+	}
 	var back map[string]string
 	if err == nil && !v2 {
 		back, err = joinV1(path)
@@ -111,7 +126,6 @@ func (s *spawner) run(path string, v2 bool, ready chan<- error) {
 	if err != nil {
 		return
 	}
-	defer home.Close()
 	// Lest the end of the thread, which nobody can wait for, keep the cgroup.
 	defer func() {
 		for dir, path := range back {
@@ -128,24 +142,25 @@ func (s *spawner) run(path string, v2 bool, ready chan<- error) {
 	}
 }
 
-func (s *spawner) startHere(r spawnRequest, home *os.File) (err error) {
+func (s *spawner) startHere(r spawnRequest, home map[string]*os.File) (err error) {
 	if s.cgroup != nil {
 		r.cmd.SysProcAttr.UseCgroupFD = true
 		r.cmd.SysProcAttr.CgroupFD = int(s.cgroup.Fd())
 	}
-	if r.netns != "" {
-		ns, err := os.Open(r.netns)
+	for _, n := range r.enter {
+		ns, err := os.Open(n.path)
 		if err != nil {
-			return fmt.Errorf("network namespace: %w", err)
+			return fmt.Errorf("%s namespace: %w", n.kind, err)
 		}
-		defer ns.Close()
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter network namespace %s: %w", r.netns, err)
+		err = unix.Setns(int(ns.Fd()), n.flag)
+		ns.Close()
+		if err != nil {
+			return fmt.Errorf("enter %s namespace %s: %w", n.kind, n.path, err)
 		}
 		defer func() {
-			if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+			if back := unix.Setns(int(home[n.kind].Fd()), n.flag); back != nil {
 				// Never start anything else in the wrong place.
-				panic(fmt.Sprintf("runtime: cannot leave network namespace %s: %v", r.netns, back))
+				panic(fmt.Sprintf("runtime: cannot leave %s namespace %s: %v", n.kind, n.path, back))
 			}
 		}()
 	}
@@ -186,13 +201,13 @@ func writeTask(hierarchy, path string) error {
 }
 
 // podCommand is the process of a pod, in a session of its own and in new IPC
-// and UTS namespaces unless the pod uses the host's.
-func podCommand(binary, layers, dir string, hostname string, hostIPC bool, listener, stderr *os.File) *exec.Cmd {
+// and UTS namespaces unless the pod uses the host's, or has some already.
+func podCommand(binary, layers, dir string, p proto.Pod, listener, stderr *os.File) *exec.Cmd {
 	attr := &syscall.SysProcAttr{Setsid: true}
-	if hostname != "" {
+	if p.Hostname != "" && p.IDs == 0 {
 		attr.Cloneflags |= unix.CLONE_NEWUTS
 	}
-	if !hostIPC {
+	if !p.HostIPC && p.IDs == 0 {
 		attr.Cloneflags |= unix.CLONE_NEWIPC
 	}
 	return &exec.Cmd{

@@ -75,6 +75,9 @@ func (e *Engine) request(p *pod, img Image, layers []string, dir string, c Conta
 	if err := e.shareProcesses(spec, p.id, c.PIDsOf); err != nil {
 		return nil, err
 	}
+	if p.cfg.IDs != 0 {
+		mapMounts(spec.Mounts, c.Mounts)
+	}
 	spec.Root.Path = filepath.Join(dir, proto.RootFSDir)
 	signal, err := parseSignal(cmp.Or(c.StopSignal, img.StopSignal))
 	if err != nil {
@@ -88,6 +91,7 @@ func (e *Engine) request(p *pod, img Image, layers []string, dir string, c Conta
 		Spec:       spec,
 		User:       user,
 		Groups:     groups,
+		OnlyGroups: c.OnlyGroups,
 		TTY:        c.TTY,
 		Stdin:      c.Stdin,
 		StdinOnce:  c.StdinOnce,
@@ -160,11 +164,17 @@ func makeSpec(h host, p proto.Pod, img Image, c ContainerConfig) (*specs.Spec, e
 			return nil, fmt.Errorf("list the host's devices: %w", err)
 		}
 	} else {
-		spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = maskedPaths, readonlyPaths
+		if !c.UnmaskedProc {
+			spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = maskedPaths, readonlyPaths
+		}
 		if h.v2 {
 			spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 		}
 	}
+	if spec.Linux.Seccomp, err = makeSeccomp(c, caps.Bounding); err != nil {
+		return nil, err
+	}
+	spec.Process.ApparmorProfile = c.AppArmor
 	spec.Linux.RootfsPropagation = rootPropagation(c.Mounts)
 	return spec, nil
 }

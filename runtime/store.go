@@ -138,6 +138,11 @@ func openStore(cfg Config) (*store, error) {
 			return nil, fmt.Errorf("images: %w", err)
 		}
 	}
+	// Set-user-ID programs and device nodes of images are for containers, not
+	// for the host's users (CVE-2021-41103).
+	if err := os.Chmod(s.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("images: %w", err)
+	}
 	if err := removeChildren(s.tmpDir()); err != nil {
 		return nil, fmt.Errorf("images: %w", err)
 	}

@@ -60,7 +60,10 @@ type PodConfig struct {
 	// "besteffort" or empty.
 	CgroupParent string
 	// Resources bound the whole pod, nil for no bounds.
-	Resources      *specs.LinuxResources
+	Resources *specs.LinuxResources
+	// IDs, if not 0, is the first of the 65536 users and groups of the host that
+	// the pod's are: it has a user namespace then, and Isolate must come first.
+	IDs            uint32
 	HostPID        bool
 	HostIPC        bool
 	ShareProcesses bool
@@ -85,17 +88,26 @@ type ContainerConfig struct {
 	// OOMScoreAdj is passed on as it is, nil leaves the default 0.
 	OOMScoreAdj *int
 	// UID and GID override the image's user; Groups are added.
-	UID              *int64
-	GID              *int64
-	Groups           []int64
+	UID    *int64
+	GID    *int64
+	Groups []int64
+	// OnlyGroups: what /etc/group of the image says of the user adds nothing.
+	OnlyGroups       bool
 	AddCapabilities  []string
 	DropCapabilities []string
 	Privileged       bool
 	ReadOnlyRoot     bool
 	NoNewPrivileges  bool
-	TTY              bool
-	Stdin            bool
-	StdinOnce        bool
+	// UnmaskedProc leaves /proc and /sys as the kernel makes them.
+	UnmaskedProc bool
+	// Seccomp is SeccompDefault, or SeccompLocalhost and the path of a profile
+	// in OCI's form; empty is none. A privileged container has none.
+	Seccomp string
+	// AppArmor names a profile that is loaded in the kernel; empty is none.
+	AppArmor  string
+	TTY       bool
+	Stdin     bool
+	StdinOnce bool
 	// LogPath is the file in the CRI log format; empty discards the output.
 	LogPath string
 	// LogMaxSize is where the file is rotated, 10 MiB if 0; LogMaxFiles is how

@@ -205,6 +205,9 @@ func (r *Runtime) StartPod(_ context.Context, c agent.PodConfig) error {
 	return err
 }
 
+// Isolate implements agent.Runtime.
+func (r *Runtime) Isolate(context.Context, agent.PodConfig) error { return nil }
+
 // StopPod implements agent.Runtime.
 func (r *Runtime) StopPod(_ context.Context, podID string) error {
 	r.mu.Lock()

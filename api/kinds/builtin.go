@@ -9,6 +9,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	nodev1 "k8s.io/api/node/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -236,6 +237,12 @@ func Builtin() []*Kind {
 			New: empty[storagev1.CSIStorageCapacity], NewList: empty[storagev1.CSIStorageCapacityList],
 			Validate: check(validateCapacity), ValidateUpdate: checkTwo(validateCapacityUpdate),
 			Columns: capacityColumns, Cells: cells(capacityCells),
+		},
+		{
+			GVK: nodev1.SchemeGroupVersion.WithKind("RuntimeClass"), Plural: "runtimeclasses",
+			New: empty[nodev1.RuntimeClass], NewList: empty[nodev1.RuntimeClassList],
+			Validate: check(validateRuntimeClass), ValidateUpdate: checkTwo(validateRuntimeClassUpdate),
+			Columns: runtimeClassColumns, Cells: cells(runtimeClassCells),
 		},
 		{
 			GVK: storagev1.SchemeGroupVersion.WithKind("StorageClass"), Plural: "storageclasses", ShortNames: []string{"sc"},

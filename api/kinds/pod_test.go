@@ -339,16 +339,15 @@ func TestWarnings(t *testing.T) {
 		want            []string
 	}{
 		"all works": {
-			spec:      "hostNetwork: true\nsecurityContext: {fsGroup: 1, seccompProfile: {type: Unconfined}}\nvolumes: [{name: a, emptyDir: {medium: Memory, sizeLimit: 1Mi}}, {name: b, secret: {secretName: s}}]",
-			container: "livenessProbe: {exec: {command: [a]}}\nvolumeMounts: [{name: a, mountPath: /a, mountPropagation: None, recursiveReadOnly: Disabled}]",
+			spec:      "hostNetwork: true\nsecurityContext: {fsGroup: 1, seccompProfile: {type: RuntimeDefault}, supplementalGroupsPolicy: Strict, seLinuxOptions: {level: s0}}\nvolumes: [{name: a, emptyDir: {medium: Memory, sizeLimit: 1Mi}}, {name: b, secret: {secretName: s}}]",
+			container: "livenessProbe: {exec: {command: [a]}}\nvolumeMounts: [{name: a, mountPath: /a, mountPropagation: None, readOnly: true, recursiveReadOnly: Enabled, bindMountOptions: [noexec]}]",
 		},
 		"startup":        {container: "startupProbe: {exec: {command: [a]}}"},
 		"probe protocol": {container: "readinessProbe: {httpGet: {port: 1, protocol: HTTP2}}"},
 		"restart rules":  {container: "restartPolicy: Never\nrestartPolicyRules: [{action: Restart, exitCodes: {operator: In, values: [1]}}]"},
 		"hook":           {container: "lifecycle: {preStop: {exec: {command: [a]}}, stopSignal: SIGTERM}"},
 		"sidecar":        {spec: "initContainers: [{name: a, image: b, restartPolicy: Always}]"},
-		"seccomp":        {container: "securityContext: {seccompProfile: {type: RuntimeDefault}}", want: []string{"spec.containers[0].securityContext.seccompProfile: not supported by Conclave yet, it has no effect"}},
-		"user namespace": {spec: "hostUsers: false", want: []string{"spec.hostUsers: not supported by Conclave yet, it has no effect"}},
+		"user namespace": {spec: "hostUsers: false", container: "securityContext: {procMount: Unmasked}"},
 		"host users":     {spec: "hostUsers: true"},
 		"volume": {spec: "volumes: [{name: a, iscsi: {targetPortal: s, iqn: iqn.x, lun: 0}}, {name: b, emptyDir: {sizeLimit: 1Mi}}, {name: d, persistentVolumeClaim: {claimName: b}}, {name: c, emptyDir: {medium: HugePages}}]", want: []string{
 			"spec.volumes[0].iscsi: this type of volume is not supported by Conclave yet, the pod will not start",

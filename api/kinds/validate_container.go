@@ -464,6 +464,16 @@ func (e *problems) mounts(p *field.Path, c *corev1.Container, scope containerSco
 				}
 			}
 		}
+		options := at.Child("bindMountOptions")
+		if len(m.BindMountOptions) > 0 && known && source.Image != nil {
+			e.forbidden(options, "not supported for image volumes")
+		}
+		for j, o := range m.BindMountOptions {
+			oneOf(e, options.Index(j), o, "noexec", "nodev", "nosuid")
+			if slices.Contains(m.BindMountOptions[:j], o) {
+				e.duplicate(options.Index(j), o)
+			}
+		}
 	}
 }
 

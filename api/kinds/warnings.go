@@ -28,19 +28,11 @@ type gap struct {
 // too; see containerGaps.
 var podGaps = []gap{
 	{path: "priorityClassName"},
-	{path: "runtimeClassName"},
-	{path: "hostUsers", but: []string{"true"}},
 	{path: "os.name", but: []string{string(corev1.Linux)}},
 	{path: "resourceClaims"},
 	{path: "resources"},
 	{path: "schedulingGroup"},
 	{path: "evictionResponders"},
-	{path: "securityContext.seLinuxOptions"},
-	{path: "securityContext.seLinuxChangePolicy"},
-	{path: "securityContext.windowsOptions"},
-	{path: "securityContext.supplementalGroupsPolicy", but: []string{string(corev1.SupplementalGroupsPolicyMerge)}},
-	{path: "securityContext.seccompProfile", but: []string{string(corev1.SeccompProfileTypeUnconfined)}},
-	{path: "securityContext.appArmorProfile", but: []string{string(corev1.AppArmorProfileTypeUnconfined)}},
 	{path: "volumes[*].emptyDir.mode"},
 	{path: "volumes[*].projected.sources[*].clusterTrustBundle"},
 	{path: "volumes[*].projected.sources[*].podCertificate"},
@@ -49,15 +41,8 @@ var podGaps = []gap{
 // containerGaps are below each container, of whichever kind.
 var containerGaps = []gap{
 	{path: "volumeDevices"},
-	{path: "volumeMounts[*].recursiveReadOnly", but: []string{string(corev1.RecursiveReadOnlyDisabled)}},
-	{path: "volumeMounts[*].bindMountOptions"},
 	{path: "resizePolicy"},
 	{path: "resources.claims"},
-	{path: "securityContext.seLinuxOptions"},
-	{path: "securityContext.windowsOptions"},
-	{path: "securityContext.procMount", but: []string{string(corev1.DefaultProcMount)}},
-	{path: "securityContext.seccompProfile", but: []string{string(corev1.SeccompProfileTypeUnconfined)}},
-	{path: "securityContext.appArmorProfile", but: []string{string(corev1.AppArmorProfileTypeUnconfined)}},
 }
 
 // mountable are the types of volumes that nodes mount.

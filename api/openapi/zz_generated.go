@@ -55,17 +55,23 @@ var v3_6 []byte
 //go:embed spec/v3/apis__storage.k8s.io__v1.pb.gz
 var v3Protobuf_6 []byte
 
-//go:embed spec/v3/apis__authentication.k8s.io__v1.json.gz
+//go:embed spec/v3/apis__node.k8s.io__v1.json.gz
 var v3_7 []byte
 
-//go:embed spec/v3/apis__authentication.k8s.io__v1.pb.gz
+//go:embed spec/v3/apis__node.k8s.io__v1.pb.gz
 var v3Protobuf_7 []byte
 
-//go:embed spec/v3/apis__authorization.k8s.io__v1.json.gz
+//go:embed spec/v3/apis__authentication.k8s.io__v1.json.gz
 var v3_8 []byte
 
-//go:embed spec/v3/apis__authorization.k8s.io__v1.pb.gz
+//go:embed spec/v3/apis__authentication.k8s.io__v1.pb.gz
 var v3Protobuf_8 []byte
+
+//go:embed spec/v3/apis__authorization.k8s.io__v1.json.gz
+var v3_9 []byte
+
+//go:embed spec/v3/apis__authorization.k8s.io__v1.pb.gz
+var v3Protobuf_9 []byte
 
 // v3 and v3Protobuf are by path. Each value is the bytes in the binary, not a copy.
 var v3 = map[string][]byte{
@@ -76,8 +82,9 @@ var v3 = map[string][]byte{
 	"apis/events.k8s.io/v1":         v3_4,
 	"apis/networking.k8s.io/v1":     v3_5,
 	"apis/storage.k8s.io/v1":        v3_6,
-	"apis/authentication.k8s.io/v1": v3_7,
-	"apis/authorization.k8s.io/v1":  v3_8,
+	"apis/node.k8s.io/v1":           v3_7,
+	"apis/authentication.k8s.io/v1": v3_8,
+	"apis/authorization.k8s.io/v1":  v3_9,
 }
 
 var v3Protobuf = map[string][]byte{
@@ -88,6 +95,7 @@ var v3Protobuf = map[string][]byte{
 	"apis/events.k8s.io/v1":         v3Protobuf_4,
 	"apis/networking.k8s.io/v1":     v3Protobuf_5,
 	"apis/storage.k8s.io/v1":        v3Protobuf_6,
-	"apis/authentication.k8s.io/v1": v3Protobuf_7,
-	"apis/authorization.k8s.io/v1":  v3Protobuf_8,
+	"apis/node.k8s.io/v1":           v3Protobuf_7,
+	"apis/authentication.k8s.io/v1": v3Protobuf_8,
+	"apis/authorization.k8s.io/v1":  v3Protobuf_9,
 }

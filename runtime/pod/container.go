@@ -58,6 +58,7 @@ type container struct {
 	lc      *libcontainer.Container
 	proc    *libcontainer.Process
 	process *specs.Process // what exec starts from
+	owner   int            // its root, as the host knows it
 	private bool           // it has a process namespace of its own
 	oomFile string         // folder of the file that counts OOM kills
 	limits  *cgroups.Resources
@@ -84,6 +85,7 @@ func (s *server) create(id string, req *proto.Create) (err error) {
 		tty:       req.TTY,
 		stdinOnce: req.StdinOnce,
 		epoch:     req.Epoch,
+		owner:     int(s.pod.IDs),
 		done:      make(chan struct{}),
 		cleaned:   make(chan struct{}),
 	}
@@ -152,11 +154,16 @@ func (s *server) create(id string, req *proto.Create) (err error) {
 
 // build makes the root filesystem, resolves the user and prepares libcontainer.
 func (s *server) build(c *container, id string, req *proto.Create) error {
-	if err := mountRoot(req.Dir, req.Layers); err != nil {
+	if err := mountRoot(req.Dir, req.Layers, mapping{s.users, int(s.pod.IDs), filepath.Join(s.dir, "lower")}); err != nil {
 		return err
 	}
+	if s.users != nil {
+		req.Spec.Linux.Namespaces = append(req.Spec.Linux.Namespaces, specs.LinuxNamespace{
+			Type: specs.UserNamespace, Path: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), s.users.Fd()),
+		})
+	}
 	root := req.Spec.Root.Path
-	u, err := lookUpUser(root, req.User, req.Groups)
+	u, err := lookUpUser(root, req.User, req.Groups, req.OnlyGroups)
 	if err != nil {
 		return err
 	}
@@ -168,10 +175,10 @@ func (s *server) build(c *container, id string, req *proto.Create) error {
 	if score := p.OOMScoreAdj; score != nil {
 		*score = max(*score, s.lowestScore)
 	}
-	if s.pause != nil {
+	if init := s.sharedInit(); init != 0 {
 		for i, ns := range req.Spec.Linux.Namespaces {
 			if ns.Type == specs.PIDNamespace {
-				req.Spec.Linux.Namespaces[i].Path = "/proc/" + strconv.Itoa(s.pause.Process.Pid) + "/ns/pid"
+				req.Spec.Linux.Namespaces[i].Path = proto.Namespace(init, "pid")
 			}
 		}
 	}
@@ -196,6 +203,18 @@ func (s *server) build(c *container, id string, req *proto.Create) error {
 		return err
 	}
 	return nil
+}
+
+// sharedInit is the init of the process namespace that the pod's containers
+// share, 0 if they share none.
+func (s *server) sharedInit() int {
+	switch {
+	case s.pause != nil:
+		return s.pause.Process.Pid
+	case s.pod.ShareProcesses && !s.pod.HostPID:
+		return s.pod.Holder
+	}
+	return 0
 }
 
 // launch starts the container's first process, up to the fifo before its
@@ -232,6 +251,13 @@ func (c *container) launch(req *proto.Create) error {
 			c.stdin = w
 			far = append(far, r)
 			c.proc.Stdin = r
+		}
+	}
+	for _, f := range far {
+		if !req.TTY && c.owner != 0 { // or the container could not open its own output
+			if err := f.Chown(c.owner, c.owner); err != nil {
+				return err
+			}
 		}
 	}
 	if err := c.lc.Start(c.proc); err != nil {

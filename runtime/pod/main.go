@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -95,6 +96,27 @@ func protect() (lowest int, err error) {
 	return strconv.Atoi(strings.TrimSpace(string(data)))
 }
 
+// as does something as another user, in one thread: the sysctls of namespaces
+// that belong to a pod's users are for its root, whatever we may do.
+func as(user int, f func() error) error {
+	if user == 0 {
+		return f()
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	become := func(user int) error {
+		if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), uintptr(user), ^uintptr(0)); e != 0 {
+			return os.NewSyscallError("setresuid", e)
+		}
+		return nil
+	}
+	if err := become(user); err != nil {
+		return err
+	}
+	err := f()
+	return errors.Join(err, become(0))
+}
+
 // setUp makes what the containers of the pod share. The process is already in
 // the pod's namespaces.
 func setUp(dir string, pod proto.Pod) (pause *exec.Cmd, err error) {
@@ -109,7 +131,10 @@ func setUp(dir string, pod proto.Pod) (pause *exec.Cmd, err error) {
 		if !strings.Contains(k, "/") {
 			name = strings.ReplaceAll(k, ".", "/")
 		}
-		if err := os.WriteFile(filepath.Join("/proc/sys", filepath.Clean("/"+name)), []byte(v), 0o644); err != nil {
+		write := func() error {
+			return os.WriteFile(filepath.Join("/proc/sys", filepath.Clean("/"+name)), []byte(v), 0o644)
+		}
+		if err := as(int(pod.IDs), write); err != nil {
 			return nil, fmt.Errorf("set sysctl %s: %w", k, err)
 		}
 	}
@@ -118,11 +143,11 @@ func setUp(dir string, pod proto.Pod) (pause *exec.Cmd, err error) {
 		if err := os.MkdirAll(shm, 0o755); err != nil {
 			return nil, err
 		}
-		if err := unix.Mount("shm", shm, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=1777,size=64m"); err != nil {
+		if err := unix.Mount("shm", shm, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, fmt.Sprintf("mode=1777,size=64m,uid=%d,gid=%d", pod.IDs, pod.IDs)); err != nil {
 			return nil, fmt.Errorf("mount /dev/shm of the pod: %w", err)
 		}
 	}
-	if !pod.ShareProcesses || pod.HostPID {
+	if !pod.ShareProcesses || pod.HostPID || pod.Holder != 0 {
 		return nil, nil
 	}
 	pause = exec.Command("/proc/self/exe", "pause")

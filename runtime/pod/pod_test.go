@@ -220,7 +220,7 @@ func TestLookUpUser(t *testing.T) {
 		{"nobody", nil, identity{}, `user "nobody"`},
 		{"web:nogroup", nil, identity{}, "nogroup"},
 	} {
-		got, err := lookUpUser(root, c.spec, c.extra)
+		got, err := lookUpUser(root, c.spec, c.extra, false)
 		if c.fails != "" {
 			if err == nil || !strings.Contains(err.Error(), c.fails) {
 				t.Errorf("%q: %v", c.spec, err)
@@ -231,10 +231,13 @@ func TestLookUpUser(t *testing.T) {
 			t.Errorf("%q: %+v %v", c.spec, got, err)
 		}
 	}
-	if got, err := lookUpUser(t.TempDir(), "7:8", nil); err != nil || got.uid != 7 || got.gid != 8 || got.home != "/" {
+	if got, err := lookUpUser(root, "web", []uint32{9}, true); err != nil || !slices.Equal(got.groups, []uint32{9, 102}) {
+		t.Errorf("only the groups that were asked for: %+v %v", got, err)
+	}
+	if got, err := lookUpUser(t.TempDir(), "7:8", nil, false); err != nil || got.uid != 7 || got.gid != 8 || got.home != "/" {
 		t.Errorf("in an empty image: %+v %v", got, err)
 	}
-	if _, err := lookUpUser(t.TempDir(), "web", nil); err == nil {
+	if _, err := lookUpUser(t.TempDir(), "web", nil, false); err == nil {
 		t.Error("a name in an empty image was resolved")
 	}
 }

@@ -31,6 +31,7 @@ func newProcess(p *specs.Process) *libcontainer.Process {
 		GID:             int(p.User.GID),
 		Cwd:             p.Cwd,
 		NoNewPrivileges: &p.NoNewPrivileges,
+		AppArmorProfile: p.ApparmorProfile,
 		LogLevel:        "2", // errors
 	}
 	if c := p.Capabilities; c != nil {

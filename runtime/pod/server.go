@@ -26,6 +26,7 @@ type server struct {
 	dir   string // the pod's run folder
 	pod   proto.Pod
 	pause *exec.Cmd // the shared process namespace's init, nil without one
+	users *os.File  // the pod's user namespace, nil if it is the host's
 	// lowestScore is the lowest OOM score that a container can be given here.
 	lowestScore int
 
@@ -61,10 +62,17 @@ func newServer(dir string, pod proto.Pod) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
+	var users *os.File
+	if pod.Holder != 0 {
+		if users, err = os.Open(proto.Namespace(pod.Holder, "user")); err != nil {
+			return nil, fmt.Errorf("user namespace: %w", err)
+		}
+	}
 	s := &server{
 		dir:         dir,
 		pod:         pod,
 		pause:       pause,
+		users:       users,
 		lowestScore: lowest,
 		settleTimer: time.AfterFunc(settleAfter, debug.FreeOSMemory),
 		containers:  map[string]*container{},

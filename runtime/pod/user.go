@@ -22,8 +22,9 @@ type identity struct {
 }
 
 // lookUpUser resolves "", "name", "uid" or either with ":group" by the files of
-// a root filesystem, in which nothing runs yet.
-func lookUpUser(root, spec string, extra []uint32) (identity, error) {
+// a root filesystem, in which nothing runs yet. With only, the groups that the
+// files give the user do not count.
+func lookUpUser(root, spec string, extra []uint32, only bool) (identity, error) {
 	passwd, err := openInRoot(root, "/etc/passwd")
 	if err != nil {
 		return identity{}, err
@@ -44,7 +45,9 @@ func lookUpUser(root, spec string, extra []uint32) (identity, error) {
 	}
 	out.groups = append(out.groups, out.gid)
 	for _, g := range u.Sgids {
-		out.groups = append(out.groups, uint32(g))
+		if !only {
+			out.groups = append(out.groups, uint32(g))
+		}
 	}
 	out.groups = append(out.groups, extra...)
 	slices.Sort(out.groups)

@@ -69,6 +69,8 @@ type Pod struct {
 	NetNS          string            `json:",omitempty"`
 	CgroupPath     string            // of the pod, below the root of each hierarchy
 	QOS            string            `json:",omitempty"`
+	IDs            uint32            `json:",omitempty"` // the first of its own users and groups; 0: the host's
+	Holder         int               `json:",omitempty"` // the process that holds its namespaces, with IDs
 	HostPID        bool              `json:",omitempty"`
 	HostIPC        bool              `json:",omitempty"`
 	ShareProcesses bool              `json:",omitempty"`
@@ -78,6 +80,9 @@ type Pod struct {
 	// empty if it may.
 	Fence string `json:",omitempty"`
 }
+
+// Namespace is the path of a process' namespace.
+func Namespace(pid int, kind string) string { return fmt.Sprintf("/proc/%d/ns/%s", pid, kind) }
 
 // State is a container's state; the words are the engine's.
 type State string
@@ -149,6 +154,7 @@ type Create struct {
 	Spec       *specs.Spec
 	User       string   // "name", "uid", "uid:gid"; empty is root
 	Groups     []uint32 `json:",omitempty"`
+	OnlyGroups bool     `json:",omitempty"` // none of those that /etc/group has for the user
 	TTY        bool     `json:",omitempty"`
 	Stdin      bool     `json:",omitempty"`
 	StdinOnce  bool     `json:",omitempty"`

@@ -131,6 +131,20 @@ func main() {
 			check(e)
 		}
 		fmt.Printf("line %q rows %d columns %d\n", line, size[0], size[1])
+	case "try":
+		try(args)
+	case "hunt":
+		hunt(args[0], args[1])
+	case "fds":
+		fds()
+	case "key":
+		key(args)
+	case "bomb":
+		bomb()
+	case "flood": // MiB
+		n, err := strconv.Atoi(args[0])
+		check(err)
+		flood(n)
 	default:
 		check(fmt.Errorf("unknown verb %q", os.Args[1]))
 	}
