@@ -11,11 +11,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-<<<<<<< HEAD
-	storagev1 "k8s.io/api/storage/v1"
-=======
 	nodev1 "k8s.io/api/node/v1"
->>>>>>> w-security
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"

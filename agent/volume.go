@@ -412,15 +412,11 @@ func volumeMounts(pod *corev1.Pod, c *corev1.Container, d podDirs, env map[strin
 			}
 		}
 		readOnly := m.ReadOnly || v.Secret != nil || v.ConfigMap != nil || v.DownwardAPI != nil || v.Projected != nil ||
-<<<<<<< HEAD
 			v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly || v.CSI != nil && isTrue(v.CSI.ReadOnly) || v.NFS != nil && v.NFS.ReadOnly
 		mount := bindMount(source, m.MountPath, readOnly || v.Image != nil, m.MountPropagation)
 		if v.Image != nil { // it is content, not programs
 			mount.Options = append(mount.Options, "noexec", "nosuid", "nodev")
 		}
-=======
-			v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly
-		mount := bindMount(source, m.MountPath, readOnly, m.MountPropagation)
 		recursive, err := recursiveReadOnly(&m, mayMountRecursively())
 		if err != nil {
 			return nil, configError{err.Error()}
@@ -429,7 +425,6 @@ func volumeMounts(pod *corev1.Pod, c *corev1.Container, d podDirs, env map[strin
 			mount.Options = append(mount.Options, "rro")
 		}
 		mount.Options = append(mount.Options, m.BindMountOptions...)
->>>>>>> w-security
 		mounts = append(mounts, mount)
 	}
 	return mounts, nil

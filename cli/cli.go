@@ -108,7 +108,6 @@ func nodeFlags() []cli.Flag {
 		&cli.StringFlag{Name: "cgroup-parent", Value: "conclave", Usage: "cgroup below which pods run", EnvVars: env("cgroup-parent")},
 		&cli.StringFlag{Name: "pod-manifest-path", Usage: "`DIR` of static pods, one a file (default: manifests/ in the data folder)", EnvVars: env("pod-manifest-path")},
 		&cli.StringSliceFlag{Name: "insecure-registry", Usage: "`HOST:PORT` of a registry spoken to by plain HTTP; may be repeated", EnvVars: env("insecure-registry")},
-<<<<<<< HEAD
 		&cli.PathFlag{Name: "registries", Usage: "`FOLDER` with mirrors and certificates of registries, HOST/hosts.toml as containerd has them (default: registries in the data folder)", EnvVars: env("registries")},
 		&cli.IntFlag{Name: "max-parallel-image-pulls", Value: 3, Usage: "images pulled at once", EnvVars: env("max-parallel-image-pulls")},
 		&cli.PathFlag{Name: "image-credential-provider-config", Usage: "`FILE` that configures credential provider plugins, as kubelet's", EnvVars: env("image-credential-provider-config")},
@@ -117,10 +116,8 @@ func nodeFlags() []cli.Flag {
 		&cli.IntFlag{Name: "image-gc-low-threshold", Value: 80, Usage: "per cent of the disk in use at which that ends", EnvVars: env("image-gc-low-threshold")},
 		&cli.DurationFlag{Name: "image-minimum-gc-age", Value: 2 * time.Minute, Usage: "age below which no image is removed for want of room", EnvVars: env("image-minimum-gc-age")},
 		&cli.DurationFlag{Name: "image-maximum-gc-age", Usage: "age above which an unused image is removed (default: never for that)", EnvVars: env("image-maximum-gc-age")},
-=======
 		&cli.BoolFlag{Name: "seccomp-default", Usage: "give containers that name no seccomp profile the profile RuntimeDefault", EnvVars: env("seccomp-default")},
 		&cli.StringSliceFlag{Name: "allowed-unsafe-sysctls", Usage: "`SYSCTL` that pods may set beside the safe ones, or a prefix and *; may be repeated", EnvVars: env("allowed-unsafe-sysctls")},
->>>>>>> w-security
 		&cli.StringFlag{Name: "log-level", Value: "info", Usage: "debug, info, warn or error", EnvVars: env("log-level")},
 		&cli.PathFlag{Name: "config", Usage: "YAML `FILE` with any of these settings, by their names", EnvVars: env("config")},
 	}

@@ -70,16 +70,13 @@ type ServerConfig struct {
 	CgroupParent          string
 	StaticPods            string // folder; DataDir/manifests if empty
 	InsecureRegistries    []string
-<<<<<<< HEAD
 	RegistryDir           string // folders with hosts.toml; the data folder's registries/ if empty
 	MaxParallelPulls      int
 	ImageGC               agent.ImageGC
 	CredentialProviders   string // kubelet's file of credential provider plugins
 	CredentialProviderBin string // the folder of their programs
-=======
 	SeccompDefault        bool
 	UnsafeSysctls         []string
->>>>>>> w-security
 	UnreachableToleration time.Duration
 
 	// Join is the token to join with; nil founds a cluster, unless the data
