@@ -16,7 +16,6 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
-	"conclave/consensus"
 	"conclave/gossip"
 	"conclave/identity"
 )
@@ -127,12 +126,8 @@ func (m *master) status() consensusStatus {
 			c.Problems = append(c.Problems, "no snapshot is made on schedule: "+failed)
 		}
 	}
-	switch {
-	case raw.DiskError == nil:
-	case errors.Is(raw.DiskError, consensus.ErrDiskFull):
-		c.Problems = append(c.Problems, "the disk that holds the log is full: free some space, nothing can be written until then")
-	default:
-		c.Problems = append(c.Problems, fmt.Sprintf("the disk that holds this master's log takes no writes: %v", raw.DiskError))
+	if problem := raw.DiskProblem(); problem != "" {
+		c.Problems = append(c.Problems, problem)
 	}
 	if set := raw.Masters; set != nil {
 		c.Masters = &MasterSet{Working: set.Voters, Target: set.Target, Standby: set.Standby}

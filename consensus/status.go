@@ -1,6 +1,8 @@
 package consensus
 
 import (
+	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -20,6 +22,18 @@ type Status struct {
 	Servers   []Server
 	// Masters is known to the leader alone.
 	Masters *Masters
+}
+
+// DiskProblem says what is wrong with the disk of the log, for people; "" if
+// nothing is.
+func (s *Status) DiskProblem() string {
+	switch {
+	case s.DiskError == nil:
+		return ""
+	case errors.Is(s.DiskError, ErrDiskFull):
+		return "the disk that holds the log is full: free some space, nothing can be written until then"
+	}
+	return fmt.Sprintf("the disk that holds this master's log takes no writes: %v", s.DiskError)
 }
 
 // Masters is how the set of masters is: so many of Target voters do their work,
