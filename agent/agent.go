@@ -85,6 +85,15 @@ type Config struct {
 	// end, for tests that end this process there.
 	Faults func(label string)
 
+	// ImageGC says when images that nothing uses are removed.
+	ImageGC ImageGC
+	// DockerConfigs are files of Docker's with credentials for every pod of the
+	// node; those that are not there do not count.
+	DockerConfigs []string
+	// CredentialProviderConfig is kubelet's file of credential provider plugins,
+	// whose programs are in CredentialProviderBinDir. Empty: none.
+	CredentialProviderConfig, CredentialProviderBinDir string
+
 	Now func() time.Time
 	Log *slog.Logger
 }
@@ -102,6 +111,9 @@ type Agent struct {
 	folders  *folderKeeper
 	static   *staticKeeper
 	plugins  *plugins
+	images   *imageKeeper
+
+	credentials *nodeCredentials
 
 	admission sync.Mutex          // one admission at a time; guards accepted and crowded
 	accepted  map[types.UID]bool  // pods whose resources count
@@ -145,6 +157,15 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.Addresses == nil {
 		cfg.Addresses = func() []netip.Addr { return nil }
 	}
+	if cfg.ImageGC, err = cfg.ImageGC.withDefaults(); err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	credentials := &nodeCredentials{files: cfg.DockerConfigs, now: cfg.Now}
+	if cfg.CredentialProviderConfig != "" {
+		if credentials.providers, err = readProviders(cfg.CredentialProviderConfig, cfg.CredentialProviderBinDir); err != nil {
+			return nil, err
+		}
+	}
 	for _, dir := range []string{filepath.Join(cfg.Dir, "pods"), cfg.RunDir} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("agent: %w", err)
@@ -152,13 +173,14 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log.With("room", "agent"),
-		services: newServiceStore(),
+		services: newServiceStore(), credentials: credentials,
 		accepted: map[types.UID]bool{}, crowded: map[*podWorker]bool{},
 		workers: map[types.UID]*podWorker{}, seen: map[types.UID]map[chan struct{}]bool{},
 	}
 	a.events = newRecorder(cfg.Client, cfg.NodeName, cfg.Now, a.log)
 	a.folders = newFolderKeeper(a)
 	a.plugins = newPlugins(a)
+	a.images = newImageKeeper(a)
 	a.objects = &objectStore{a: a, entries: map[objectKey]*objectEntry{}, wg: &a.wg}
 	if a.node, err = newNodeKeeper(a); err != nil {
 		return nil, err
@@ -200,6 +222,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.followPods(ctx) })
 	group.Go(func() error { a.folders.run(ctx); return nil })
 	group.Go(func() error { return a.plugins.run(ctx) })
+	group.Go(func() error { a.images.run(ctx); return nil })
 	group.Go(func() error {
 		return a.follow(ctx, "volumes", func() error {
 			return api.Follow(ctx, a.cfg.Client, volumesResource, "", metav1.ListOptions{LabelSelector: api.LabelVolumeNode + "=" + a.cfg.NodeName}, a.folders)
@@ -515,7 +538,10 @@ func (a *Agent) Ready() error {
 func (a *Agent) Warn(reason, message string) { a.node.event(corev1.EventTypeWarning, reason, message) }
 
 // ImagesChanged tells that somebody else brought or removed images of this node.
-func (a *Agent) ImagesChanged() { a.node.imagesChanged() }
+func (a *Agent) ImagesChanged() {
+	a.node.imagesChanged()
+	a.images.now()
+}
 
 // PodsRunning returns the pods that have containers running here, sorted by
 // namespace and name, with their newest status.

@@ -595,19 +595,7 @@ func (w *podWorker) notStarted(c *corev1.Container, loop *containerLoop, err err
 
 // runContainer is the whole way from a container's specification to its process.
 func (w *podWorker) runContainer(ctx context.Context, pod *corev1.Pod, c *corev1.Container, attempt int, epoch uint64, back *pullBackOff, src sources, saved map[string]string) (image Image, pull *pullBackOff, vars map[string]string, err error) {
-	image, pull, err = w.ensureImage(ctx, pod, c, back, func() (PullAuth, error) {
-		var secrets []*corev1.Secret
-		for _, ref := range pod.Spec.ImagePullSecrets {
-			s, err := src.secret(ref.Name)
-			if err != nil {
-				return PullAuth{}, err
-			}
-			if s != nil {
-				secrets = append(secrets, s)
-			}
-		}
-		return pullAuth(c.Image, secrets), nil
-	})
+	image, pull, err = w.ensureImages(ctx, pod, c, back, src)
 	if err != nil {
 		return image, pull, nil, err
 	}

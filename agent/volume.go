@@ -66,6 +66,8 @@ func setUpVolume(pod *corev1.Pod, v *corev1.Volume, d podDirs, src volumeSources
 		return setUpEmpty(filepath.Join(d.disk, "volumes", v.Name), src.fsGroup)
 	case v.HostPath != nil:
 		return checkHostPath(d.host(v.HostPath.Path), v.HostPath.Type)
+	case v.Image != nil: // it is brought by the first container that mounts it, as its own image is
+		return os.MkdirAll(filepath.Join(d.volumes, v.Name), dirMode)
 	}
 	files, err := renderVolume(pod, v, src)
 	if err != nil {
@@ -410,7 +412,11 @@ func volumeMounts(pod *corev1.Pod, c *corev1.Container, d podDirs, env map[strin
 		}
 		readOnly := m.ReadOnly || v.Secret != nil || v.ConfigMap != nil || v.DownwardAPI != nil || v.Projected != nil ||
 			v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly || v.CSI != nil && isTrue(v.CSI.ReadOnly) || v.NFS != nil && v.NFS.ReadOnly
-		mounts = append(mounts, bindMount(source, m.MountPath, readOnly, m.MountPropagation))
+		mount := bindMount(source, m.MountPath, readOnly || v.Image != nil, m.MountPropagation)
+		if v.Image != nil { // it is content, not programs
+			mount.Options = append(mount.Options, "noexec", "nosuid", "nodev")
+		}
+		mounts = append(mounts, mount)
 	}
 	return mounts, nil
 }

@@ -61,7 +61,7 @@ var containerGaps = []gap{
 }
 
 // mountable are the types of volumes that nodes mount.
-var mountable = []string{"emptyDir", "hostPath", "configMap", "secret", "downwardAPI", "projected", "persistentVolumeClaim", "ephemeral", "csi", "nfs"}
+var mountable = []string{"emptyDir", "hostPath", "configMap", "secret", "downwardAPI", "projected", "persistentVolumeClaim", "ephemeral", "csi", "nfs", "image"}
 
 // serviceGaps are below a service's spec.
 var serviceGaps = []gap{
