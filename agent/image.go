@@ -92,7 +92,7 @@ func (w *podWorker) ensureImage(ctx context.Context, c *corev1.Container, ref st
 	case errors.Is(err, ErrRegistryUnavailable):
 		next.cause.message = fmt.Sprintf("image pull failed for %s because the registry is unavailable: %v", ref, err)
 	case errors.Is(err, ErrDiskFull):
-		a.images.now() // there may be something to remove before the next attempt
+		a.images.diskFull() // there may be something to remove before the next attempt
 	}
 	w.event(c, corev1.EventTypeWarning, "Failed", fmt.Sprintf("Failed to pull image %q: %v", ref, err))
 	return image, next, next.cause

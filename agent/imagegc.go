@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -54,6 +56,7 @@ type imageKeeper struct {
 	policy ImageGC
 	disk   func() (capacity, available int64, err error)
 	wake   chan struct{}
+	full   atomic.Bool // an image did not fit
 
 	mu     sync.Mutex // one pass at a time
 	images map[string]*imageUse
@@ -67,10 +70,20 @@ func newImageKeeper(a *Agent) *imageKeeper {
 		a: a, policy: a.cfg.ImageGC, wake: make(chan struct{}, 1), images: map[string]*imageUse{},
 		disk: func() (int64, int64, error) {
 			var fs unix.Statfs_t
-			err := unix.Statfs(a.cfg.Dir, &fs)
+			err := unix.Statfs(filepath.Join(a.cfg.Dir, "images"), &fs)
+			if errors.Is(err, unix.ENOENT) {
+				err = unix.Statfs(a.cfg.Dir, &fs)
+			}
 			return int64(fs.Blocks) * fs.Bsize, int64(fs.Bavail) * fs.Bsize, err
 		},
 	}
+}
+
+// diskFull has it make what room there is: an image did not fit, whatever the
+// thresholds say of the disk now that what came of it is removed again.
+func (k *imageKeeper) diskFull() {
+	k.full.Store(true)
+	k.now()
 }
 
 // now has it look at once.
@@ -157,13 +170,17 @@ func (k *imageKeeper) pass(ctx context.Context) error {
 		return fmt.Errorf("invalid capacity %d on image filesystem", capacity)
 	}
 	percent := 100 - int(available*100/capacity)
-	if percent < k.policy.HighThresholdPercent {
+	full := k.full.Swap(false)
+	if percent < k.policy.HighThresholdPercent && !full {
 		return nil
 	}
 	if err := k.a.cfg.Runtime.CollectLayers(); err != nil { // of pulls that came to nothing
 		return err
 	}
 	goal := capacity * int64(100-k.policy.LowThresholdPercent) / 100
+	if full {
+		goal = capacity
+	}
 	before := available
 	var errs []error
 	for _, i := range idle {
@@ -186,7 +203,7 @@ func (k *imageKeeper) pass(ctx context.Context) error {
 	if len(errs) > 0 {
 		return fmt.Errorf("wanted to free %d bytes, but freed %d bytes space with errors in image deletion: %w", goal-before, available-before, errors.Join(errs...))
 	}
-	if available < goal {
+	if available < goal && (!full || available <= before) {
 		message := fmt.Sprintf("Insufficient free disk space on the node's image filesystem (%d%% of %s used). Failed to free sufficient space by deleting unused images (freed %d bytes). "+
 			"Investigate disk usage, as it could be used by active images, logs, volumes, or other data.", percent, gibibytes(capacity), max(available-before, 0))
 		k.a.node.event(corev1.EventTypeWarning, "FreeDiskSpaceFailed", message)

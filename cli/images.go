@@ -237,7 +237,6 @@ func (s *Server) servePull(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).Flush()
 	}
 	o := runtime.PullOptions{
-		Fresh: true,
 		Credentials: func(repository string) ([]runtime.Credential, error) {
 			if credential != (runtime.Credential{}) {
 				return []runtime.Credential{credential}, nil
