@@ -38,6 +38,9 @@ type endpoint struct {
 }
 
 func (e *endpoint) path(asked string) string {
+	if asked != "/v2" && !strings.HasPrefix(asked, "/v2/") {
+		return asked // its token server
+	}
 	prefix := strings.TrimSuffix(e.base.Path, "/")
 	if e.override {
 		return prefix + strings.TrimPrefix(asked, "/v2")

@@ -515,7 +515,16 @@ func (r route) RoundTrip(req *http.Request) (*http.Response, error) {
 		for k, values := range r.to.header {
 			req.Header[k] = values
 		}
-		return r.next.RoundTrip(req)
+		res, err := r.next.RoundTrip(req)
+		if err == nil && res.StatusCode == http.StatusUnauthorized {
+			// A host that gives out its own tokens is sent for them as the registry
+			// is: the library trusts that name, and so the way leads here again.
+			for i, challenge := range res.Header["Www-Authenticate"] {
+				own := `realm="` + r.to.base.Scheme + "://" + r.to.base.Host + "/"
+				res.Header["Www-Authenticate"][i] = strings.Replace(challenge, own, `realm="https://`+r.to.origin+"/", 1)
+			}
+		}
+		return res, err
 	}
 	plain := r.store.mayBePlain(req.URL.Host) || r.to.base != nil && r.to.base.Scheme == "http"
 	if req.URL.Scheme != "https" && !plain {
