@@ -24,6 +24,9 @@ type ImageGC struct {
 	// MaximumAge is after how long without use an image goes, whatever the
 	// disk; 0: never for that.
 	MaximumAge time.Duration
+	// Disk measures the file system that holds the images, in bytes. Nil: the
+	// one below Config.Dir.
+	Disk func() (capacity, available int64, err error)
 }
 
 func (g ImageGC) withDefaults() (ImageGC, error) {
@@ -66,17 +69,18 @@ type imageKeeper struct {
 type imageUse struct{ detected, used time.Time }
 
 func newImageKeeper(a *Agent) *imageKeeper {
-	return &imageKeeper{
-		a: a, policy: a.cfg.ImageGC, wake: make(chan struct{}, 1), images: map[string]*imageUse{},
-		disk: func() (int64, int64, error) {
+	k := &imageKeeper{a: a, policy: a.cfg.ImageGC, disk: a.cfg.ImageGC.Disk, wake: make(chan struct{}, 1), images: map[string]*imageUse{}}
+	if k.disk == nil {
+		k.disk = func() (int64, int64, error) {
 			var fs unix.Statfs_t
 			err := unix.Statfs(filepath.Join(a.cfg.Dir, "images"), &fs)
 			if errors.Is(err, unix.ENOENT) {
 				err = unix.Statfs(a.cfg.Dir, &fs)
 			}
 			return int64(fs.Blocks) * fs.Bsize, int64(fs.Bavail) * fs.Bsize, err
-		},
+		}
 	}
+	return k
 }
 
 // diskFull has it make what room there is: an image did not fit, whatever the

@@ -474,11 +474,13 @@ func (r *Runtime) Images() []agent.Image {
 func (r *Runtime) RemoveImage(_ context.Context, ref string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, ok := r.images[ref]; !ok {
-		return fmt.Errorf("image %s: %w", ref, agent.ErrImageNotFound)
+	for name, i := range r.images {
+		if name == ref || i.ID == ref {
+			delete(r.images, name)
+			return nil
+		}
 	}
-	delete(r.images, ref)
-	return nil
+	return fmt.Errorf("image %s: %w", ref, agent.ErrImageNotFound)
 }
 
 // Network is a fake agent.Network: it gives each pod the next address of
