@@ -412,10 +412,10 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		APIServer: netip.AddrPortFrom(cluster.ServiceCIDR.Masked().Addr().Next(), 443),
 		Seal:      func(plain []byte) ([]byte, error) { return sealer.Seal(plain, podContext) },
 		Unseal:    func(sealed []byte) ([]byte, error) { return sealer.Open(sealed, podContext) },
-		Faults:    fault(s.config.DataDir),
-		StaticDir: cmp.Or(s.config.StaticPods, s.path("manifests")),
 		ImageGC:   s.config.ImageGC, DockerConfigs: s.dockerConfigs(),
 		CredentialProviderConfig: s.config.CredentialProviders, CredentialProviderBinDir: s.config.CredentialProviderBin,
+		Faults:    fault(s.config.DataDir),
+		StaticDir: cmp.Or(s.config.StaticPods, s.path("manifests")),
 		Version: serverVersion().GitVersion, Log: s.log.With("room", "agent"),
 	})
 	return err
