@@ -62,16 +62,20 @@ const leaseDuration = 3 * time.Second
 
 // ServerConfig is one node. The zero value of a field is its flag's default.
 type ServerConfig struct {
-	DataDir               string
-	Name                  string     // the host's name if empty
-	Address               netip.Addr // found and followed if invalid
-	Labels                map[string]string
-	NoMaster              bool
-	DirectRoutes          bool
-	CgroupParent          string
-	StaticPods            string // folder; DataDir/manifests if empty
-	InsecureRegistries    []string
-	UnreachableToleration time.Duration
+	DataDir      string
+	Name         string     // the host's name if empty
+	Address      netip.Addr // found and followed if invalid
+	Labels       map[string]string
+	NoMaster     bool
+	DirectRoutes bool
+	CgroupParent string
+	StaticPods   string // folder; DataDir/manifests if empty
+	// ShutdownGrace is what pods get to end when the host goes down, and
+	// ShutdownGraceCritical the part of it that is kept for critical ones. 0:
+	// they are left to the host.
+	ShutdownGrace, ShutdownGraceCritical time.Duration
+	InsecureRegistries                   []string
+	UnreachableToleration                time.Duration
 
 	// Join is the token to join with; nil founds a cluster, unless the data
 	// folder is a member of one already.
@@ -451,6 +455,7 @@ func (s *Server) run(ctx context.Context, authority *identity.Authority, founded
 	g.Go(func() error {
 		select {
 		case <-asked.Done():
+			s.endPods()
 			s.resign()
 			stop()
 		case <-ctx.Done():
