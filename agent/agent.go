@@ -127,11 +127,12 @@ type Agent struct {
 	accepted  map[types.UID]bool  // pods whose resources count
 	crowded   map[*podWorker]bool // those that wait until others are down
 
-	mu      sync.Mutex
-	ctx     context.Context // of Run
-	workers map[types.UID]*podWorker
-	seen    map[types.UID]map[chan struct{}]bool // who wants to know of a pod's changes
-	wg      sync.WaitGroup                       // workers and followers of objects
+	mu        sync.Mutex
+	goingDown bool            // with its host: see Shutdown
+	ctx       context.Context // of Run
+	workers   map[types.UID]*podWorker
+	seen      map[types.UID]map[chan struct{}]bool // who wants to know of a pod's changes
+	wg        sync.WaitGroup                       // workers and followers of objects
 }
 
 // New checks the configuration and prepares the folders.

@@ -369,6 +369,9 @@ func (n *nodeKeeper) conditions(old []corev1.NodeCondition) []corev1.NodeConditi
 		ready.Status, ready.Reason = corev1.ConditionFalse, "KubeletNotReady"
 		ready.Message = "container runtime network not ready: " + err.Error()
 	}
+	if n.a.isGoingDown() {
+		ready.Status, ready.Reason, ready.Message = corev1.ConditionFalse, "KubeletNotReady", messageShuttingDown
+	}
 	list := []corev1.NodeCondition{
 		pressureCondition(corev1.NodeMemoryPressure, memory, "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory", "kubelet has insufficient memory available", "kubelet has sufficient memory available"),
 		pressureCondition(corev1.NodeDiskPressure, disk, "KubeletHasDiskPressure", "KubeletHasNoDiskPressure", "kubelet has disk pressure", "kubelet has no disk pressure"),

@@ -24,9 +24,14 @@ func (w *podWorker) observe() observed {
 		w.changed = false
 		w.tryAgain()
 	}
+	goingDown, hurry := w.goingDown, w.hurry
 	w.mu.Unlock()
+	if goingDown && !w.rec.Started.IsZero() && w.rec.Failed == nil && !w.rec.Down && !removed && w.pod.DeletionTimestamp == nil && !terminalPhase(w.pod.Status.Phase) {
+		w.rec.Failed = &failure{reasonTerminated, messageTerminated}
+	}
 	o := observed{
-		now: w.a.cfg.Now(), removed: removed, stale: stale && w.volumes.done,
+		hurry: hurry,
+		now:   w.a.cfg.Now(), removed: removed, stale: stale && w.volumes.done,
 		accepted: !w.rec.Started.IsZero(), started: w.rec.Started, crowded: crowded,
 		failed: w.rec.Failed != nil, down: w.rec.Down,
 		volumes: w.opState("volumes", w.volumes), sandbox: w.opState("sandbox", w.sandbox),

@@ -33,17 +33,19 @@ type podWorker struct {
 
 	static *corev1.Pod // as its file says; nil: the pod is the API's
 
-	mu      sync.Mutex
-	latest  *corev1.Pod // as last seen
-	mirror  types.UID   // of what shows a static pod in the API
-	removed bool        // gone from the API
-	stale   bool        // its volumes may show what is no longer so
-	changed bool        // what failed before may succeed now
-	crowded bool        // there is no room for it before others are down
-	probes  map[probeKey]*probeResult
-	mounts  map[string]string  // the volumes of its claims, by the claims' names, as far as known
-	extra   map[objectKey]bool // what the pod's volumes need besides
-	shown   podView            // what the kubelet API serves
+	mu        sync.Mutex
+	latest    *corev1.Pod // as last seen
+	mirror    types.UID   // of what shows a static pod in the API
+	removed   bool        // gone from the API
+	stale     bool        // its volumes may show what is no longer so
+	changed   bool        // what failed before may succeed now
+	goingDown bool        // with its host, within hurry
+	hurry     time.Duration
+	crowded   bool // there is no room for it before others are down
+	probes    map[probeKey]*probeResult
+	mounts    map[string]string  // the volumes of its claims, by the claims' names, as far as known
+	extra     map[objectKey]bool // what the pod's volumes need besides
+	shown     podView            // what the kubelet API serves
 
 	republishAt time.Time // when a driver wants to be asked anew
 
@@ -73,6 +75,7 @@ type podView struct {
 	pod     *corev1.Pod
 	running map[string]string // container name to runtime ID
 	rec     record            // shallow
+	told    bool              // the API has this status, or nobody is to be told
 }
 
 // attempts is how far something stands that may fail, with its back-off.
@@ -287,6 +290,9 @@ func (w *podWorker) admit(now time.Time) {
 	w.crowded = true // until roomMade says otherwise, which may be at once
 	w.mu.Unlock()
 	refused, crowded := w.a.admit(w, w.pod)
+	if w.a.isGoingDown() && w.static == nil {
+		refused, crowded = &failure{reasonShutdown, messageShutdown}, false
+	}
 	if crowded {
 		return
 	}

@@ -139,6 +139,7 @@ func (w *podWorker) show(o observed, status corev1.PodStatus) {
 	pod := *w.pod
 	pod.Status = status
 	v := podView{pod: &pod, running: map[string]string{}, rec: w.rec}
+	v.told = w.pod.ResourceVersion == "" || o.removed || w.statusGone || equality.Semantic.DeepEqual(status, w.pod.Status)
 	for name, c := range o.containers {
 		if c.running {
 			v.running[name] = containerID(name, c.attempt)

@@ -278,6 +278,7 @@ func conditions(pod *corev1.Pod, in statusInput, s corev1.PodStatus, initDone bo
 	} else if findCondition(pod.Status.Conditions, corev1.AllContainersRestarting) != nil {
 		list = append(list, set(corev1.AllContainersRestarting, false, "", ""))
 	}
+	list = append(list, disruption(in.failure, set)...)
 	list = append(list, set(corev1.PodReady, ready, reason, message), containersReady, set(corev1.PodScheduled, true, "", ""))
 	for i := range list {
 		c := &list[i]

@@ -21,8 +21,9 @@ type observed struct {
 	teardown opState
 	deletion opState // removing the object from the API
 	fence    fenceState
-	stale    bool // volumes must be brought up to date
-	flushed  bool // the API has the newest status
+	stale    bool          // volumes must be brought up to date
+	flushed  bool          // the API has the newest status
+	hurry    time.Duration // what the pod may take to end, if not 0: its host goes down
 
 	containers map[string]containerView
 }
@@ -277,6 +278,9 @@ func stepDown(pod *corev1.Pod, o observed) action {
 	for kind, c := range everyContainer(pod) {
 		v := o.containers[c.Name]
 		grace := gracePeriod(pod, o.removed)
+		if o.hurry > 0 {
+			grace = min(grace, o.hurry)
+		}
 		if o.removed && o.fence.needed {
 			grace = 0 // its successor may run already
 		}

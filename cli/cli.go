@@ -107,6 +107,8 @@ func nodeFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "no-master", Usage: "never make this node a master", EnvVars: env("no-master")},
 		&cli.StringFlag{Name: "cgroup-parent", Value: "conclave", Usage: "cgroup below which pods run", EnvVars: env("cgroup-parent")},
 		&cli.StringFlag{Name: "pod-manifest-path", Usage: "`DIR` of static pods, one a file (default: manifests/ in the data folder)", EnvVars: env("pod-manifest-path")},
+		&cli.DurationFlag{Name: "shutdown-grace-period", Usage: "what pods get to end when systemd shuts this machine down (default: they are left to it)", EnvVars: env("shutdown-grace-period")},
+		&cli.DurationFlag{Name: "shutdown-grace-period-critical-pods", Usage: "the last part of it, which is kept for critical pods", EnvVars: env("shutdown-grace-period-critical-pods")},
 		&cli.StringSliceFlag{Name: "insecure-registry", Usage: "`HOST:PORT` of a registry spoken to by plain HTTP; may be repeated", EnvVars: env("insecure-registry")},
 		&cli.PathFlag{Name: "registries", Usage: "`FOLDER` with mirrors and certificates of registries, HOST/hosts.toml as containerd has them (default: registries in the data folder)", EnvVars: env("registries")},
 		&cli.IntFlag{Name: "max-parallel-image-pulls", Value: 3, Usage: "images pulled at once", EnvVars: env("max-parallel-image-pulls")},
@@ -140,6 +142,10 @@ func serverConfig(c *cli.Context) (ServerConfig, error) {
 		SeccompDefault: settings.flag("seccomp-default"), UnsafeSysctls: settings.list("allowed-unsafe-sysctls"),
 		UnreachableToleration: settings.duration("unreachable-toleration"), Labels: map[string]string{},
 		Tell: func(format string, args ...any) { fmt.Fprintf(c.App.Writer, format+"\n", args...) },
+	}
+	config.ShutdownGrace, config.ShutdownGraceCritical = settings.duration("shutdown-grace-period"), settings.duration("shutdown-grace-period-critical-pods")
+	if config.ShutdownGraceCritical < 0 || config.ShutdownGrace < config.ShutdownGraceCritical {
+		return config, fmt.Errorf("--shutdown-grace-period-critical-pods %v: it is a part of --shutdown-grace-period, which is %v", config.ShutdownGraceCritical, config.ShutdownGrace)
 	}
 	if text := settings.text("address"); text != "" {
 		if config.Address, err = netip.ParseAddr(text); err != nil || !config.Address.Is4() || config.Address.IsLoopback() || config.Address.IsUnspecified() {

@@ -78,6 +78,10 @@ type ServerConfig struct {
 	SeccompDefault        bool
 	UnsafeSysctls         []string
 	UnreachableToleration time.Duration
+	// ShutdownGrace is what pods get to end when the host goes down, and
+	// ShutdownGraceCritical the part of it that is kept for critical ones. 0:
+	// they are left to the host.
+	ShutdownGrace, ShutdownGraceCritical time.Duration
 
 	// Join is the token to join with; nil founds a cluster, unless the data
 	// folder is a member of one already.
@@ -416,7 +420,7 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		CredentialProviderConfig: s.config.CredentialProviders, CredentialProviderBinDir: s.config.CredentialProviderBin,
 		Faults:    fault(s.config.DataDir),
 		StaticDir: cmp.Or(s.config.StaticPods, s.path("manifests")),
-		Version: serverVersion().GitVersion, Log: s.log.With("room", "agent"),
+		Version:   serverVersion().GitVersion, Log: s.log.With("room", "agent"),
 	})
 	return err
 }
@@ -466,6 +470,7 @@ func (s *Server) run(ctx context.Context, authority *identity.Authority, founded
 	g.Go(func() error {
 		select {
 		case <-asked.Done():
+			s.endPods()
 			s.resign()
 			stop()
 		case <-ctx.Done():
