@@ -53,6 +53,7 @@ type pod struct {
 	// op is held by the one that starts or stops the pod.
 	op sync.Mutex
 
+	holder     *os.Process // of its namespaces, if it is our child; changed with op held
 	process    *os.Process // set if it is our child
 	pid        int
 	up         bool          // its process answers

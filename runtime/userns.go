@@ -90,8 +90,7 @@ func (e *Engine) isolate(p *pod) error {
 		}
 		return err
 	}
-	p.cfg.Holder = cmd.Process.Pid
-	go func() { _ = cmd.Wait() }() // reaped, if it is our child when it ends
+	p.cfg.Holder, p.holder = cmd.Process.Pid, cmd.Process
 	return proto.WriteFile(filepath.Join(p.dir, proto.PodFile), p.cfg)
 }
 
@@ -110,6 +109,11 @@ func isolated(p proto.Pod) bool {
 func (p *pod) release() {
 	if isolated(p.cfg) {
 		_ = unix.Kill(p.cfg.Holder, unix.SIGKILL) // dead is as good
+	}
+	if p.holder != nil {
+		_ = p.holder.Kill() // dead is as good
+		_, _ = p.holder.Wait()
+		p.holder = nil
 	}
 }
 

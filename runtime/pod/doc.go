@@ -17,7 +17,8 @@
 // while the pod has containers.
 //
 // The process itself lives in the pod's network, IPC and UTS namespaces, so
-// its containers inherit them and join nothing. With a shared process
+// its containers inherit them and join nothing but the pod's user namespace, if
+// it has one: who holds that is started by the engine. With a shared process
 // namespace, its init is a child that does nothing but reap (pause.go), and
 // does so before Go starts, because every such pod pays for it.
 //
