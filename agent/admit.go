@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	podresource "k8s.io/component-helpers/resource"
@@ -95,7 +96,10 @@ func admissible(pod *corev1.Pod, others []*corev1.Pod, node *corev1.Node, alloca
 	for _, name := range sortedResources(requests) {
 		q := requests[name]
 		want := units(name, q.MilliValue(), q.Value())
-		have := allocatable[name]
+		have, known := allocatable[name]
+		if !known && strings.Contains(string(name), "/") {
+			continue // the cluster's, as somebody told the node's object: the scheduler counts it
+		}
 		capacity := units(name, have.MilliValue(), have.Value())
 		if want > 0 && used[name]+want > capacity {
 			return refuse("OutOf"+string(name), "Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d", name, want, used[name], capacity)

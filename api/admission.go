@@ -4,13 +4,15 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strconv"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilrand "k8s.io/apimachinery/pkg/util/rand"
+
+	"conclave/api/kinds"
 )
 
 const (
@@ -63,10 +65,40 @@ func admitNamespace(_ context.Context, _ *call, obj, _ Object) error {
 	return nil
 }
 
+// admitIngress gives a new Ingress that names no class the default one: of
+// several the newest, as Kubernetes does.
+func admitIngress(_ context.Context, c *call, obj, old Object) error {
+	in, ok := obj.(*networkingv1.Ingress)
+	if !ok || old != nil || kinds.NamesIngressClass(in) {
+		return nil
+	}
+	var chosen *networkingv1.IngressClass
+	records, _ := c.s.cfg.Storage.List(ingressClasses.GroupResource().String(), "")
+	for _, rec := range records {
+		class, ok := rec.Object().(*networkingv1.IngressClass)
+		if !ok || !kinds.IsDefaultIngressClass(class) {
+			continue
+		}
+		if chosen == nil || chosen.CreationTimestamp.Before(&class.CreationTimestamp) ||
+			chosen.CreationTimestamp.Equal(&class.CreationTimestamp) && class.Name < chosen.Name {
+			chosen = class
+		}
+	}
+	if chosen != nil {
+		name := chosen.Name
+		in.Spec.IngressClassName = &name
+	}
+	return nil
+}
+
 // admitPod completes a new pod with what its namespace and cluster give it.
 func admitPod(ctx context.Context, c *call, obj, old Object) error {
 	pod, ok := obj.(*corev1.Pod)
-	if !ok || old != nil {
+	if !ok {
+		return nil
+	}
+	if was, ok := old.(*corev1.Pod); ok {
+		keepPriority(pod, was)
 		return nil
 	}
 	if err := admitPriority(c, pod); err != nil {
@@ -91,13 +123,14 @@ func admitPod(ctx context.Context, c *call, obj, old Object) error {
 		return forbiddenObject(c.res.gr(), pod.Name, fmt.Sprintf("error looking up service account %s/%s: serviceaccount %q not found",
 			pod.Namespace, pod.Spec.ServiceAccountName, pod.Spec.ServiceAccountName))
 	}
+	c.fillLimits(pod)
 	if len(pod.Spec.ImagePullSecrets) == 0 {
 		pod.Spec.ImagePullSecrets = slices.Clone(sa.ImagePullSecrets)
 	}
 	if automounts(pod, sa) {
 		mountToken(pod)
 	}
-	return nil
+	return c.checkLimits(pod)
 }
 
 func automounts(pod *corev1.Pod, sa *corev1.ServiceAccount) bool {
@@ -200,23 +233,4 @@ func addTolerations(pod *corev1.Pod, unreachable func() time.Duration) {
 			Key: taint.key, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute, TolerationSeconds: &seconds,
 		})
 	}
-}
-
-// The priority classes that exist without being objects.
-var priorityClasses = map[string]int32{"": 0, "system-cluster-critical": 2000000000, "system-node-critical": 2000001000}
-
-func admitPriority(c *call, pod *corev1.Pod) error {
-	value, ok := priorityClasses[pod.Spec.PriorityClassName]
-	if !ok {
-		return forbiddenObject(c.res.gr(), pod.Name, "no PriorityClass with name "+pod.Spec.PriorityClassName+" was found")
-	}
-	if p := pod.Spec.Priority; p != nil && *p != value {
-		return forbiddenObject(c.res.gr(), pod.Name, "the integer value of priority ("+strconv.Itoa(int(*p))+") must not be provided in pod spec; priority admission controller computed "+strconv.Itoa(int(value))+" from the given PriorityClass name")
-	}
-	pod.Spec.Priority = &value
-	if pod.Spec.PreemptionPolicy == nil {
-		policy := corev1.PreemptLowerPriority
-		pod.Spec.PreemptionPolicy = &policy
-	}
-	return nil
 }

@@ -22,7 +22,8 @@ const kubernetesService = "kubernetes"
 var system = User{Name: "system:apiserver", Groups: []string{groupMasters}}
 
 // EnsureDefaults creates what every cluster has and is not there: its
-// namespaces, the kubernetes service and, once, a storage class. The leader
+// namespaces, the kubernetes service, what systemObjects lists and, once, a
+// storage class. The leader
 // calls it when it begins to lead; it frees leftover reservations, too.
 func (s *Server) EnsureDefaults(ctx context.Context) error {
 	c := s.Local(system)
@@ -45,8 +46,10 @@ func (s *Server) EnsureDefaults(ctx context.Context) error {
 	if err := ensure(ctx, c, svc); err != nil {
 		return err
 	}
-	if err := ensure(ctx, c, s.clusterSettings()); err != nil {
-		return err
+	for _, obj := range append([]Object{s.clusterSettings()}, s.systemObjects()...) {
+		if err := ensure(ctx, c, obj); err != nil {
+			return err
+		}
 	}
 	if err := ensureLocalPath(ctx, c); err != nil {
 		return err

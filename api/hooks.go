@@ -4,6 +4,10 @@ import (
 	"context"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	resourcev1 "k8s.io/api/resource/v1"
+	schedulingv1 "k8s.io/api/scheduling/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -41,7 +45,19 @@ var (
 	attachments     = storagev1.SchemeGroupVersion.WithResource("volumeattachments")
 	csiNodes        = storagev1.SchemeGroupVersion.WithResource("csinodes")
 	csiDrivers      = storagev1.SchemeGroupVersion.WithResource("csidrivers")
+	podTemplates    = corev1.SchemeGroupVersion.WithResource("podtemplates")
+	ingresses       = networkingv1.SchemeGroupVersion.WithResource("ingresses")
+	ingressClasses  = networkingv1.SchemeGroupVersion.WithResource("ingressclasses")
+	priorityClasses = schedulingv1.SchemeGroupVersion.WithResource("priorityclasses")
+	budgets         = policyv1.SchemeGroupVersion.WithResource("poddisruptionbudgets")
+	limitRangeKind  = corev1.SchemeGroupVersion.WithResource("limitranges")
+	resourceQuotas  = corev1.SchemeGroupVersion.WithResource("resourcequotas")
 	leases          = schema.GroupVersionResource{Group: "coordination.k8s.io", Version: "v1", Resource: "leases"}
+
+	deviceClasses          = resourcev1.SchemeGroupVersion.WithResource("deviceclasses")
+	resourceClaims         = resourcev1.SchemeGroupVersion.WithResource("resourceclaims")
+	resourceClaimTemplates = resourcev1.SchemeGroupVersion.WithResource("resourceclaimtemplates")
+	resourceSlices         = resourcev1.SchemeGroupVersion.WithResource("resourceslices")
 )
 
 func hooksOf(r *resource) hooks {
@@ -57,6 +73,12 @@ func hooksOf(r *resource) hooks {
 	case volumes:
 		return hooks{admit: admitVolume, answersDeleted: true}
 	case storageClasses, attachments, csiNodes, csiDrivers, storagev1.SchemeGroupVersion.WithResource("volumeattributesclasses"):
+		return hooks{answersDeleted: true}
+	case priorityClasses:
+		return hooks{admit: admitPriorityClass}
+	case ingresses:
+		return hooks{admit: admitIngress}
+	case podTemplates, resourceQuotas, deviceClasses, resourceClaims, resourceClaimTemplates, resourceSlices:
 		return hooks{answersDeleted: true}
 	case serviceAccounts:
 		return hooks{answersDeleted: true}
@@ -76,6 +98,9 @@ var (
 
 // mayRemove refuses the deletion of what must stay.
 func (c *call) mayRemove(_ context.Context, old Object, _ metav1.DeleteOptions) error {
+	if c.res.gvr == priorityClasses {
+		return mayRemoveClass(c, old)
+	}
 	if c.res.gvr == namespaces {
 		for _, name := range immortalNamespaces {
 			if old.GetName() == name {

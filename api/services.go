@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -27,7 +28,8 @@ import (
 // repair frees those.
 
 const (
-	addressResource = "ipaddresses.networking.k8s.io"
+	addressResource     = "ipaddresses.networking.k8s.io"
+	serviceCIDRResource = "servicecidrs.networking.k8s.io"
 	// Node ports are kept under a name that no kind of the API has.
 	portResource = "nodeports.conclave.io"
 
@@ -232,8 +234,8 @@ func (a *allocation) address(ctx context.Context, ip string) error {
 	if err != nil {
 		return nil // validation says it better
 	}
-	if !a.s.cfg.ServiceCIDR.Contains(addr) {
-		return refuse("the provided network does not match the current range: The range of valid IPs is " + a.s.cfg.ServiceCIDR.String())
+	if ranges := a.s.serviceRanges(); !slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(addr) }) {
+		return refuse("the provided network does not match the current range: The range of valid IPs is " + strings.Trim(fmt.Sprint(ranges), "[]"))
 	}
 	if owner, ok := a.s.reserved(addr); ok && owner != a.svc.Namespace+"/"+a.svc.Name {
 		return refuse("provided IP is reserved for " + owner)
@@ -268,13 +270,45 @@ func nth(p netip.Prefix, n uint64) netip.Addr {
 	return addr
 }
 
-// anyAddress reserves some free address. Those at the bottom of the range are
-// left to services that name theirs, as long as there are others.
+// serviceRanges is where ClusterIPs come from: the range with which the cluster
+// was founded, and those of the ServiceCIDRs that are ready, in the order of
+// their names. One family of addresses is served.
+func (s *Server) serviceRanges() []netip.Prefix {
+	all := []netip.Prefix{s.cfg.ServiceCIDR}
+	records, _ := s.cfg.Storage.List(serviceCIDRResource, "")
+	for _, rec := range records {
+		c, ok := rec.Object().(*networkingv1.ServiceCIDR)
+		if !ok || c.DeletionTimestamp != nil || !meta.IsStatusConditionTrue(c.Status.Conditions, networkingv1.ServiceCIDRConditionReady) {
+			continue
+		}
+		for _, text := range c.Spec.CIDRs {
+			p, err := netip.ParsePrefix(text)
+			if err == nil && p.Addr().Is4() == s.cfg.ServiceCIDR.Addr().Is4() && !slices.Contains(all, p) {
+				all = append(all, p)
+			}
+		}
+	}
+	return all
+}
+
+// anyAddress reserves some free address of the first range that has one.
 func (a *allocation) anyAddress(ctx context.Context) (string, error) {
-	cidr := a.s.cfg.ServiceCIDR
-	if !cidr.IsValid() {
+	if !a.s.cfg.ServiceCIDR.IsValid() {
 		return "", apierrors.NewInternalError(errors.New("no range of service addresses is configured"))
 	}
+	ranges := a.s.serviceRanges()
+	for _, cidr := range ranges {
+		ip, err := a.anyOf(ctx, cidr)
+		if !errors.Is(err, errNoneFree) {
+			return ip, err
+		}
+	}
+	return "", apierrors.NewInternalError(fmt.Errorf("failed to allocate a serviceIP: range %s is full", strings.Trim(fmt.Sprint(ranges), "[]")))
+}
+
+// anyOf reserves some free address of a range. Those at its bottom are left to
+// services that name theirs, as long as there are others.
+func (a *allocation) anyOf(ctx context.Context, cidr netip.Prefix) (string, error) {
 	bits := min(cidr.Addr().BitLen()-cidr.Bits(), 32)
 	size := uint64(1) << bits
 	low := min(max(16, size/16), 256)
@@ -286,9 +320,6 @@ func (a *allocation) anyAddress(ctx context.Context) (string, error) {
 		_, taken := a.s.reserved(addr)
 		return reservation{addressResource, addr.String()}, !taken && n > 0
 	})
-	if errors.Is(err, errNoneFree) {
-		return "", apierrors.NewInternalError(fmt.Errorf("failed to allocate a serviceIP: range %s is full", cidr))
-	}
 	return ip.name, err
 }
 

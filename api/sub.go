@@ -131,6 +131,7 @@ func bind(ctx context.Context, c *call, obj Object, o metav1.CreateOptions) (run
 			return conflict("pod %s has non-empty .spec.schedulingGates", pod.Name)
 		}
 		pod.Spec.NodeName = b.Target.Name
+		pod.Status.NominatedNodeName = "" // it waits for room no longer
 		for k, v := range b.Annotations {
 			if pod.Annotations == nil {
 				pod.Annotations = map[string]string{}
@@ -156,27 +157,6 @@ func setScheduled(pod *corev1.Pod, at metav1.Time) {
 		}
 	}
 	pod.Status.Conditions = append(pod.Status.Conditions, is)
-}
-
-// evict deletes a pod, politely.
-func evict(ctx context.Context, c *call, obj Object, o metav1.CreateOptions) (runtime.Object, error) {
-	e, ok := obj.(*policyv1.Eviction)
-	if !ok {
-		return nil, apierrors.NewBadRequest(fmt.Sprintf("expected an Eviction, got a %T", obj))
-	}
-	var d metav1.DeleteOptions
-	if e.DeleteOptions != nil {
-		d = *e.DeleteOptions
-	}
-	if len(o.DryRun) > 0 {
-		d.DryRun = o.DryRun
-	}
-	one := *c
-	one.sub = ""
-	if _, _, err := one.remove(ctx, d); err != nil {
-		return nil, err
-	}
-	return success(), nil
 }
 
 const (

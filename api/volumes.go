@@ -202,6 +202,9 @@ func admitClaim(_ context.Context, c *call, obj, old Object) error {
 	if !ok {
 		return nil
 	}
+	if err := c.checkLimits(claim); err != nil {
+		return err
+	}
 	if old == nil {
 		addFinalizer(claim, FinalizerClaim)
 		if Unclassed(claim) {

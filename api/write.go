@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -175,6 +176,9 @@ func (c *call) createNamed(ctx context.Context, obj Object, dryRun bool) (rec Re
 		if errs := c.res.Validate(obj); len(errs) > 0 {
 			return nil, apierrors.NewInvalid(c.res.GVK.GroupKind(), obj.GetName(), errs)
 		}
+	}
+	if err := c.chargeQuotas(ctx, obj, nil, dryRun); err != nil {
+		return nil, err
 	}
 	c.warnings(obj, nil)
 	if dryRun {
@@ -367,6 +371,11 @@ func (c *call) tryUpdate(ctx context.Context, stored Record, u update) (_ Record
 	if apiequality.Semantic.DeepEqual(old, obj) {
 		return stored, conditional, nil // nothing to write: the log is spared
 	}
+	if u.mode == ofSpec {
+		if err := c.chargeQuotas(ctx, obj, old, u.dryRun); err != nil {
+			return nil, conditional, err
+		}
+	}
 	if u.dryRun {
 		return loose{obj}, conditional, nil
 	}
@@ -500,7 +509,7 @@ func (c *call) tryRemove(ctx context.Context, stored Record, o metav1.DeleteOpti
 // marked and waits for its finalizers or its grace period.
 func planRemoval(old Object, o metav1.DeleteOptions, at metav1.Time) (obj Object, now bool) {
 	obj = old.DeepCopyObject().(Object)
-	obj.SetFinalizers(policyFinalizers(old.GetFinalizers(), o))
+	obj.SetFinalizers(policyFinalizers(old.GetFinalizers(), orphansByDefault(obj), o))
 	grace := int64(0)
 	if pod, ok := obj.(*corev1.Pod); ok {
 		grace = podGrace(pod, o.GracePeriodSeconds)
@@ -559,9 +568,20 @@ func podGrace(pod *corev1.Pod, asked *int64) int64 {
 // unknownClaim is the claim finder of those who cannot look.
 func unknownClaim(string) *corev1.PersistentVolumeClaim { return nil }
 
+// orphansByDefault says of the oldest kinds that make pods that those stay if a
+// deletion does not speak of them, as clients of old expect.
+func orphansByDefault(obj Object) bool {
+	switch obj.(type) {
+	case *corev1.ReplicationController, *batchv1.Job:
+		return true
+	}
+	return false
+}
+
 // policyFinalizers is the finalizers of an object that is deleted with these
-// options: the garbage collector acts on orphan and foregroundDeletion.
-func policyFinalizers(have []string, o metav1.DeleteOptions) []string {
+// options, and of a kind that orphans its dependents by default or
+// does not: the garbage collector acts on orphan and foregroundDeletion.
+func policyFinalizers(have []string, orphans bool, o metav1.DeleteOptions) []string {
 	var policy metav1.DeletionPropagation
 	switch {
 	case o.PropagationPolicy != nil:
@@ -570,6 +590,8 @@ func policyFinalizers(have []string, o metav1.DeleteOptions) []string {
 		policy = metav1.DeletePropagationOrphan
 	case o.OrphanDependents != nil:
 		policy = metav1.DeletePropagationBackground
+	case orphans && !slices.Contains(have, metav1.FinalizerDeleteDependents): // a wish of before is kept
+		policy = metav1.DeletePropagationOrphan
 	default:
 		return have
 	}

@@ -163,9 +163,10 @@ func New(c Config) (*Manager, error) {
 	m.env.store = &store{client: c.Client, cache: newCache(c.Kinds), changed: m.dispatch}
 	addIndexes(m.env.cache)
 	for _, add := range []func(*env) *Controller{
-		newReplicaSets, newDeployments, newStatefulSets, newVolumes, newVolumeProtection, newEphemeral, newAttachDetach, newCSI, newEndpointSlices, newEndpoints, newMirror, newLoadBalancer,
+		newReplicaSets, newReplicationControllers, newDeployments, newStatefulSets, newDaemonSets, newJobs, newCronJobs, newDisruption,
+		newVolumes, newVolumeProtection, newEphemeral, newAttachDetach, newCSI, newEndpointSlices, newEndpoints, newMirror, newLoadBalancer,
 		newNodes, newTaintEviction, newPodGC, newGarbage, newNamespaces,
-		newServiceAccounts, newRootCA, newExpiry,
+		newServiceAccounts, newRootCA, newExpiry, newServiceCIDRs, newQuotas,
 	} {
 		if err := m.add(add(m.env)); err != nil {
 			return nil, err

@@ -18,6 +18,9 @@ import (
 	"k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"conclave/api"
 )
 
 // burst is the most pods that one reconciliation creates or deletes.
@@ -30,31 +33,111 @@ const burst = 500
 // every write before the write returns, and one key is reconciled by one
 // worker at a time, so a ReplicaSet is never topped up twice.
 func newReplicaSets(e *env) *Controller {
-	c := replicaSetController{e}
-	return &Controller{
-		Name:    "replicaset",
-		Workers: 4,
-		Inputs: []Input{
-			{replicaSets, self},
-			{pods, claimants(e, replicaSets, "ReplicaSet", func(rs *appsv1.ReplicaSet) *metav1.LabelSelector { return rs.Spec.Selector })},
+	return replicaSetController{
+		env: e, resource: replicaSets, component: "replicaset-controller",
+		view: func(o api.Object) (*appsv1.ReplicaSet, bool) {
+			rs, ok := o.(*appsv1.ReplicaSet)
+			return rs, ok
 		},
-		Outputs:   []Output{{pods, "objects controlled by a ReplicaSet"}, {replicaSets, "status"}},
+		withStatus: func(o api.Object, s appsv1.ReplicaSetStatus) (api.Object, bool) {
+			rs := o.(*appsv1.ReplicaSet)
+			if equality.Semantic.DeepEqual(rs.Status, s) {
+				return nil, false
+			}
+			rs = edit(rs)
+			rs.Status = s
+			return rs, true
+		},
+	}.controller("replicaset", claimants(e, replicaSets, "ReplicaSet", func(rs *appsv1.ReplicaSet) *metav1.LabelSelector { return rs.Spec.Selector }))
+}
+
+// newReplicationControllers does the same for their older form: it sees each as
+// a ReplicaSet that says that it is a ReplicationController.
+func newReplicationControllers(e *env) *Controller {
+	return replicaSetController{
+		env: e, resource: replicationControllers, component: "replication-controller",
+		view: func(o api.Object) (*appsv1.ReplicaSet, bool) {
+			rc, ok := o.(*corev1.ReplicationController)
+			if !ok || rc.Spec.Template == nil {
+				return nil, false
+			}
+			return asReplicaSet(rc), true
+		},
+		withStatus: func(o api.Object, s appsv1.ReplicaSetStatus) (api.Object, bool) {
+			rc := o.(*corev1.ReplicationController)
+			status := corev1.ReplicationControllerStatus{
+				Replicas: s.Replicas, FullyLabeledReplicas: s.FullyLabeledReplicas, ReadyReplicas: s.ReadyReplicas,
+				AvailableReplicas: s.AvailableReplicas, ObservedGeneration: s.ObservedGeneration,
+			}
+			for _, c := range s.Conditions {
+				status.Conditions = append(status.Conditions, corev1.ReplicationControllerCondition{
+					Type: corev1.ReplicationControllerConditionType(c.Type), Status: c.Status, LastTransitionTime: c.LastTransitionTime, Reason: c.Reason, Message: c.Message,
+				})
+			}
+			if equality.Semantic.DeepEqual(rc.Status, status) {
+				return nil, false
+			}
+			rc = edit(rc)
+			rc.Status = status
+			return rc, true
+		},
+	}.controller("replicationcontroller", claimants(e, replicationControllers, "ReplicationController", func(rc *corev1.ReplicationController) *metav1.LabelSelector {
+		return &metav1.LabelSelector{MatchLabels: rc.Spec.Selector}
+	}))
+}
+
+// asReplicaSet shares the parts of a ReplicationController, which are not to be
+// changed.
+func asReplicaSet(rc *corev1.ReplicationController) *appsv1.ReplicaSet {
+	rs := &appsv1.ReplicaSet{
+		TypeMeta: rc.TypeMeta, ObjectMeta: rc.ObjectMeta,
+		Spec: appsv1.ReplicaSetSpec{
+			Replicas: rc.Spec.Replicas, MinReadySeconds: rc.Spec.MinReadySeconds,
+			Selector: &metav1.LabelSelector{MatchLabels: rc.Spec.Selector}, Template: *rc.Spec.Template,
+		},
+	}
+	for _, c := range rc.Status.Conditions {
+		rs.Status.Conditions = append(rs.Status.Conditions, appsv1.ReplicaSetCondition{
+			Type: appsv1.ReplicaSetConditionType(c.Type), Status: c.Status, LastTransitionTime: c.LastTransitionTime, Reason: c.Reason, Message: c.Message,
+		})
+	}
+	return rs
+}
+
+// replicaSetController keeps the pods of ReplicaSets, or of what it is shown as
+// ReplicaSets.
+type replicaSetController struct {
+	*env
+	resource  schema.GroupVersionResource
+	component string // by which events are reported
+	view      func(api.Object) (*appsv1.ReplicaSet, bool)
+	// withStatus returns a copy with another status, and whether it is another.
+	withStatus func(api.Object, appsv1.ReplicaSetStatus) (api.Object, bool)
+}
+
+func (c replicaSetController) controller(name string, ofPod func(Change) []Key) *Controller {
+	return &Controller{
+		Name: name, Workers: 4,
+		Inputs:    []Input{{c.resource, self}, {pods, ofPod}},
+		Outputs:   []Output{{pods, "objects controlled through " + c.resource.Resource}, {c.resource, "status"}},
 		Reconcile: c.reconcile,
 	}
 }
 
-type replicaSetController struct{ *env }
-
 func (c replicaSetController) reconcile(ctx context.Context, key Key) (time.Duration, error) {
-	rs, ok := get[*appsv1.ReplicaSet](c.cache, replicaSets, key.Namespace, key.Name)
+	o, ok := get[api.Object](c.cache, c.resource, key.Namespace, key.Name)
+	if !ok {
+		return 0, nil
+	}
+	rs, ok := c.view(o)
 	if !ok {
 		return 0, nil
 	}
 	selector, err := metav1.LabelSelectorAsSelector(rs.Spec.Selector)
 	if err != nil {
-		return 0, fmt.Errorf("selector of replica set %s: %w", key, err)
+		return 0, fmt.Errorf("selector of %s %s: %w", c.resource.Resource, key, err)
 	}
-	claimed, err := claim[*corev1.Pod](ctx, c.env, pods, rs, replicaSets, selector)
+	claimed, err := claim[*corev1.Pod](ctx, c.env, pods, rs, c.resource, selector)
 	if err != nil {
 		return 0, err
 	}
@@ -64,10 +147,8 @@ func (c replicaSetController) reconcile(ctx context.Context, key Key) (time.Dura
 	}
 	// What was just made and deleted is in the cache by now.
 	status, again := replicaSetStatus(rs, matching(controlled[*corev1.Pod](c.cache, pods, rs.UID), selector), failure, c.Now())
-	if !equality.Semantic.DeepEqual(rs.Status, status) {
-		rs = edit(rs)
-		rs.Status = status
-		if _, err := c.update(ctx, replicaSets, rs, "status"); err != nil && !apierrors.IsNotFound(err) {
+	if changed, differs := c.withStatus(o, status); differs {
+		if _, err := c.update(ctx, c.resource, changed, "status"); err != nil && !apierrors.IsNotFound(err) {
 			return 0, errors.Join(failure, err)
 		}
 	}
@@ -112,10 +193,10 @@ func (c replicaSetController) createPods(ctx context.Context, rs *appsv1.Replica
 					return err // to be dropped below: nobody needs to read of it
 				}
 				if err != nil {
-					c.events.record("replicaset-controller", about(rs), corev1.EventTypeWarning, "FailedCreate", "Error creating: %v", rootCause(err))
+					c.events.record(c.component, about(rs), corev1.EventTypeWarning, "FailedCreate", "Error creating: %v", rootCause(err))
 					return err
 				}
-				c.events.record("replicaset-controller", about(rs), corev1.EventTypeNormal, "SuccessfulCreate", "Created pod: %s", made.GetName())
+				c.events.record(c.component, about(rs), corev1.EventTypeNormal, "SuccessfulCreate", "Created pod: %s", made.GetName())
 				return nil
 			})
 		}
@@ -170,10 +251,10 @@ func (c replicaSetController) deletePods(ctx context.Context, rs *appsv1.Replica
 	for _, pod := range surplus {
 		g.Go(func() error {
 			if err := c.delete(ctx, pods, pod, metav1.DeleteOptions{}); err != nil {
-				c.events.record("replicaset-controller", about(rs), corev1.EventTypeWarning, "FailedDelete", "Error deleting: %v", rootCause(err))
+				c.events.record(c.component, about(rs), corev1.EventTypeWarning, "FailedDelete", "Error deleting: %v", rootCause(err))
 				return err
 			}
-			c.events.record("replicaset-controller", about(rs), corev1.EventTypeNormal, "SuccessfulDelete", "Deleted pod: %s", pod.Name)
+			c.events.record(c.component, about(rs), corev1.EventTypeNormal, "SuccessfulDelete", "Deleted pod: %s", pod.Name)
 			return nil
 		})
 	}

@@ -91,7 +91,10 @@ func (c statefulSetController) reconcile(ctx context.Context, key Key) (time.Dur
 	if err != nil {
 		return 0, err
 	}
-	h, err := c.historyOf(ctx, set, selector)
+	h, err := historyOf(ctx, c.env, revised{
+		owner: set, resource: statefulSets, template: &set.Spec.Template, label: revisionHashLabel,
+		collisions: set.Status.CollisionCount, current: set.Status.CurrentRevision,
+	}, selector)
 	if err != nil {
 		return 0, terminatingIsFine(err)
 	}
@@ -118,7 +121,11 @@ func (c statefulSetController) reconcile(ctx context.Context, key Key) (time.Dur
 		set = made.(*appsv1.StatefulSet)
 	}
 	if set.DeletionTimestamp == nil {
-		failure = errors.Join(failure, c.forgetOld(ctx, set, h, s.pods))
+		live := map[string]bool{h.current.Name: true, h.update.Name: true}
+		for _, pod := range s.pods {
+			live[revisionLabel(pod)] = true
+		}
+		failure = errors.Join(failure, forgetOldRevisions(ctx, c.env, h, set.Spec.RevisionHistoryLimit, func(r *appsv1.ControllerRevision) bool { return live[r.Name] }))
 	}
 	return sooner(again, later), failure
 }

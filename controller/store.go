@@ -5,8 +5,11 @@ import (
 	"fmt"
 
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -17,22 +20,30 @@ import (
 
 // The resources that controllers speak of.
 var (
-	pods            = corev1.SchemeGroupVersion.WithResource("pods")
-	nodes           = corev1.SchemeGroupVersion.WithResource("nodes")
-	services        = corev1.SchemeGroupVersion.WithResource("services")
-	endpoints       = corev1.SchemeGroupVersion.WithResource("endpoints")
-	namespaces      = corev1.SchemeGroupVersion.WithResource("namespaces")
-	configMaps      = corev1.SchemeGroupVersion.WithResource("configmaps")
-	serviceAccounts = corev1.SchemeGroupVersion.WithResource("serviceaccounts")
-	events          = corev1.SchemeGroupVersion.WithResource("events")
-	deployments     = appsv1.SchemeGroupVersion.WithResource("deployments")
-	replicaSets     = appsv1.SchemeGroupVersion.WithResource("replicasets")
-	endpointSlices  = discoveryv1.SchemeGroupVersion.WithResource("endpointslices")
-	statefulSets    = appsv1.SchemeGroupVersion.WithResource("statefulsets")
-	revisions       = appsv1.SchemeGroupVersion.WithResource("controllerrevisions")
-	claims          = corev1.SchemeGroupVersion.WithResource("persistentvolumeclaims")
-	volumes         = corev1.SchemeGroupVersion.WithResource("persistentvolumes")
-	storageClasses  = storagev1.SchemeGroupVersion.WithResource("storageclasses")
+	pods                   = corev1.SchemeGroupVersion.WithResource("pods")
+	nodes                  = corev1.SchemeGroupVersion.WithResource("nodes")
+	services               = corev1.SchemeGroupVersion.WithResource("services")
+	endpoints              = corev1.SchemeGroupVersion.WithResource("endpoints")
+	namespaces             = corev1.SchemeGroupVersion.WithResource("namespaces")
+	configMaps             = corev1.SchemeGroupVersion.WithResource("configmaps")
+	serviceAccounts        = corev1.SchemeGroupVersion.WithResource("serviceaccounts")
+	events                 = corev1.SchemeGroupVersion.WithResource("events")
+	deployments            = appsv1.SchemeGroupVersion.WithResource("deployments")
+	replicaSets            = appsv1.SchemeGroupVersion.WithResource("replicasets")
+	endpointSlices         = discoveryv1.SchemeGroupVersion.WithResource("endpointslices")
+	statefulSets           = appsv1.SchemeGroupVersion.WithResource("statefulsets")
+	revisions              = appsv1.SchemeGroupVersion.WithResource("controllerrevisions")
+	claims                 = corev1.SchemeGroupVersion.WithResource("persistentvolumeclaims")
+	volumes                = corev1.SchemeGroupVersion.WithResource("persistentvolumes")
+	storageClasses         = storagev1.SchemeGroupVersion.WithResource("storageclasses")
+	replicationControllers = corev1.SchemeGroupVersion.WithResource("replicationcontrollers")
+	daemonSets             = appsv1.SchemeGroupVersion.WithResource("daemonsets")
+	budgets                = policyv1.SchemeGroupVersion.WithResource("poddisruptionbudgets")
+	quotas                 = corev1.SchemeGroupVersion.WithResource("resourcequotas")
+	jobs                   = batchv1.SchemeGroupVersion.WithResource("jobs")
+	cronJobs               = batchv1.SchemeGroupVersion.WithResource("cronjobs")
+	serviceCIDRs           = networkingv1.SchemeGroupVersion.WithResource("servicecidrs")
+	ipAddresses            = networkingv1.SchemeGroupVersion.WithResource("ipaddresses")
 
 	attachments = storagev1.SchemeGroupVersion.WithResource("volumeattachments")
 	csiNodes    = storagev1.SchemeGroupVersion.WithResource("csinodes")
@@ -43,6 +54,7 @@ var (
 		pods, nodes, services, endpoints, namespaces, configMaps, serviceAccounts,
 		events, deployments, replicaSets, endpointSlices,
 		statefulSets, revisions, claims, volumes, storageClasses, attachments, csiNodes, csiDrivers,
+		serviceCIDRs, ipAddresses, replicationControllers, daemonSets, budgets, jobs, cronJobs, quotas,
 	}
 )
 

@@ -138,6 +138,8 @@ type agent struct {
 	hold func(*corev1.Pod) bool
 	// linger keeps deleted pods from ending.
 	linger bool
+	// pinned pods go to the node that they name.
+	pinned bool
 }
 
 func (a *agent) Replace(objects []api.Object) {
@@ -202,6 +204,9 @@ func (a *agent) sync(p *corev1.Pod) {
 	case p.Spec.NodeName == "" && p.DeletionTimestamp == nil && here:
 		a.mu.Lock()
 		node := a.nodes[a.turn%len(a.nodes)]
+		if a.pinned {
+			node = pinnedTo(p)
+		}
 		a.mu.Unlock()
 		binding := &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name}, Target: corev1.ObjectReference{Kind: "Node", Name: node}}
 		_, _ = a.client.Create(a.ctx, pods, p.Namespace, p.Name, binding, metav1.CreateOptions{}, "binding")

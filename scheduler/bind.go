@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,6 +21,7 @@ var (
 	events     = corev1.SchemeGroupVersion.WithResource("events")
 	claims     = corev1.SchemeGroupVersion.WithResource("persistentvolumeclaims")
 	volumes    = corev1.SchemeGroupVersion.WithResource("persistentvolumes")
+	budgets    = policyv1.SchemeGroupVersion.WithResource("poddisruptionbudgets")
 	classes    = storagev1.SchemeGroupVersion.WithResource("storageclasses")
 )
 

@@ -100,14 +100,15 @@ var unschedulableTaint = corev1.Taint{Key: corev1.TaintNodeUnschedulable, Effect
 
 func fits(c *cycle, n *nodeInfo) bool {
 	r := &c.p.requests
-	if len(n.pods) >= n.maxPods ||
-		r.cpu > 0 && r.cpu > n.allocatable.cpu-n.requests.cpu ||
-		r.memory > 0 && r.memory > n.allocatable.memory-n.requests.memory ||
-		r.storage > 0 && r.storage > n.allocatable.storage-n.requests.storage {
+	taken, pods := n.taken(c.p)
+	if pods >= n.maxPods ||
+		r.cpu > 0 && r.cpu > n.allocatable.cpu-taken.cpu ||
+		r.memory > 0 && r.memory > n.allocatable.memory-taken.memory ||
+		r.storage > 0 && r.storage > n.allocatable.storage-taken.storage {
 		return false
 	}
 	for name, v := range r.other {
-		if v > 0 && v > n.allocatable.other[name]-n.requests.other[name] {
+		if v > 0 && v > n.allocatable.other[name]-taken.other[name] {
 			return false
 		}
 	}
@@ -116,7 +117,8 @@ func fits(c *cycle, n *nodeInfo) bool {
 
 func lacks(c *cycle, n *nodeInfo) (reasons []string) {
 	r := &c.p.requests
-	if len(n.pods) >= n.maxPods {
+	taken, pods := n.taken(c.p)
+	if pods >= n.maxPods {
 		reasons = append(reasons, "Too many pods")
 	}
 	short := func(name corev1.ResourceName, want, have int64) {
@@ -124,11 +126,11 @@ func lacks(c *cycle, n *nodeInfo) (reasons []string) {
 			reasons = append(reasons, "Insufficient "+string(name))
 		}
 	}
-	short(corev1.ResourceCPU, r.cpu, n.allocatable.cpu-n.requests.cpu)
-	short(corev1.ResourceMemory, r.memory, n.allocatable.memory-n.requests.memory)
-	short(corev1.ResourceEphemeralStorage, r.storage, n.allocatable.storage-n.requests.storage)
+	short(corev1.ResourceCPU, r.cpu, n.allocatable.cpu-taken.cpu)
+	short(corev1.ResourceMemory, r.memory, n.allocatable.memory-taken.memory)
+	short(corev1.ResourceEphemeralStorage, r.storage, n.allocatable.storage-taken.storage)
 	for name, v := range r.other {
-		short(name, v, n.allocatable.other[name]-n.requests.other[name])
+		short(name, v, n.allocatable.other[name]-taken.other[name])
 	}
 	return reasons
 }

@@ -53,26 +53,9 @@ func (e *explanation) String() string {
 // arguments; looked is how many
 // nodes it looked at.
 func schedule(s *snapshot, p *podInfo, suspect func(string) bool) (chosen *nodeInfo, why *explanation, looked int) {
-	c := &cycle{s: s, p: p, suspect: suspect, scratch: &s.scratch}
-	if len(p.claims) > 0 {
-		if c.volumes = s.check(p); c.volumes.hopeless != "" {
-			return nil, &explanation{nodes: len(s.order), whole: c.volumes.hopeless}, 0
-		}
-	}
-	for _, constraint := range p.hardSpread {
-		c.hard = append(c.hard, newSpreadCount(c, constraint, p.hardSpread))
-	}
-	for _, constraint := range p.softSpread {
-		c.soft = append(c.soft, newSpreadCount(c, constraint, p.softSpread))
-	}
-	if p.affine() || len(s.affine) > 0 {
-		c.affinity = newAffinityCount(c)
-	}
-	c.filters = c.filters[:0]
-	for i := range filters {
-		if filters[i].Concerns(c) {
-			c.filters = append(c.filters, &filters[i])
-		}
+	c, whole := newCycle(s, p, suspect)
+	if whole != "" {
+		return nil, &explanation{nodes: len(s.order), whole: whole}, 0
 	}
 	enough := sample(len(s.order))
 	candidates := c.candidates[:0]
@@ -108,6 +91,32 @@ func schedule(s *snapshot, p *podInfo, suspect func(string) bool) (chosen *nodeI
 		pick--
 	}
 	return nil, c.explain(), looked // not reached: some score is the highest
+}
+
+// newCycle prepares one decision; whole is why there is no use in it.
+func newCycle(s *snapshot, p *podInfo, suspect func(string) bool) (c *cycle, whole string) {
+	c = &cycle{s: s, p: p, suspect: suspect, scratch: &s.scratch}
+	if len(p.claims) > 0 {
+		if c.volumes = s.check(p); c.volumes.hopeless != "" {
+			return c, c.volumes.hopeless
+		}
+	}
+	for _, constraint := range p.hardSpread {
+		c.hard = append(c.hard, newSpreadCount(c, constraint, p.hardSpread))
+	}
+	for _, constraint := range p.softSpread {
+		c.soft = append(c.soft, newSpreadCount(c, constraint, p.softSpread))
+	}
+	if p.affine() || len(s.affine) > 0 {
+		c.affinity = newAffinityCount(c)
+	}
+	c.filters = c.filters[:0]
+	for i := range filters {
+		if filters[i].Concerns(c) {
+			c.filters = append(c.filters, &filters[i])
+		}
+	}
+	return c, ""
 }
 
 // refusing is the first filter that does not let the pod onto a node.

@@ -24,13 +24,15 @@
 //     something happens that may help: a node came or changed, a pod went, or
 //     for pods that look at other pods, one came.
 //
-// Preemption does not exist yet: priority orders the queue and nothing else.
+// A pod that fits nowhere may make room for itself where pods of lower priority
+// run. It is nominated to that node, in its status, so that a new leader knows
+// of it too; they are deleted with the grace that they ask for; and it waits,
+// like any pod, until there is room. Nobody of lower priority takes it.
 //
 // # Threads
 //
-// Run starts one follower each of pods, nodes, namespaces, claims, volumes and
-// storage classes, the loop, and up
-// to inFlight goroutines that each write one decision. All share the mutex of
+// Run starts one follower each of pods, nodes, namespaces, disruption budgets,
+// claims, volumes and storage classes, the loop, and up to inFlight goroutines that each write one decision. All share the mutex of
 // Scheduler and end with Run's context; Run returns after them.
 package scheduler
 
@@ -107,6 +109,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 		namespaces: {s: s, apply: s.applyNamespace, known: s.knownNamespaces, forget: s.forgetNamespace},
 		claims:     {s: s, apply: s.applyClaim, known: known(s.snapshot.claims), forget: forget(s, s.snapshot.claims)},
 		volumes:    {s: s, apply: s.applyVolume, known: known(s.snapshot.volumes), forget: forget(s, s.snapshot.volumes)},
+		budgets:    {s: s, apply: s.applyBudget, known: s.knownBudgets, forget: s.forgetBudget},
 		classes:    {s: s, apply: s.applyClass, known: known(s.snapshot.classes), forget: forget(s, s.snapshot.classes)},
 	}
 	s.unlisted = len(handlers)
@@ -174,12 +177,22 @@ func (s *Scheduler) decide() (write func(context.Context), next time.Time) {
 	if node == nil {
 		// Nothing tells when suspicion ends, so then time has to.
 		s.queue.failed(e, s.Now(), why.reasons[suspected] > 0)
+		var room func(context.Context)
 		message := why.String()
+		if why.whole == "" && why.nodes > 0 {
+			room, message = s.makeRoom(p, message)
+		}
 		news := e.said != message
 		e.said = message
-		return func(ctx context.Context) { s.writeFailure(ctx, p, message, news) }, time.Time{}
+		return func(ctx context.Context) {
+			s.writeFailure(ctx, p, message, news)
+			if room != nil {
+				room(ctx)
+			}
+		}, time.Time{}
 	}
 	waiting := s.snapshot.check(p).waiting
+	s.snapshot.unnominate(p.UID)
 	assumed := s.snapshot.assume(p, node)
 	return func(ctx context.Context) { s.bind(ctx, e, assumed, waiting) }, time.Time{}
 }
@@ -255,6 +268,7 @@ func (s *Scheduler) applyPod(o api.Object) {
 		s.forgetPod(pod.UID)
 	case pod.Spec.NodeName != "":
 		s.queue.remove(pod.UID)
+		s.snapshot.unnominate(pod.UID)
 		info := newPodInfo(pod)
 		old := s.snapshot.pods[pod.UID]
 		s.snapshot.addPod(info)
@@ -274,7 +288,11 @@ func (s *Scheduler) applyPod(o api.Object) {
 			e.info = &info // our own note of why it waits, mostly
 			return
 		}
-		if e = s.queue.put(newPodInfo(pod), s.Now()); e.stage == gated {
+		e = s.queue.put(newPodInfo(pod), s.Now())
+		if node := pod.Status.NominatedNodeName; node != "" {
+			s.snapshot.nominate(e.info, node) // by a leader before us
+		}
+		if e.stage == gated {
 			s.notes = append(s.notes, func(ctx context.Context) {
 				s.writeCondition(ctx, pod, corev1.PodReasonSchedulingGated, "Scheduling is blocked due to non-empty scheduling gates")
 			})
@@ -294,6 +312,10 @@ func smaller(a, b *resources) bool {
 // forgetPod is also told of a pod that ended.
 func (s *Scheduler) forgetPod(uid types.UID) {
 	s.queue.remove(uid)
+	if s.snapshot.nominations[uid] != "" {
+		s.snapshot.unnominate(uid)
+		s.queue.wakeAll(s.Now(), func(*podInfo) bool { return true })
+	}
 	if p := s.snapshot.removePod(uid); p != nil {
 		if len(p.claims) > 0 {
 			s.volumesChanged(func(*podInfo) bool { return false }) // its binding may wait

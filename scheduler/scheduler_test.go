@@ -151,7 +151,7 @@ func TestWaitsForRoom(t *testing.T) {
 		b.settle(0)
 		b.pod("second", asks("cpu", "3"))
 		b.settle(time.Minute)
-		const why = "0/1 nodes are available: 1 Insufficient cpu."
+		const why = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod."
 		c := b.scheduled(b.get("second"))
 		if c.Status != corev1.ConditionFalse || c.Reason != "Unschedulable" || c.Message != why {
 			t.Fatalf("condition %+v", c)

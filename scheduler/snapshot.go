@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
@@ -30,6 +31,8 @@ type nodeInfo struct {
 	pods             map[types.UID]*podInfo
 	requests, scored resources // sums over pods
 	ports            map[hostPort]int
+	// nominated are pods that wait for room here, which others make for them.
+	nominated map[types.UID]*podInfo
 }
 
 // image is where an image is present and how large it is.
@@ -68,6 +71,9 @@ type snapshot struct {
 	// equally good nodes is taken.
 	turn, start int
 	scratch     scratch
+	// nominations are the nodes of the pods in some nodeInfo's nominated.
+	nominations map[types.UID]string
+	budgets     map[types.UID]*policyv1.PodDisruptionBudget
 	volumeState
 }
 
@@ -77,6 +83,7 @@ func newSnapshot() *snapshot {
 		byNamespace: map[string]map[types.UID]*podInfo{}, affine: map[types.UID]*podInfo{},
 		owners: map[types.UID]*ownerCount{}, images: map[string]*image{},
 		namespaces: map[string]labels.Set{}, namespaceUIDs: map[types.UID]string{}, zones: map[string]int{},
+		nominations: map[types.UID]string{}, budgets: map[types.UID]*policyv1.PodDisruptionBudget{},
 		volumeState: newVolumeState(),
 	}
 }
@@ -173,6 +180,9 @@ func (s *snapshot) removeNode(name string) {
 		return
 	}
 	s.forgetNode(n)
+	for uid := range n.nominated {
+		s.unnominate(uid)
+	}
 	last := s.order[len(s.order)-1]
 	s.order[n.place], last.place = last, n.place
 	s.order = s.order[:len(s.order)-1]

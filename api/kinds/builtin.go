@@ -266,6 +266,7 @@ func Builtin() []*Kind {
 			Columns: attributesClassColumns, Cells: cells(attributesClassCells),
 		},
 	}
+	rows = append(append(append(rows, storedRows()...), workloadRows()...), policyRows()...)
 	for _, k := range rows {
 		k.complete()
 	}

@@ -139,3 +139,14 @@ func setStatefulSetScale(obj runtime.Object, scale *autoscalingv1.Scale) {
 	replicas := scale.Spec.Replicas
 	s.Spec.Replicas, s.ResourceVersion = &replicas, scale.ResourceVersion
 }
+
+func replicationScale(obj runtime.Object) *autoscalingv1.Scale {
+	rc := obj.(*corev1.ReplicationController)
+	return scaleOf(&rc.ObjectMeta, rc.Spec.Replicas, rc.Status.Replicas, &metav1.LabelSelector{MatchLabels: rc.Spec.Selector})
+}
+
+func setReplicationScale(obj runtime.Object, s *autoscalingv1.Scale) {
+	rc := obj.(*corev1.ReplicationController)
+	replicas := s.Spec.Replicas
+	rc.Spec.Replicas, rc.ResourceVersion = &replicas, s.ResourceVersion
+}

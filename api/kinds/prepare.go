@@ -34,19 +34,9 @@ func preparePodCreate(pod *corev1.Pod) {
 		}}
 	}
 	pod.Spec.DeprecatedServiceAccount = pod.Spec.ServiceAccountName
-	// What Kubernetes' Priority admission does, for the classes that exist
-	// without anybody creating them.
-	if pod.Spec.Priority == nil {
-		priority := systemPriorities[pod.Spec.PriorityClassName]
-		pod.Spec.Priority = &priority
-	}
+	defaultPtr(&pod.Spec.Priority, 0) // admission has said it, where there is any
 	defaultPtr(&pod.Spec.PreemptionPolicy, corev1.PreemptLowerPriority)
 	expandMatchLabelKeys(pod)
-}
-
-var systemPriorities = map[string]int32{
-	"system-cluster-critical": 2000000000,
-	"system-node-critical":    2000001000,
 }
 
 // expandMatchLabelKeys writes into the selectors of pod (anti-)affinity and of

@@ -61,17 +61,41 @@ var v3_7 []byte
 //go:embed spec/v3/apis__node.k8s.io__v1.pb.gz
 var v3Protobuf_7 []byte
 
-//go:embed spec/v3/apis__authentication.k8s.io__v1.json.gz
+//go:embed spec/v3/apis__resource.k8s.io__v1.json.gz
 var v3_8 []byte
 
-//go:embed spec/v3/apis__authentication.k8s.io__v1.pb.gz
+//go:embed spec/v3/apis__resource.k8s.io__v1.pb.gz
 var v3Protobuf_8 []byte
 
-//go:embed spec/v3/apis__authorization.k8s.io__v1.json.gz
+//go:embed spec/v3/apis__scheduling.k8s.io__v1.json.gz
 var v3_9 []byte
 
-//go:embed spec/v3/apis__authorization.k8s.io__v1.pb.gz
+//go:embed spec/v3/apis__scheduling.k8s.io__v1.pb.gz
 var v3Protobuf_9 []byte
+
+//go:embed spec/v3/apis__policy__v1.json.gz
+var v3_10 []byte
+
+//go:embed spec/v3/apis__policy__v1.pb.gz
+var v3Protobuf_10 []byte
+
+//go:embed spec/v3/apis__batch__v1.json.gz
+var v3_11 []byte
+
+//go:embed spec/v3/apis__batch__v1.pb.gz
+var v3Protobuf_11 []byte
+
+//go:embed spec/v3/apis__authentication.k8s.io__v1.json.gz
+var v3_12 []byte
+
+//go:embed spec/v3/apis__authentication.k8s.io__v1.pb.gz
+var v3Protobuf_12 []byte
+
+//go:embed spec/v3/apis__authorization.k8s.io__v1.json.gz
+var v3_13 []byte
+
+//go:embed spec/v3/apis__authorization.k8s.io__v1.pb.gz
+var v3Protobuf_13 []byte
 
 // v3 and v3Protobuf are by path. Each value is the bytes in the binary, not a copy.
 var v3 = map[string][]byte{
@@ -83,8 +107,12 @@ var v3 = map[string][]byte{
 	"apis/networking.k8s.io/v1":     v3_5,
 	"apis/storage.k8s.io/v1":        v3_6,
 	"apis/node.k8s.io/v1":           v3_7,
-	"apis/authentication.k8s.io/v1": v3_8,
-	"apis/authorization.k8s.io/v1":  v3_9,
+	"apis/resource.k8s.io/v1":       v3_8,
+	"apis/scheduling.k8s.io/v1":     v3_9,
+	"apis/policy/v1":                v3_10,
+	"apis/batch/v1":                 v3_11,
+	"apis/authentication.k8s.io/v1": v3_12,
+	"apis/authorization.k8s.io/v1":  v3_13,
 }
 
 var v3Protobuf = map[string][]byte{
@@ -96,6 +124,10 @@ var v3Protobuf = map[string][]byte{
 	"apis/networking.k8s.io/v1":     v3Protobuf_5,
 	"apis/storage.k8s.io/v1":        v3Protobuf_6,
 	"apis/node.k8s.io/v1":           v3Protobuf_7,
-	"apis/authentication.k8s.io/v1": v3Protobuf_8,
-	"apis/authorization.k8s.io/v1":  v3Protobuf_9,
+	"apis/resource.k8s.io/v1":       v3Protobuf_8,
+	"apis/scheduling.k8s.io/v1":     v3Protobuf_9,
+	"apis/policy/v1":                v3Protobuf_10,
+	"apis/batch/v1":                 v3Protobuf_11,
+	"apis/authentication.k8s.io/v1": v3Protobuf_12,
+	"apis/authorization.k8s.io/v1":  v3Protobuf_13,
 }

@@ -17,14 +17,17 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/rand"
+
+	"conclave/api"
 )
 
 // revisionHashLabel is how kubectl and others find a revision by its content.
 const revisionHashLabel = "controller.kubernetes.io/hash"
 
-// history is the revisions of a StatefulSet's template: one per template that
-// its pods were ever made of, until revisionHistoryLimit takes the oldest.
+// history is the revisions of a StatefulSet's or DaemonSet's template: one per
+// template that its pods were ever made of, until revisionHistoryLimit takes the oldest.
 type history struct {
 	all             []*appsv1.ControllerRevision // the oldest first
 	current, update *appsv1.ControllerRevision
@@ -68,21 +71,32 @@ func sameData(a, b []byte) bool {
 	return json.Unmarshal(a, &x) == nil && json.Unmarshal(b, &y) == nil && reflect.DeepEqual(x, y)
 }
 
+// revised is a set whose template has a history.
+type revised struct {
+	owner    api.Object
+	resource schema.GroupVersionResource
+	template *corev1.PodTemplateSpec
+	// label holds a revision's hash.
+	label      string
+	collisions *int32 // of the status
+	current    string // name of the revision that most pods are of, if known
+}
+
 // historyOf finds the revisions of a set, and makes or revives the one of its
 // template.
-func (c statefulSetController) historyOf(ctx context.Context, set *appsv1.StatefulSet, selector labels.Selector) (*history, error) {
-	all, err := claim[*appsv1.ControllerRevision](ctx, c.env, revisions, set, statefulSets, selector)
+func historyOf(ctx context.Context, e *env, set revised, selector labels.Selector) (*history, error) {
+	all, err := claim[*appsv1.ControllerRevision](ctx, e, revisions, set.owner, set.resource, selector)
 	if err != nil {
 		return nil, err
 	}
 	slices.SortFunc(all, oldestRevision)
 	h := &history{all: all}
-	if set.Status.CollisionCount != nil {
-		h.collisions = *set.Status.CollisionCount
+	if set.collisions != nil {
+		h.collisions = *set.collisions
 	}
-	data, err := templatePatch(&set.Spec.Template)
+	data, err := templatePatch(set.template)
 	if err != nil {
-		return nil, fmt.Errorf("revision of stateful set %s: %w", keyOf(set), err)
+		return nil, fmt.Errorf("revision of %s %s: %w", set.resource.Resource, keyOf(set.owner), err)
 	}
 	same := slices.IndexFunc(all, func(r *appsv1.ControllerRevision) bool { return sameData(r.Data.Raw, data) })
 	next := int64(1)
@@ -91,7 +105,7 @@ func (c statefulSetController) historyOf(ctx context.Context, set *appsv1.Statef
 	}
 	switch {
 	case same < 0:
-		h.update, err = c.makeRevision(ctx, set, data, next, &h.collisions)
+		h.update, err = makeRevision(ctx, e, set, data, next, &h.collisions)
 		if err == nil {
 			h.all = append(h.all, h.update)
 		}
@@ -101,7 +115,7 @@ func (c statefulSetController) historyOf(ctx context.Context, set *appsv1.Statef
 		r := edit(all[same])
 		r.Revision = next
 		var made any
-		if made, err = c.env.update(ctx, revisions, r); err == nil {
+		if made, err = e.update(ctx, revisions, r); err == nil {
 			h.update = made.(*appsv1.ControllerRevision)
 			h.all = append(slices.Delete(h.all, same, same+1), h.update)
 		}
@@ -111,14 +125,15 @@ func (c statefulSetController) historyOf(ctx context.Context, set *appsv1.Statef
 	}
 	h.current = h.update
 	for _, r := range h.all {
-		if r.Name == set.Status.CurrentRevision {
+		if r.Name == set.current {
 			h.current = r
 		}
 	}
 	return h, nil
 }
 
-func (c statefulSetController) makeRevision(ctx context.Context, set *appsv1.StatefulSet, data []byte, number int64, collisions *int32) (*appsv1.ControllerRevision, error) {
+func makeRevision(ctx context.Context, e *env, set revised, data []byte, number int64, collisions *int32) (*appsv1.ControllerRevision, error) {
+	owner := set.owner
 	for {
 		h := fnv.New32a()
 		h.Write(data)
@@ -130,46 +145,43 @@ func (c statefulSetController) makeRevision(ctx context.Context, set *appsv1.Sta
 		r := &appsv1.ControllerRevision{
 			TypeMeta: metav1.TypeMeta{APIVersion: "apps/v1", Kind: "ControllerRevision"},
 			ObjectMeta: metav1.ObjectMeta{
-				Namespace: set.Namespace, Name: set.Name[:min(len(set.Name), longest)] + "-" + hash,
-				Labels: map[string]string{}, Annotations: maps.Clone(set.Annotations),
-				OwnerReferences: []metav1.OwnerReference{controllerRef(set)},
+				Namespace: owner.GetNamespace(), Name: owner.GetName()[:min(len(owner.GetName()), longest)] + "-" + hash,
+				Labels: map[string]string{}, Annotations: maps.Clone(owner.GetAnnotations()),
+				OwnerReferences: []metav1.OwnerReference{controllerRef(owner)},
 			},
 			Data: runtime.RawExtension{Raw: data}, Revision: number,
 		}
-		maps.Copy(r.Labels, set.Spec.Template.Labels)
-		r.Labels[revisionHashLabel] = hash
-		made, err := c.create(ctx, revisions, r)
+		maps.Copy(r.Labels, set.template.Labels)
+		r.Labels[set.label] = hash
+		made, err := e.create(ctx, revisions, r)
 		if err == nil {
 			return made.(*appsv1.ControllerRevision), nil
 		}
 		if !apierrors.IsAlreadyExists(err) {
 			return nil, err
 		}
-		other, peekErr := c.peek(ctx, revisions, r.Namespace, r.Name)
+		other, peekErr := e.peek(ctx, revisions, r.Namespace, r.Name)
 		if peekErr != nil {
 			return nil, peekErr
 		}
-		if found, ok := other.(*appsv1.ControllerRevision); ok && metav1.IsControlledBy(found, set) && sameData(found.Data.Raw, data) {
-			c.learn(revisions, found)
+		if found, ok := other.(*appsv1.ControllerRevision); ok && metav1.IsControlledBy(found, owner) && sameData(found.Data.Raw, data) {
+			e.learn(revisions, found)
 			return found, nil
 		}
 		*collisions++ // another template, or another's revision, has the name
 	}
 }
 
-// forgetOld deletes the oldest revisions beyond the limit that no pod is of.
-func (c statefulSetController) forgetOld(ctx context.Context, set *appsv1.StatefulSet, h *history, pods map[int]*corev1.Pod) error {
-	limit := 10
-	if set.Spec.RevisionHistoryLimit != nil {
-		limit = int(*set.Spec.RevisionHistoryLimit)
+// forgetOldRevisions deletes the oldest revisions beyond the limit that no pod
+// is of.
+func forgetOldRevisions(ctx context.Context, e *env, h *history, limit *int32, live func(*appsv1.ControllerRevision) bool) error {
+	most := 10
+	if limit != nil {
+		most = int(*limit)
 	}
-	live := map[string]bool{h.current.Name: true, h.update.Name: true}
-	for _, pod := range pods {
-		live[revisionLabel(pod)] = true
-	}
-	old := slices.DeleteFunc(slices.Clone(h.all), func(r *appsv1.ControllerRevision) bool { return live[r.Name] || r.DeletionTimestamp != nil })
-	for i := 0; i < len(old)-limit; i++ {
-		if err := c.delete(ctx, revisions, old[i], metav1.DeleteOptions{}); err != nil {
+	old := slices.DeleteFunc(slices.Clone(h.all), func(r *appsv1.ControllerRevision) bool { return live(r) || r.DeletionTimestamp != nil })
+	for i := 0; i < len(old)-most; i++ {
+		if err := e.delete(ctx, revisions, old[i], metav1.DeleteOptions{}); err != nil {
 			return err
 		}
 	}
