@@ -14,8 +14,9 @@ import (
 // observe gathers what step needs, and notes what has happened since.
 func (w *podWorker) observe() observed {
 	w.mu.Lock()
-	if newer(w.latest, w.pod) {
-		w.takeOver(w.latest)
+	wish := w.latest
+	if newer(wish, w.pod) {
+		w.takeOver(wish)
 	}
 	w.stale = w.stale || w.tokens.due(w.a.cfg.Now())
 	removed, stale, crowded := w.removed, w.stale, w.crowded
@@ -23,11 +24,17 @@ func (w *podWorker) observe() observed {
 		w.changed = false
 		w.tryAgain()
 	}
+	evicted := w.evicted
 	w.mu.Unlock()
+	if evicted != nil && w.rec.Failed == nil && !w.rec.Down && !w.rec.Started.IsZero() {
+		w.rec.Failed = evicted
+		w.event(nil, corev1.EventTypeWarning, evicted.Reason, evicted.Message)
+	}
+	w.allocate(wish)
 	o := observed{
 		now: w.a.cfg.Now(), removed: removed, stale: stale && w.volumes.done,
 		accepted: !w.rec.Started.IsZero(), started: w.rec.Started, crowded: crowded,
-		failed: w.rec.Failed != nil, down: w.rec.Down,
+		failed: w.rec.Failed != nil, down: w.rec.Down, hurry: w.hurry(),
 		volumes: w.opState("volumes", w.volumes), sandbox: w.opState("sandbox", w.sandbox),
 		teardown: w.opState("teardown", w.teardown), deletion: w.opState("deletion", w.deletion), fence: w.fenceState(),
 		containers: map[string]containerView{},
@@ -46,15 +53,29 @@ func (w *podWorker) observe() observed {
 			loop.turn = nil
 		}
 	}
+	o.resize = w.opState("resize", w.resizing)
+	o.resizeNeeded, o.resizeProgress = w.resizeNeeded(o.containers)
 	if o.down && w.pod.DeletionTimestamp != nil && w.ops["status"] == nil {
 		o.flushed = w.statusGone || equality.Semantic.DeepEqual(w.statusNow(o), w.pod.Status)
 	}
 	return o
 }
 
+// hurry is the longest that a pod that is given up may take to end, 0 if as
+// long as it likes.
+func (w *podWorker) hurry() time.Duration {
+	if w.rec.Failed == nil {
+		return 0
+	}
+	return w.rec.Failed.Grace
+}
+
 // takeOver makes a newer version of the pod the one that is worked on.
 func (w *podWorker) takeOver(pod *corev1.Pod) {
 	old := w.pod
+	if !w.rec.Started.IsZero() {
+		pod = withResources(pod, old) // others than those are to be allocated first
+	}
 	w.pod = pod
 	w.stale = w.stale || !equality.Semantic.DeepEqual(old.Labels, pod.Labels) || !equality.Semantic.DeepEqual(old.Annotations, pod.Annotations) ||
 		len(old.Spec.EphemeralContainers) != len(pod.Spec.EphemeralContainers) // they may need other objects
@@ -140,7 +161,7 @@ func (w *podWorker) observeContainer(c *corev1.Container, s *numberedStatus, now
 		rec.End.FinishedAt = metav1.NewTime(now.Truncate(time.Second))
 	}
 	if !v.running {
-		v.end = rec.End
+		v.end, v.replaced = rec.End, rec.Replaced
 		v.retryAt = later(rec.Until, loop.retry)
 	}
 	return v
@@ -160,6 +181,11 @@ func later(a, b time.Time) time.Time {
 func (w *podWorker) checkRunning(c *corev1.Container, rec *containerRecord, v *containerView, id string) {
 	if rec.Asked != "" && rec.Asked != c.Image {
 		v.unhealthy = &unhealthy{message: fmt.Sprintf("Container %s definition changed, will be restarted", c.Name), grace: gracePeriod(w.pod, false)}
+		w.loop(c.Name).replaced = true
+		return
+	}
+	if behind(w.pod, c, rec) && needsRestart(c, rec.Resources) {
+		v.unhealthy = &unhealthy{message: fmt.Sprintf("Container %s resize requires restart", c.Name), grace: gracePeriod(w.pod, false)}
 		w.loop(c.Name).replaced = true
 		return
 	}
@@ -198,7 +224,11 @@ func (w *podWorker) started(c *corev1.Container, rec *containerRecord, s *number
 		rec.Last = rec.End
 	}
 	rec.End, rec.Attempt, rec.Sandbox, rec.Asked = nil, s.attempt, w.rec.Sandbox, c.Image
-	rec.Up, rec.Renew = false, false
+	rec.Up, rec.Renew, rec.Replaced = false, false, false
+	if rec.Resources, rec.Cgroup = loop.resources, loop.cgroup; rec.Resources == nil { // started by an earlier process
+		in := amounts(containerResources(w.pod, c))
+		rec.Resources, rec.Cgroup = &c.Resources, &in
+	}
 	image := loop.image
 	if image.ID != s.Image {
 		image, _ = w.a.cfg.Runtime.Image(s.Image)
@@ -269,5 +299,6 @@ func (w *podWorker) ended(c *corev1.Container, rec *containerRecord, s *numbered
 	} else {
 		rec.crashed(later(s.StartedAt, time.Time{}), finished)
 	}
+	rec.Replaced = loop.replaced
 	loop.replaced, loop.killed = false, false
 }

@@ -35,9 +35,13 @@ type podWorker struct {
 	stale   bool        // its volumes may show what is no longer so
 	changed bool        // what failed before may succeed now
 	crowded bool        // there is no room for it before others are down
-	probes  map[probeKey]*probeResult
-	mounts  map[string]string // the volumes of its claims, by the claims' names, as far as known
-	shown   podView           // what the kubelet API serves
+	// reserved has the resources that were allocated to the pod last, nil if
+	// they are those that it came with.
+	reserved *corev1.Pod
+	evicted  *failure // why the node wants it to go, if it does
+	probes   map[probeKey]*probeResult
+	mounts   map[string]string // the volumes of its claims, by the claims' names, as far as known
+	shown    podView           // what the kubelet API serves
 
 	// loop
 	ctx     context.Context
@@ -51,7 +55,9 @@ type podWorker struct {
 	tokens  tokenCache
 
 	volumes, sandbox, teardown, deletion attempts
-	fence                                attempts
+	fence, resizing                      attempts
+	resize                               resizeState
+	roomier                              bool   // the pod may take less than is shown
 	epoch                                uint64 // of the fence, in which the API allowed the pod
 	containers                           map[string]*containerLoop
 	statusSent                           corev1.PodStatus
@@ -93,11 +99,13 @@ type containerLoop struct {
 	waiting   *corev1.ContainerStateWaiting
 	pull      *pullBackOff
 	image     Image
-	announced time.Time     // the back-off that an event told of
-	replaced  bool          // stopped because its definition changed
-	killed    bool          // stopped because it was not healthy
-	hooked    string        // the start whose preStop hook was run
-	turn      chan struct{} // closed when a sidecar of a pod at its end is to end; nil if none waits
+	announced time.Time                    // the back-off that an event told of
+	replaced  bool                         // stopped because its definition changed
+	killed    bool                         // stopped because it was not healthy
+	hooked    string                       // the start whose preStop hook was run
+	turn      chan struct{}                // closed when a sidecar of a pod at its end is to end; nil if none waits
+	resources *corev1.ResourceRequirements // that the newest start has
+	cgroup    *cgroupAmounts               // and what its cgroup was set to
 }
 
 // operation is something under way in its own goroutine.
@@ -256,6 +264,8 @@ func (w *podWorker) act(a action, o observed) {
 		w.cancel(a.container)
 	case actRenew:
 		w.renew()
+	case actResize:
+		w.applyResources(o.containers)
 	case actAllow:
 		w.askFence()
 	case actTearDown:
@@ -430,7 +440,7 @@ func (w *podWorker) setUpVolumes(ctx context.Context, pod *corev1.Pod, podIPs []
 // makeSandbox gives the pod its network and its process.
 func (w *podWorker) makeSandbox() {
 	pod := w.pod
-	known := slices.Contains(w.a.cfg.Runtime.Pods(), string(w.uid))
+	known, amounts := slices.Contains(w.a.cfg.Runtime.Pods(), string(w.uid)), amountsOf(pod)
 	w.start("sandbox", idle, 0, func(ctx context.Context) func() {
 		ips, err := w.startPod(ctx, pod)
 		return func() {
@@ -451,6 +461,9 @@ func (w *podWorker) makeSandbox() {
 				}
 			}
 			w.rec.IPs = ips
+			if !known || w.rec.Cgroup == nil {
+				w.rec.Cgroup = &amounts
+			}
 			w.sandbox.succeeded()
 		}
 	})
@@ -460,7 +473,7 @@ func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod) (ips []string
 	hostname, _ := podHostname(pod, w.a.cfg.ClusterDomain)
 	cfg := PodConfig{
 		ID: string(pod.UID), Namespace: pod.Namespace, Name: pod.Name, Hostname: hostname,
-		CgroupParent: cgroupParent(pod), Resources: podResources(pod),
+		CgroupParent: cgroupParent(pod), Resources: w.a.podResources(pod),
 		HostPID: pod.Spec.HostPID, HostIPC: pod.Spec.HostIPC, ShareProcesses: isTrue(pod.Spec.ShareProcessNamespace),
 		Fenced: w.a.fenced(pod),
 	}
@@ -494,6 +507,8 @@ func (w *podWorker) startContainer(name string) {
 	pod, c := w.pod, containerNamed(w.pod, name)
 	rec, loop := w.rec.container(name), w.loop(name)
 	attempt, back := rec.Attempt+1, loop.pull
+	in := amounts(containerResources(pod, c))
+	loop.resources, loop.cgroup = &c.Resources, &in
 	services, ips, epoch := w.rec.Services, w.podIPs(), w.epoch
 	w.start(containerKey(name), starting, 0, func(ctx context.Context) func() {
 		src := w.sources(ctx, pod, ips)

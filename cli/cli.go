@@ -97,7 +97,7 @@ func foundFlags() []cli.Flag {
 
 // nodeFlags are the settings of a node.
 func nodeFlags() []cli.Flag {
-	return []cli.Flag{
+	return append(resourceFlags(), []cli.Flag{
 		&cli.StringFlag{Name: "address", Usage: "this machine's address, by which the others reach it (default: found)", EnvVars: env("address")},
 		&cli.StringFlag{Name: "name", Usage: "the node's name (default: the host's)", EnvVars: env("name")},
 		&cli.StringSliceFlag{Name: "label", Usage: "label `K=V` of the node; may be repeated", EnvVars: env("label")},
@@ -106,7 +106,7 @@ func nodeFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "insecure-registry", Usage: "`HOST:PORT` of a registry spoken to by plain HTTP; may be repeated", EnvVars: env("insecure-registry")},
 		&cli.StringFlag{Name: "log-level", Value: "info", Usage: "debug, info, warn or error", EnvVars: env("log-level")},
 		&cli.PathFlag{Name: "config", Usage: "YAML `FILE` with any of these settings, by their names", EnvVars: env("config")},
-	}
+	}...)
 }
 
 func serverConfig(c *cli.Context) (ServerConfig, error) {
@@ -119,6 +119,9 @@ func serverConfig(c *cli.Context) (ServerConfig, error) {
 		CgroupParent: strings.Trim(settings.text("cgroup-parent"), "/"), InsecureRegistries: settings.list("insecure-registry"),
 		UnreachableToleration: settings.duration("unreachable-toleration"), Labels: map[string]string{},
 		Tell: func(format string, args ...any) { fmt.Fprintf(c.App.Writer, format+"\n", args...) },
+	}
+	if config.NodeResources, err = readResources(settings); err != nil {
+		return config, err
 	}
 	if text := settings.text("address"); text != "" {
 		if config.Address, err = netip.ParseAddr(text); err != nil || !config.Address.Is4() || config.Address.IsLoopback() || config.Address.IsUnspecified() {

@@ -25,6 +25,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/hashicorp/raft"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
@@ -61,12 +62,13 @@ const leaseDuration = 3 * time.Second
 
 // ServerConfig is one node. The zero value of a field is its flag's default.
 type ServerConfig struct {
-	DataDir               string
-	Name                  string     // the host's name if empty
-	Address               netip.Addr // found and followed if invalid
-	Labels                map[string]string
-	NoMaster              bool
-	CgroupParent          string
+	DataDir      string
+	Name         string     // the host's name if empty
+	Address      netip.Addr // found and followed if invalid
+	Labels       map[string]string
+	NoMaster     bool
+	CgroupParent string
+	NodeResources
 	InsecureRegistries    []string
 	UnreachableToleration time.Duration
 
@@ -391,10 +393,12 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		Labels: s.config.Labels, Zone: s.config.Labels[corev1.LabelTopologyZone],
 		Listener: kubelet, TLS: s.certs.Server("h2", "http/1.1"), Authorize: s.authorizeKubelet,
 		ClusterDNS: cluster.DNS, ClusterDomain: cluster.Domain,
-		APIServer: netip.AddrPortFrom(cluster.ServiceCIDR.Masked().Addr().Next(), 443),
-		Seal:      func(plain []byte) ([]byte, error) { return sealer.Seal(plain, podContext) },
-		Unseal:    func(sealed []byte) ([]byte, error) { return sealer.Open(sealed, podContext) },
-		Version:   serverVersion().GitVersion, Log: s.log.With("room", "agent"),
+		APIServer:  netip.AddrPortFrom(cluster.ServiceCIDR.Masked().Addr().Next(), 443),
+		Seal:       func(plain []byte) ([]byte, error) { return sealer.Seal(plain, podContext) },
+		Unseal:     func(sealed []byte) ([]byte, error) { return sealer.Open(sealed, podContext) },
+		CgroupRoot: filepath.Join(s.config.CgroupParent, "kubepods"), MaxPods: s.config.MaxPods, Reserved: s.config.Reserved,
+		EvictionHard: s.config.EvictionHard, EvictionSoft: s.config.EvictionSoft, EvictionTransition: s.config.EvictionTransition, PodPIDs: s.config.PodPIDs,
+		Version: serverVersion().GitVersion, Log: s.log.With("room", "agent"),
 	})
 	return err
 }
@@ -1465,6 +1469,14 @@ func (e engineRuntime) Subscribe() (<-chan struct{}, func()) {
 		}
 	}()
 	return hints, cancel
+}
+
+func (e engineRuntime) UpdateContainer(ctx context.Context, podID, id string, r *specs.LinuxResources) error {
+	return e.Engine.UpdateResources(ctx, podID, id, r)
+}
+
+func (e engineRuntime) SetBounds(b agent.Bounds) error {
+	return e.Engine.SetBounds(runtime.Bounds(b))
 }
 
 func (e engineRuntime) Stats(podID, id string) (agent.Stats, error) {
