@@ -235,8 +235,6 @@ func podSpecWarnings(p *field.Path, spec *corev1.PodSpec) []string {
 		}
 		if e := spec.Volumes[i].EmptyDir; e != nil && e.Medium != corev1.StorageMediumDefault && e.Medium != corev1.StorageMediumMemory {
 			out = append(out, unsupported(at.Child("emptyDir", "medium")))
-		} else if e != nil && e.SizeLimit != nil && e.Medium != corev1.StorageMediumMemory {
-			out = append(out, at.Child("emptyDir", "sizeLimit").String()+": not supported by Conclave yet unless medium is Memory, it has no effect")
 		}
 	}
 	for at, c := range containersOf(p, spec) {
