@@ -101,6 +101,7 @@ type Agent struct {
 	services *serviceStore
 	folders  *folderKeeper
 	pressure *pressureKeeper
+	meter    usageMeter
 
 	admission sync.Mutex                 // one admission at a time; guards these
 	accepted  map[types.UID]bool         // pods whose resources count

@@ -356,7 +356,9 @@ func (p *pressureKeeper) ranked(what corev1.ResourceName) []candidate {
 			}
 		default:
 			u := p.a.storageOf(w, v)
-			c.containers = u.containers
+			for _, spec := range v.pod.Spec.Containers {
+				c.containers[spec.Name] = u.of(spec.Name)
+			}
 			if c.use = u.total(); what == "inodes" {
 				c.use, c.containers = u.inodes, nil
 			} else {

@@ -179,5 +179,8 @@ type Stats struct {
 	MemoryUsage      uint64 // bytes, page cache included
 	MemoryWorkingSet uint64 // bytes that cannot be reclaimed at once
 	MemoryRSS        uint64
+	MemoryLimit      uint64 // 0: none
+	PageFaults       uint64
+	MajorFaults      uint64
 	Processes        uint64
 }

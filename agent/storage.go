@@ -14,13 +14,19 @@ import (
 
 // podStorage is what a pod takes of the node's disk.
 type podStorage struct {
-	containers map[string]uint64 // writable layers and logs, by container
-	volumes    map[string]uint64 // emptyDirs on the disk
-	inodes     uint64
+	layers, logs map[string]uint64 // by container
+	volumes      map[string]uint64 // emptyDirs on the disk
+	inodes       uint64
 }
 
+// of is what a container has written outside of volumes.
+func (s podStorage) of(container string) uint64 { return s.layers[container] + s.logs[container] }
+
 func (s podStorage) total() (sum uint64) {
-	for _, n := range s.containers {
+	for _, n := range s.layers {
+		sum += n
+	}
+	for _, n := range s.logs {
 		sum += n
 	}
 	for _, n := range s.volumes {
@@ -31,20 +37,20 @@ func (s podStorage) total() (sum uint64) {
 
 // storageOf walks all that a pod has written.
 func (a *Agent) storageOf(w *podWorker, v podView) podStorage {
-	s := podStorage{containers: map[string]uint64{}, volumes: map[string]uint64{}}
+	s := podStorage{layers: map[string]uint64{}, logs: map[string]uint64{}, volumes: map[string]uint64{}}
 	for _, c := range a.cfg.Runtime.Containers(string(w.uid)) {
 		name, _, ok := splitContainerID(c.ID)
 		if !ok {
 			continue
 		}
 		if bytes, inodes, err := a.cfg.Runtime.DiskUsage(string(w.uid), c.ID); err == nil {
-			s.containers[name] += bytes
+			s.layers[name] += bytes
 			s.inodes += inodes
 		}
 	}
 	for _, c := range allContainers(v.pod) {
 		bytes, inodes := folderUsage(filepath.Join(w.dirs.disk, "logs", c.Name))
-		s.containers[c.Name] += bytes
+		s.logs[c.Name] += bytes
 		s.inodes += inodes
 	}
 	for i := range v.pod.Spec.Volumes {
@@ -166,7 +172,7 @@ func exceeds(pod *corev1.Pod, s podStorage) (message string, headroom int64) {
 		return "Pod ephemeral local storage usage exceeds the total limit of containers " + q.String() + ". ", 0
 	}
 	for _, c := range allContainers(pod) {
-		if q, ok := c.Resources.Limits[corev1.ResourceEphemeralStorage]; ok && over(s.containers[c.Name], q.Value()) {
+		if q, ok := c.Resources.Limits[corev1.ResourceEphemeralStorage]; ok && over(s.of(c.Name), q.Value()) {
 			return "Container " + c.Name + " exceeded its local ephemeral storage limit \"" + q.String() + "\". ", 0
 		}
 	}

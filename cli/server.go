@@ -1483,7 +1483,7 @@ func (e engineRuntime) Stats(podID, id string) (agent.Stats, error) {
 	u, err := e.Engine.Stats(podID, id)
 	return agent.Stats{
 		Time: u.Time, CPUNanoseconds: uint64(u.CPU), MemoryUsage: u.Memory, MemoryWorkingSet: u.WorkingSet,
-		MemoryRSS: u.RSS, Processes: u.PIDs,
+		MemoryRSS: u.RSS, MemoryLimit: u.MemoryLimit, PageFaults: u.PageFaults, MajorFaults: u.MajorFaults, Processes: u.PIDs,
 	}, err
 }
 
