@@ -23,7 +23,7 @@ RESULTS    := $(CURDIR)/bin/conformance
 UNITS       = $(shell go list ./... | grep -v -e /test/hosts)
 
 .DELETE_ON_ERROR:
-.PHONY: help deps deps-test build pod kubectl s3 test units race sim hosts chaos bench lint demo release clean conformance
+.PHONY: help deps deps-test build pod kubectl s3 csi-sanity test units race sim hosts chaos bench lint demo release clean conformance
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,16 @@ bin/kubectl: tools/kubectl/main.go tools/kubectl/go.mod
 s3: bin/s3 ## build a real S3 server for the tests of snapshots
 bin/s3: tools/s3/go.mod
 	cd tools/s3 && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o ../../bin/s3 github.com/versity/versitygw/cmd/versitygw
+
+bin/csi-sanity: tools/csi-sanity/go.mod
+	cd tools/csi-sanity && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o ../../bin/csi-sanity github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
+
+csi-sanity: bin/csi-sanity ## the community's checks of CSI drivers, against the one in examples/ (root)
+	cd examples/csi-hostpath && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o ../../bin/csi-hostpath .
+	@dir=$$(mktemp -d) && mkdir $$dir/state && { bin/csi-hostpath -endpoint $$dir/csi.sock -node here -state $$dir/state & driver=$$!; } && \
+	  until [ -S $$dir/csi.sock ]; do sleep 0.1; done && \
+	  bin/csi-sanity --csi.endpoint $$dir/csi.sock --csi.mountdir $$dir/target --csi.stagingdir $$dir/staging; result=$$?; \
+	  kill $$driver; rm -rf --one-file-system $$dir; exit $$result
 
 test: deps-test build kubectl s3 units hosts ## all tests: units, nodes in one process, hosts
 

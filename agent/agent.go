@@ -48,6 +48,13 @@ type Config struct {
 	// receives when they changed.
 	Addresses        func() []netip.Addr
 	AddressesChanged <-chan struct{}
+	// DirectRoutes says that the node's pods are reached without an overlay by
+	// nodes that share its link, and that it does likewise.
+	DirectRoutes bool
+	// Paths says which nodes' pods this node's do not reach, a sentence each,
+	// and whether there is a node whose pods they do. It may be nil. Who
+	// supplies it calls PathsChanged.
+	Paths func() (failing []string, some bool)
 
 	Labels     map[string]string
 	Zone       string
@@ -68,8 +75,24 @@ type Config struct {
 	// a path below the root of the cgroup file system: /stats/summary measures
 	// it as what all pods use.
 	CgroupRoot string
-	Version    string
-	MaxPods    int // 110 if 0
+	// StaticDir is the folder of static pods, made if missing. Empty: there
+	// are none.
+	StaticDir string
+	Version   string
+	MaxPods   int // 110 if 0
+
+	// Faults, if not nil, is called at each labelled step of a pod's start and
+	// end, for tests that end this process there.
+	Faults func(label string)
+
+	// ImageGC says when images that nothing uses are removed.
+	ImageGC ImageGC
+	// DockerConfigs are files of Docker's with credentials for every pod of the
+	// node; those that are not there do not count.
+	DockerConfigs []string
+	// CredentialProviderConfig is kubelet's file of credential provider plugins,
+	// whose programs are in CredentialProviderBinDir. Empty: none.
+	CredentialProviderConfig, CredentialProviderBinDir string
 	// Reserved is kept back for the host and this program, beside the pods:
 	// processors, memory, storage and process ids ("pid").
 	Reserved corev1.ResourceList
@@ -100,8 +123,13 @@ type Agent struct {
 	objects  *objectStore
 	services *serviceStore
 	folders  *folderKeeper
-	pressure *pressureKeeper
-	meter    usageMeter
+	static   *staticKeeper
+	plugins  *plugins
+	images   *imageKeeper
+
+	credentials *nodeCredentials
+	pressure    *pressureKeeper
+	meter       usageMeter
 
 	admission sync.Mutex                 // one admission at a time; guards these
 	accepted  map[types.UID]bool         // pods whose resources count
@@ -148,6 +176,15 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.Addresses == nil {
 		cfg.Addresses = func() []netip.Addr { return nil }
 	}
+	if cfg.ImageGC, err = cfg.ImageGC.withDefaults(); err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	credentials := &nodeCredentials{files: cfg.DockerConfigs, now: cfg.Now}
+	if cfg.CredentialProviderConfig != "" {
+		if credentials.providers, err = readProviders(cfg.CredentialProviderConfig, cfg.CredentialProviderBinDir); err != nil {
+			return nil, err
+		}
+	}
 	for _, dir := range []string{filepath.Join(cfg.Dir, "pods"), cfg.RunDir} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("agent: %w", err)
@@ -155,16 +192,21 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, log: cfg.Log.With("room", "agent"),
-		services: newServiceStore(),
+		services: newServiceStore(), credentials: credentials,
 		accepted: map[types.UID]bool{}, crowded: map[*podWorker]bool{}, resizes: map[*podWorker]*corev1.Pod{},
 		reckon:  make(chan struct{}, 1),
 		workers: map[types.UID]*podWorker{}, seen: map[types.UID]map[chan struct{}]bool{},
 	}
 	a.events = newRecorder(cfg.Client, cfg.NodeName, cfg.Now, a.log)
 	a.folders = newFolderKeeper(a)
+	a.plugins = newPlugins(a)
+	a.images = newImageKeeper(a)
 	a.pressure = newPressureKeeper(a)
 	a.objects = &objectStore{a: a, entries: map[objectKey]*objectEntry{}, wg: &a.wg}
 	if a.node, err = newNodeKeeper(a); err != nil {
+		return nil, err
+	}
+	if a.static, err = newStaticKeeper(a, cfg.StaticDir); err != nil {
 		return nil, err
 	}
 	return a, nil
@@ -185,9 +227,11 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.accepted[types.UID(uid)] = true
 		}
 	}
+	a.static.read()
 	for _, s := range saved {
 		a.startWorker(s.pod, s.rec)
 	}
+	group.Go(func() error { return a.static.run(ctx) })
 	group.Go(func() error { a.events.run(ctx); return nil })
 	group.Go(func() error { return a.node.run(ctx) })
 	group.Go(func() error { a.watchRuntime(ctx, hints); return nil })
@@ -200,6 +244,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	})
 	group.Go(func() error { return a.followPods(ctx) })
 	group.Go(func() error { a.folders.run(ctx); return nil })
+	group.Go(func() error { return a.plugins.run(ctx) })
+	group.Go(func() error { a.images.run(ctx); return nil })
 	group.Go(func() error {
 		return a.follow(ctx, "volumes", func() error {
 			return api.Follow(ctx, a.cfg.Client, volumesResource, "", metav1.ListOptions{LabelSelector: api.LabelVolumeNode + "=" + a.cfg.NodeName}, a.folders)
@@ -215,6 +261,12 @@ func (a *Agent) Run(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+func (a *Agent) fault(label string) {
+	if a.cfg.Faults != nil {
+		a.cfg.Faults(label)
+	}
 }
 
 func (a *Agent) follow(ctx context.Context, what string, f func() error) error {
@@ -259,14 +311,14 @@ type podHandler struct {
 
 func (h *podHandler) Replace(objects []api.Object) {
 	listed := map[types.UID]bool{}
-	for _, o := range objects {
-		if pod, ok := o.(*corev1.Pod); ok {
-			listed[pod.UID] = true
-			h.a.dispatch(pod)
-		}
+	mirrors, pods := mirrorsAmong(objects)
+	for _, pod := range pods {
+		listed[pod.UID] = true
+		h.a.dispatch(pod)
 	}
+	h.a.static.replace(mirrors)
 	for _, w := range h.a.allWorkers() {
-		if !listed[w.uid] {
+		if w.static == nil && !listed[w.uid] {
 			h.a.wg.Go(func() { h.a.confirmRemoved(w) })
 		}
 	}
@@ -280,6 +332,8 @@ func (h *podHandler) Apply(t watch.EventType, o api.Object) {
 	pod, ok := o.(*corev1.Pod)
 	switch {
 	case !ok:
+	case api.IsMirror(pod):
+		h.a.static.apply(pod, t == watch.Deleted)
 	case t != watch.Deleted:
 		h.a.dispatch(pod)
 	default:
@@ -327,7 +381,7 @@ func (a *Agent) removeOrphans() {
 	for _, id := range a.cfg.Runtime.Pods() {
 		unknown[id] = true
 	}
-	for _, root := range []string{filepath.Join(a.cfg.Dir, "pods"), filepath.Join(a.cfg.RunDir, "volumes"), filepath.Join(a.cfg.RunDir, "etc")} {
+	for _, root := range []string{filepath.Join(a.cfg.Dir, "pods"), filepath.Join(a.cfg.RunDir, "volumes"), filepath.Join(a.cfg.RunDir, "etc"), filepath.Join(a.plugins.dir, "pods")} {
 		entries, err := os.ReadDir(root)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			a.log.Warn("leftovers of pods cannot be looked for", "dir", root, "err", err)
@@ -355,12 +409,19 @@ func (a *Agent) takeDown(ctx context.Context, uid string, hostNetwork bool) erro
 	if err := a.cfg.Runtime.StopPod(ctx, uid); err != nil {
 		return fmt.Errorf("stop the pod: %w", err)
 	}
+	a.fault("pod.stopped")
 	if !hostNetwork {
 		if err := a.cfg.Network.Detach(ctx, uid); err != nil {
 			return fmt.Errorf("detach the pod from the network: %w", err)
 		}
+		a.fault("network.detached")
 	}
-	return tearDownVolumes(a.dirs(uid))
+	if err := a.plugins.tearDown(ctx, uid); err != nil {
+		return err
+	}
+	err := tearDownVolumes(a.dirs(uid))
+	a.fault("volumes.torn-down")
+	return err
 }
 
 // dispatch hands a pod to its worker, a new one if need be.
@@ -392,6 +453,7 @@ func (a *Agent) workerEnded(w *podWorker) {
 	a.folders.changed()
 	a.roomMade()
 	a.podShown(w.uid)
+	poke(a.static.files)
 }
 
 func (a *Agent) worker(uid types.UID) *podWorker {
@@ -500,7 +562,10 @@ func (a *Agent) Ready() error {
 func (a *Agent) Warn(reason, message string) { a.node.event(corev1.EventTypeWarning, reason, message) }
 
 // ImagesChanged tells that somebody else brought or removed images of this node.
-func (a *Agent) ImagesChanged() { a.node.imagesChanged() }
+func (a *Agent) ImagesChanged() {
+	a.node.imagesChanged()
+	a.images.now()
+}
 
 // PodsRunning returns the pods that have containers running here, sorted by
 // namespace and name, with their newest status.
@@ -537,6 +602,9 @@ func (a *Agent) hostIPs() []string {
 // as they last were if it does not answer.
 func (a *Agent) serviceVars(ctx context.Context, pod *corev1.Pod, saved map[string]string) (map[string]string, error) {
 	vars := map[string]string{}
+	if saved == nil && api.IsStatic(pod) {
+		saved = map[string]string{} // it starts without masters, too
+	}
 	if pod.Spec.EnableServiceLinks == nil || *pod.Spec.EnableServiceLinks {
 		wait := objectWait
 		if saved != nil {

@@ -79,13 +79,22 @@ func (w *podWorker) setUpClaim(ctx context.Context, pod *corev1.Pod, volume *cor
 		}
 	case v.Spec.HostPath != nil:
 		path = v.Spec.HostPath.Path
-		if err := checkHostPath(v.Spec.HostPath); err != nil {
+		if err := checkHostPath(path, v.Spec.HostPath.Type); err != nil {
 			return err
 		}
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 			if err := os.MkdirAll(path, dirMode); err != nil {
 				return err
 			}
+		}
+	case v.Spec.NFS != nil:
+		path = w.dirs.nfs(volume.Name)
+		if err := setUpNFS(ctx, v.Spec.NFS, v.Spec.MountOptions, path); err != nil {
+			return err
+		}
+	case v.Spec.CSI != nil:
+		if path, err = w.setUpCSI(ctx, pod, volume, v, own); err != nil {
+			return err
 		}
 	default:
 		return errors.New("volumes of this type are not supported by Conclave")

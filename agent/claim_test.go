@@ -253,10 +253,10 @@ func TestClaimsThatCannotBeMounted(t *testing.T) {
 			}
 		}
 		want(`persistentvolumeclaim "data" not found`)
-		w.volume("nfs", func(v *corev1.PersistentVolume) {
-			v.Spec.PersistentVolumeSource = corev1.PersistentVolumeSource{NFS: &corev1.NFSVolumeSource{Server: "s", Path: "/p"}}
+		w.volume("iscsi", func(v *corev1.PersistentVolume) {
+			v.Spec.PersistentVolumeSource = corev1.PersistentVolumeSource{ISCSI: &corev1.ISCSIPersistentVolumeSource{TargetPortal: "s", IQN: "iqn.x"}}
 		})
-		w.claim("nfs")
+		w.claim("iscsi")
 		want("volumes of this type are not supported")
 		if err := w.client.Delete(context.Background(), claimsGVR, "default", "data", metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)

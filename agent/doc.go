@@ -2,7 +2,8 @@
 //
 // It owns the folder pods/ of the data folder (what the node must know to start
 // its pods with no master in sight) and volumes/ (the volumes of class
-// local-path that are kept here), the folders volumes/ and etc/ of the run
+// local-path that are kept here) and kubelet/ (what stands for kubelet's folder
+// to CSI drivers, and what they have mounted), the folders volumes/ and etc/ of the run
 // folder (what pods see and what must not outlive a reboot), this node's Node
 // object, the status of the pods bound to this node, and the kubelet API.
 //
@@ -26,6 +27,9 @@
 //     what the API asks for beyond is a wish until it fits (resize.go).
 //   - Users' data is removed only on the word of a PersistentVolume that is
 //     deleted, protected no longer and mounted by no pod here.
+//   - Before a CSI driver is called to mount something, a file says so; what it
+//     mounted is taken back by the driver before its pod leaves the API, and
+//     nothing below a mount is ever removed (csi.go).
 //   - Nothing is polled and nothing is written to disk while nothing happens.
 //     What waits, waits for an event or for the one time that matters next.
 //   - What a pod's folder on disk holds suffices to start it again: manifest,
@@ -43,6 +47,8 @@
 //   - one follower for the pods of this node, one for services, one for this
 //     node's Node object, one for the volumes that are kept here, one per
 //     ConfigMap, Secret, claim and claimed volume that pods here name.
+//   - one loop that follows who registers as a CSI driver, once a pod has mounted
+//     kubelet's folder, with one goroutine for each registration.
 //   - the keeper of the volumes' folders, with one goroutine for each folder
 //     that is being made or removed.
 //   - the keeper of the bounds of all pods, and the one that watches what the

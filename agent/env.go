@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"sort"
 	"strconv"
@@ -59,8 +60,9 @@ type sources struct {
 	allocatable     corev1.ResourceList
 	configMap       func(name string) (*corev1.ConfigMap, error) // nil, nil: there is none
 	secret          func(name string) (*corev1.Secret, error)
-	services        map[string]string                  // variables of the services that the pod may see
-	running         func(container string) (id string) // of the runtime; empty: it does not run
+	services        map[string]string                                    // variables of the services that the pod may see
+	file            func(volume, path string) (map[string]string, error) // variables in a file of one of the pod's volumes
+	running         func(container string) (id string)                   // of the runtime; empty: it does not run
 }
 
 // configError is a container that cannot be created from its specification as
@@ -193,6 +195,19 @@ func envValueFrom(pod *corev1.Pod, c *corev1.Container, from *corev1.EnvVarSourc
 			return string(v), true, nil
 		}
 		return "", false, missing(ref.Optional, "couldn't find key %v in Secret %v/%v", ref.Key, pod.Namespace, ref.Name)
+	case from.FileKeyRef != nil:
+		ref := from.FileKeyRef
+		vars, err := src.file(ref.VolumeName, ref.Path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return "", false, missing(ref.Optional, "file %q not found in volume %q", ref.Path, ref.VolumeName)
+		}
+		if err != nil {
+			return "", false, configError{fmt.Sprintf("couldn't parse env file %q of volume %q: %v", ref.Path, ref.VolumeName, err)}
+		}
+		if v, ok := vars[ref.Key]; ok {
+			return v, true, nil
+		}
+		return "", false, missing(ref.Optional, "environment variable key %q not found in file %q", ref.Key, ref.Path)
 	}
 	return "", true, nil
 }

@@ -154,6 +154,9 @@ func mergeOptions(have []string, more []corev1.PodDNSConfigOption) []string {
 // podHostname is the pod's host name, and its name in the cluster's domain if
 // it has a subdomain.
 func podHostname(pod *corev1.Pod, domain string) (hostname, fqdn string) {
+	if o := pod.Spec.HostnameOverride; o != nil && *o != "" {
+		return *o, "" // whatever its names in the cluster's domain
+	}
 	hostname = pod.Spec.Hostname
 	if hostname == "" {
 		hostname = strings.TrimRight(pod.Name[:min(len(pod.Name), 63)], "-.")

@@ -405,19 +405,7 @@ func (c candidate) lowMessage(m met, what corev1.ResourceName) string {
 
 // reclaimDisk removes what no pod of this node needs.
 func (a *Agent) reclaimDisk(ctx context.Context) {
-	used := map[string]bool{}
-	for _, c := range a.cfg.Runtime.Containers("") {
-		used[c.Image] = true
-	}
-	for _, i := range a.cfg.Runtime.Images() {
-		if used[i.ID] {
-			continue
-		}
-		for _, name := range i.Names {
-			if err := a.cfg.Runtime.RemoveImage(ctx, name); err != nil {
-				a.log.Warn("an image that nobody uses cannot be removed", "image", name, "err", err)
-			}
-		}
-		a.node.imagesChanged()
+	if _, err := a.PruneImages(ctx); err != nil {
+		a.log.Warn("images that nobody uses cannot all be removed", "err", err)
 	}
 }

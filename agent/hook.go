@@ -76,7 +76,10 @@ func (w *podWorker) stopGently(ctx context.Context, c *corev1.Container, id stri
 	if grace > 0 && (preStop != nil || turn != nil) {
 		grace = max(left(), leastStop)
 	}
-	return w.a.cfg.Runtime.StopContainer(ctx, string(w.uid), id, grace)
+	w.a.fault("container.stopping")
+	err := w.a.cfg.Runtime.StopContainer(ctx, string(w.uid), id, grace)
+	w.a.fault("container.stopped")
+	return err
 }
 
 // hook runs one hook of a running container.

@@ -2,11 +2,9 @@ package agent
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"path"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -24,50 +22,60 @@ type waitingError struct {
 
 func (e *waitingError) Error() string { return e.message }
 
-// pullBackOff remembers what pulling an image has come to for one pod.
+// pullBackOff remembers what pulling an image has come to for one container.
 type pullBackOff struct {
+	image string
 	next  time.Time
 	delay time.Duration
 	cause *waitingError
 }
 
+// of is the back-off if it is that of an image.
+func (b *pullBackOff) of(image string) *pullBackOff {
+	if b == nil || b.image != image {
+		return nil
+	}
+	return b
+}
+
 const errImagePullAgain = time.Second // until ErrImagePull shows as ImagePullBackOff
 
-// ensureImage returns the image of a container, pulling it as its policy says.
-func (w *podWorker) ensureImage(ctx context.Context, pod *corev1.Pod, c *corev1.Container, back *pullBackOff, auth func() (PullAuth, error)) (Image, *pullBackOff, error) {
+// ensureImage returns an image that a container needs, pulling it as the policy
+// says.
+func (w *podWorker) ensureImage(ctx context.Context, c *corev1.Container, ref string, policy corev1.PullPolicy, back *pullBackOff, credentials Credentials) (Image, *pullBackOff, error) {
 	a := w.a
-	image, have := a.cfg.Runtime.Image(c.Image)
-	switch policy := c.ImagePullPolicy; {
-	case have && policy != corev1.PullAlways:
-		w.event(c, corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Container image %q already present on machine", c.Image))
+	image, have := a.cfg.Runtime.Image(ref)
+	entitled := have && policy != corev1.PullAlways && a.cfg.Runtime.Entitled(ref, credentials)
+	switch {
+	case entitled:
+		w.event(c, corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Container image %q already present on machine and can be accessed by the pod", ref))
 		return image, nil, nil
 	case policy == corev1.PullNever:
-		msg := fmt.Sprintf("Container image %q is not present with pull policy of Never", c.Image)
+		msg := fmt.Sprintf("Container image %q is not present with pull policy of Never", ref)
+		if have {
+			msg = fmt.Sprintf("Container image %q is present with pull policy of Never but does not have the proper credentials to access the image", ref)
+		}
 		w.event(c, corev1.EventTypeWarning, "ErrImageNeverPull", msg)
 		return image, back, &waitingError{reason: "ErrImageNeverPull", message: msg}
 	}
 	now := a.cfg.Now()
 	if back != nil && now.Before(back.next) {
-		msg := fmt.Sprintf("Back-off pulling image %q", c.Image)
+		msg := fmt.Sprintf("Back-off pulling image %q", ref)
 		w.event(c, corev1.EventTypeNormal, "BackOff", msg)
 		return image, back, &waitingError{reason: "ImagePullBackOff", message: msg + ": " + back.cause.reason + ": " + back.cause.message, again: back.next}
 	}
-	credentials, err := auth()
-	if err != nil {
-		return image, back, err
-	}
-	w.event(c, corev1.EventTypeNormal, "Pulling", fmt.Sprintf("Pulling image %q", c.Image))
-	image, err = a.cfg.Runtime.Pull(ctx, c.Image, credentials)
+	w.event(c, corev1.EventTypeNormal, "Pulling", fmt.Sprintf("Pulling image %q", ref))
+	image, err := a.cfg.Runtime.Pull(ctx, ref, PullOptions{Credentials: credentials, Fresh: policy == corev1.PullAlways})
 	if err == nil {
 		took := a.cfg.Now().Sub(now).Round(time.Millisecond)
-		w.event(c, corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Successfully pulled image %q in %v (%v including waiting). Image size: %d bytes.", c.Image, took, took, image.Size))
-		a.node.imagesChanged()
+		w.event(c, corev1.EventTypeNormal, "Pulled", fmt.Sprintf("Successfully pulled image %q in %v (%v including waiting). Image size: %d bytes.", ref, took, took, image.Size))
+		a.ImagesChanged()
 		return image, nil, nil
 	}
 	if ctx.Err() != nil {
 		return image, back, ctx.Err()
 	}
-	next := &pullBackOff{delay: backOffFirst}
+	next := &pullBackOff{image: ref, delay: backOffFirst}
 	if back != nil {
 		next.delay = min(2*back.delay, backOffMax)
 	}
@@ -77,106 +85,91 @@ func (w *podWorker) ensureImage(ctx context.Context, pod *corev1.Pod, c *corev1.
 	switch {
 	case errors.Is(err, ErrInvalidImageName):
 		next.cause.reason = "InvalidImageName"
-		next.cause.message = fmt.Sprintf("Failed to apply default image tag %q: couldn't parse image name %q: %v", c.Image, c.Image, err)
+		next.cause.message = fmt.Sprintf("Failed to apply default image tag %q: couldn't parse image name %q: %v", ref, ref, err)
 		next.cause.again = next.next
 		w.event(c, corev1.EventTypeWarning, "InspectFailed", next.cause.message)
 		return image, next, next.cause
 	case errors.Is(err, ErrRegistryUnavailable):
-		next.cause.message = fmt.Sprintf("image pull failed for %s because the registry is unavailable: %v", c.Image, err)
+		next.cause.message = fmt.Sprintf("image pull failed for %s because the registry is unavailable: %v", ref, err)
+	case errors.Is(err, ErrDiskFull):
+		a.images.diskFull() // there may be something to remove before the next attempt
 	}
-	w.event(c, corev1.EventTypeWarning, "Failed", fmt.Sprintf("Failed to pull image %q: %v", c.Image, err))
+	w.event(c, corev1.EventTypeWarning, "Failed", fmt.Sprintf("Failed to pull image %q: %v", ref, err))
 	return image, next, next.cause
 }
 
-// dockerConfig is the content of the two kinds of registry secrets.
-type dockerConfig map[string]struct {
-	Username      string `json:"username"`
-	Password      string `json:"password"`
-	Auth          string `json:"auth"`
-	RegistryToken string `json:"registrytoken"`
-	IdentityToken string `json:"identitytoken"`
+// credentials are what a pod may tell registries: its pull secrets, and then
+// what the node has for every pod. Nothing is read before it is asked for.
+func (w *podWorker) credentials(ctx context.Context, pod *corev1.Pod, c *corev1.Container, src sources) Credentials {
+	var entries []keyEntry
+	read := false
+	return func(repository string) ([]Credential, error) {
+		if !read {
+			read = true
+			var secrets []*corev1.Secret
+			var missing []string
+			for _, ref := range pod.Spec.ImagePullSecrets {
+				s, err := src.secret(ref.Name)
+				if ctx.Err() != nil {
+					read = false
+					return nil, ctx.Err()
+				}
+				if err != nil || s == nil {
+					missing = append(missing, ref.Name)
+					continue
+				}
+				secrets = append(secrets, s)
+			}
+			if len(missing) > 0 {
+				w.event(c, corev1.EventTypeWarning, "FailedToRetrieveImagePullSecret",
+					fmt.Sprintf("Unable to retrieve some image pull secrets (%s); attempting to pull the image may not succeed.", strings.Join(missing, ", ")))
+			}
+			entries = secretEntries(secrets)
+		}
+		out := matching(entries, repository)
+		own, err := w.a.credentials.of(ctx, repository)
+		if err != nil {
+			w.log.Warn("some of the node's credentials for registries cannot be had", "repository", repository, "err", err)
+		}
+		return append(out, own...), nil
+	}
 }
 
-// pullAuth picks what to tell the registry of an image: the entry of the pod's
-// pull secrets with the longest matching address.
-func pullAuth(image string, secrets []*corev1.Secret) PullAuth {
-	repository := imageRepository(image)
-	var best PullAuth
-	longest := -1
-	for _, s := range secrets {
-		var config dockerConfig
-		if data, ok := s.Data[corev1.DockerConfigJsonKey]; ok {
-			var file struct {
-				Auths dockerConfig `json:"auths"`
-			}
-			if json.Unmarshal(data, &file) != nil {
-				continue
-			}
-			config = file.Auths
-		} else if json.Unmarshal(s.Data[corev1.DockerConfigKey], &config) != nil {
+// ensureImages brings all the images that a container needs: its own, which is
+// returned, and those of the volumes that it mounts, which are put in place.
+func (w *podWorker) ensureImages(ctx context.Context, pod *corev1.Pod, c *corev1.Container, back *pullBackOff, src sources) (image Image, pull *pullBackOff, err error) {
+	credentials := w.credentials(ctx, pod, c, src)
+	image, pull, err = w.ensureImage(ctx, c, c.Image, c.ImagePullPolicy, back.of(c.Image), credentials)
+	if err != nil {
+		return image, pull, err
+	}
+	for _, m := range c.VolumeMounts {
+		v := volumeNamed(pod, m.Name)
+		if v == nil || v.Image == nil || v.Image.Reference == "" {
 			continue
 		}
-		for address, entry := range config {
-			address = registryAddress(address)
-			if len(address) <= longest || !addressMatches(address, repository) {
-				continue
-			}
-			best, longest = PullAuth{Username: entry.Username, Password: entry.Password, Token: entry.RegistryToken}, len(address)
-			if best.Token == "" {
-				best.Token = entry.IdentityToken
-			}
-			if plain, err := base64.StdEncoding.DecodeString(entry.Auth); err == nil && entry.Auth != "" {
-				best.Username, best.Password, _ = strings.Cut(string(plain), ":")
-			}
+		target := filepath.Join(w.dirs.volumes, v.Name)
+		if w.a.cfg.Runtime.ImageMounted(target) {
+			continue // by another container of the pod, or before a restart of ours
+		}
+		ref := v.Image.Reference
+		var content Image
+		content, pull, err = w.ensureImage(ctx, c, ref, v.Image.PullPolicy, back.of(ref), credentials)
+		if err != nil {
+			return image, pull, err
+		}
+		if err := w.a.cfg.Runtime.MountImage(ctx, content.ID, target); err != nil {
+			return image, nil, &waitingError{reason: "ImageVolumeMountFailed", message: fmt.Sprintf("failed to mount image %q of volume %q: %v", ref, v.Name, err)}
 		}
 	}
-	return best
+	return image, nil, nil
 }
 
-const dockerHub = "index.docker.io"
-
-// imageRepository is an image's registry and path, without tag and digest.
-func imageRepository(image string) string {
-	image, _, _ = strings.Cut(image, "@")
-	if i := strings.LastIndexByte(image, ':'); i > strings.LastIndexByte(image, '/') {
-		image = image[:i]
-	}
-	host, rest, ok := strings.Cut(image, "/")
-	if !ok || !strings.ContainsAny(host, ".:") && host != "localhost" {
-		if !ok {
-			image = "library/" + image
-		}
-		return dockerHub + "/" + image
-	}
-	if host == "docker.io" {
-		return dockerHub + "/" + rest
-	}
-	return image
-}
-
-func registryAddress(s string) string {
-	s = strings.TrimPrefix(strings.TrimPrefix(s, "https://"), "http://")
-	s = strings.TrimSuffix(s, "/")
-	s = strings.TrimSuffix(strings.TrimSuffix(s, "/v1"), "/v2")
-	if host, rest, _ := strings.Cut(s, "/"); host == "docker.io" || host == "registry-1.docker.io" {
-		s = strings.TrimSuffix(dockerHub+"/"+rest, "/")
-	}
-	return s
-}
-
-// addressMatches compares host names label by label, each of which may hold
-// wildcards, and takes the rest as a path prefix.
-func addressMatches(address, repository string) bool {
-	wantHost, wantPath, _ := strings.Cut(address, "/")
-	host, rest, _ := strings.Cut(repository, "/")
-	want, have := strings.Split(wantHost, "."), strings.Split(host, ".")
-	if len(want) != len(have) {
-		return false
-	}
-	for i := range want {
-		if ok, err := path.Match(want[i], have[i]); err != nil || !ok {
-			return false
+func volumeNamed(pod *corev1.Pod, name string) *corev1.Volume {
+	for i := range pod.Spec.Volumes {
+		if pod.Spec.Volumes[i].Name == name {
+			return &pod.Spec.Volumes[i]
 		}
 	}
-	return wantPath == "" || rest == wantPath || strings.HasPrefix(rest, wantPath+"/")
+	return nil
 }

@@ -451,7 +451,8 @@ func logTail(path string, lines, size int64) string {
 	return string(text[max(int64(len(text))-size, 0):])
 }
 
-// notifier tells when something in a folder was written, made or renamed. The
+// notifier tells when something in a folder was written, made, renamed or
+// removed. The
 // kernel wakes it; nothing is polled.
 type notifier struct {
 	file   *os.File
@@ -465,7 +466,7 @@ func watchDir(dir string) (*notifier, error) {
 		return nil, fmt.Errorf("watch %s: %w", dir, err)
 	}
 	file := os.NewFile(uintptr(fd), "inotify")
-	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_MODIFY|unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_MOVED_FROM); err != nil {
+	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_MODIFY|unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_MOVED_FROM|unix.IN_DELETE); err != nil {
 		file.Close()
 		return nil, fmt.Errorf("watch %s: %w", dir, err)
 	}

@@ -32,6 +32,7 @@ import (
 
 const (
 	nodeIDAnnotation = "conclave.io/node-id"
+	directAnnotation = "conclave.io/direct-routes" // read by the network
 	maxNodeImages    = 50
 
 	readyFirst   = 20 * time.Millisecond
@@ -96,6 +97,13 @@ func (n *nodeKeeper) allocatable() corev1.ResourceList {
 	return l
 }
 
+// object is the Node as the API has it, nil if that is not known.
+func (n *nodeKeeper) object() *corev1.Node {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.node
+}
+
 // labelled is the Node as the API has it, or as it is going to be.
 func (n *nodeKeeper) labelled() *corev1.Node {
 	n.mu.Lock()
@@ -114,6 +122,9 @@ func (n *nodeKeeper) registeredError() error {
 	}
 	return nil
 }
+
+// PathsChanged says that Config's Paths may answer differently.
+func (a *Agent) PathsChanged() { poke(a.node.wake) }
 
 // imagesChanged says that the node has other images than before.
 func (n *nodeKeeper) imagesChanged() { poke(n.wake) }
@@ -223,7 +234,7 @@ func (n *nodeKeeper) sync(ctx context.Context) (ready bool, err error) {
 		}
 		node = &corev1.Node{
 			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Node"},
-			ObjectMeta: metav1.ObjectMeta{Name: n.a.cfg.NodeName, Labels: n.labels(), Annotations: n.annotations()},
+			ObjectMeta: metav1.ObjectMeta{Name: n.a.cfg.NodeName, Labels: n.labels(), Annotations: n.annotations(&corev1.Node{})},
 			Spec:       corev1.NodeSpec{ProviderID: n.a.cfg.ProviderID},
 		}
 		node.Status = n.status(node)
@@ -250,6 +261,13 @@ func (n *nodeKeeper) sync(ctx context.Context) (ready bool, err error) {
 			return false, err
 		}
 	}
+	if is, was := findNodeCondition(want.Conditions, corev1.NodeNetworkUnavailable), findNodeCondition(node.Status.Conditions, corev1.NodeNetworkUnavailable); is != nil && was != nil && is.Message != was.Message {
+		kind, word := corev1.EventTypeNormal, "RouteCreated"
+		if is.Reason != word {
+			kind, word = corev1.EventTypeWarning, "PathsFailing"
+		}
+		n.event(kind, word, fmt.Sprintf("Node %s: %s", node.Name, is.Message))
+	}
 	now := findNodeCondition(want.Conditions, corev1.NodeReady).Status
 	if now != n.lastReady {
 		n.lastReady = now
@@ -259,8 +277,11 @@ func (n *nodeKeeper) sync(ctx context.Context) (ready bool, err error) {
 	return now == corev1.ConditionTrue, nil
 }
 
-func (n *nodeKeeper) annotations() map[string]string {
+func (n *nodeKeeper) annotations(node *corev1.Node) map[string]string {
 	annotations := map[string]string{api.AnnotationVolumesDir: n.a.folders.dir}
+	if _, said := node.Annotations[directAnnotation]; said || n.a.cfg.DirectRoutes {
+		annotations[directAnnotation] = strconv.FormatBool(n.a.cfg.DirectRoutes)
+	}
 	if n.a.cfg.NodeID != "" {
 		annotations[nodeIDAnnotation] = n.a.cfg.NodeID
 	}
@@ -270,7 +291,7 @@ func (n *nodeKeeper) annotations() map[string]string {
 // metadataPatch is what the Node lacks of our labels and annotations; nil if
 // nothing.
 func (n *nodeKeeper) metadataPatch(node *corev1.Node) []byte {
-	labels, annotations := lacking(node.Labels, n.labels()), lacking(node.Annotations, n.annotations())
+	labels, annotations := lacking(node.Labels, n.labels()), lacking(node.Annotations, n.annotations(node))
 	patch := map[string]any{}
 	if len(labels)+len(annotations) > 0 {
 		patch["metadata"] = map[string]any{"labels": labels, "annotations": annotations}
@@ -316,6 +337,7 @@ func (n *nodeKeeper) status(node *corev1.Node) corev1.NodeStatus {
 		}
 	}
 	s.Images = nodeImages(n.a.cfg.Runtime.Images())
+	s.VolumesInUse = n.a.plugins.inUse()
 	s.Conditions = n.conditions(s.Conditions)
 	return *s
 }
@@ -356,6 +378,9 @@ func (n *nodeKeeper) conditions(old []corev1.NodeCondition) []corev1.NodeConditi
 		pressureCondition(corev1.NodePIDPressure, pressure[corev1.NodePIDPressure], "KubeletHasInsufficientPID", "KubeletHasSufficientPID", "kubelet has insufficient PID available", "kubelet has sufficient PID available"),
 		ready,
 	}
+	if n.a.cfg.Paths != nil {
+		list = append(list, pathCondition(n.a.cfg.Paths()))
+	}
 	now := metav1.NewTime(n.a.cfg.Now().Truncate(time.Second))
 	for i := range list {
 		c := &list[i]
@@ -373,6 +398,21 @@ func (n *nodeKeeper) conditions(old []corev1.NodeCondition) []corev1.NodeConditi
 		}
 	}
 	return list
+}
+
+// pathCondition is of the ways to other nodes' pods. The network is unavailable
+// where several are known and none works: where one of two fails, nobody can
+// tell which end is to blame, and both can still run pods.
+func pathCondition(failing []string, some bool) corev1.NodeCondition {
+	c := corev1.NodeCondition{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionFalse, Reason: "RouteCreated", Message: "the pods of all nodes that live are reached"}
+	if len(failing) == 0 {
+		return c
+	}
+	c.Reason, c.Message = "PathsFailing", "cannot reach "+strings.Join(failing, "; ")
+	if len(failing) > 1 && !some {
+		c.Status, c.Reason = corev1.ConditionTrue, "NoRouteCreated"
+	}
+	return c
 }
 
 func pressureCondition(t corev1.NodeConditionType, is bool, badReason, goodReason, bad, good string) corev1.NodeCondition {

@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
@@ -60,6 +62,7 @@ type objectEntry struct {
 	missed bool          // somebody did not wait for that
 	asked  time.Time     // when the API was first asked
 	obj    api.Object    // nil: there is none
+	final  bool          // it is immutable, and followed no more
 }
 
 // hold makes a pod's set of objects exactly these.
@@ -76,7 +79,7 @@ func (s *objectStore) hold(uid types.UID, keys map[objectKey]bool) {
 		}
 	}
 	for k := range keys {
-		s.follow(k).users[uid] = true
+		s.follow(uid, k)
 	}
 }
 
@@ -84,15 +87,20 @@ func (s *objectStore) hold(uid types.UID, keys map[objectKey]bool) {
 func (s *objectStore) add(uid types.UID, k objectKey) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.follow(k).users[uid] = true
+	s.follow(uid, k)
 }
 
-func (s *objectStore) follow(k objectKey) *objectEntry {
-	if e := s.entries[k]; e != nil {
-		return e
+func (s *objectStore) follow(uid types.UID, k objectKey) {
+	old := s.entries[k]
+	if old != nil && (!old.final || old.users[uid]) {
+		old.users[uid] = true
+		return
 	}
 	ctx, stop := context.WithCancel(s.ctx)
-	e := &objectEntry{users: map[types.UID]bool{}, stop: stop, known: make(chan struct{}), asked: time.Now()}
+	e := &objectEntry{users: map[types.UID]bool{uid: true}, stop: stop, known: make(chan struct{}), asked: time.Now()}
+	if old != nil { // nobody has looked since whether it is still the same
+		maps.Copy(e.users, old.users)
+	}
 	s.entries[k] = e
 	s.wg.Go(func() {
 		err := api.Follow(ctx, s.a.cfg.Client, k.resource, k.namespace, metav1.ListOptions{FieldSelector: "metadata.name=" + k.name}, objectHandler{s, k, e})
@@ -100,7 +108,6 @@ func (s *objectStore) follow(k objectKey) *objectEntry {
 			s.a.log.Error("an object cannot be followed", "resource", k.resource.Resource, "namespace", k.namespace, "name", k.name, "err", err)
 		}
 	})
-	return e
 }
 
 // objectHandler is the api.Handler of one entry.
@@ -134,6 +141,10 @@ func (h objectHandler) set(obj api.Object) {
 	h.s.mu.Lock()
 	changed := obj == nil != (h.e.obj == nil) || obj != nil && obj.GetResourceVersion() != h.e.obj.GetResourceVersion()
 	h.e.obj = obj
+	if immutable(obj) && !h.e.final {
+		h.e.final = true
+		h.e.stop()
+	}
 	select {
 	case <-h.e.known:
 	default:
@@ -150,6 +161,17 @@ func (h objectHandler) set(obj api.Object) {
 			h.s.a.objectChanged(uid)
 		}
 	}
+}
+
+// immutable says that an object's author has promised not to change it.
+func immutable(obj api.Object) bool {
+	switch o := obj.(type) {
+	case *corev1.ConfigMap:
+		return isTrue(o.Immutable)
+	case *corev1.Secret:
+		return isTrue(o.Immutable)
+	}
+	return false
 }
 
 // get returns an object that the pod holds, nil if there is none. Without an
@@ -228,6 +250,10 @@ func (s *objectStore) load(file string, k objectKey) (api.Object, error) {
 		obj = &corev1.PersistentVolumeClaim{}
 	case volumesResource:
 		obj = &corev1.PersistentVolume{}
+	case csiDriversResource:
+		obj = &storagev1.CSIDriver{}
+	case attachmentsResource:
+		obj = &storagev1.VolumeAttachment{}
 	default:
 		return nil, fmt.Errorf("%s: objects of %s are not kept", file, k.resource.Resource)
 	}

@@ -19,6 +19,7 @@ func (w *podWorker) observe() observed {
 		w.takeOver(wish)
 	}
 	w.stale = w.stale || w.tokens.due(w.a.cfg.Now())
+	w.stale = w.stale || !w.republishAt.IsZero() && !w.a.cfg.Now().Before(w.republishAt)
 	removed, stale, crowded := w.removed, w.stale, w.crowded
 	if w.changed {
 		w.changed = false
@@ -77,6 +78,7 @@ func (w *podWorker) takeOver(pod *corev1.Pod) {
 		pod = withResources(pod, old) // others than those are to be allocated first
 	}
 	w.pod = pod
+	w.statusGone = w.statusGone && w.static == nil // a mirror comes back
 	w.stale = w.stale || !equality.Semantic.DeepEqual(old.Labels, pod.Labels) || !equality.Semantic.DeepEqual(old.Annotations, pod.Annotations) ||
 		len(old.Spec.EphemeralContainers) != len(pod.Spec.EphemeralContainers) // they may need other objects
 	w.changed = w.changed || w.stale || old.Generation != pod.Generation

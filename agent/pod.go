@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -29,8 +31,11 @@ type podWorker struct {
 	log  *slog.Logger
 	wake chan struct{} // one place
 
+	static *corev1.Pod // as its file says; nil: the pod is the API's
+
 	mu      sync.Mutex
 	latest  *corev1.Pod // as last seen
+	mirror  types.UID   // of what shows a static pod in the API
 	removed bool        // gone from the API
 	stale   bool        // its volumes may show what is no longer so
 	changed bool        // what failed before may succeed now
@@ -40,8 +45,11 @@ type podWorker struct {
 	reserved *corev1.Pod
 	evicted  *failure // why the node wants it to go, if it does
 	probes   map[probeKey]*probeResult
-	mounts   map[string]string // the volumes of its claims, by the claims' names, as far as known
-	shown    podView           // what the kubelet API serves
+	mounts   map[string]string  // the volumes of its claims, by the claims' names, as far as known
+	extra    map[objectKey]bool // what the pod's volumes need besides
+	shown    podView            // what the kubelet API serves
+
+	republishAt time.Time // when a driver wants to be asked anew
 
 	// loop
 	ctx     context.Context
@@ -83,6 +91,7 @@ type attempts struct {
 const (
 	retryFirst = time.Second
 	retryMax   = 2 * time.Minute
+	quietFails = 4 // about 15 s, in which what is on its way mostly comes
 )
 
 func (t *attempts) failed(now time.Time) {
@@ -132,6 +141,9 @@ func newPodWorker(a *Agent, pod *corev1.Pod, rec record) *podWorker {
 		ops: map[string]*operation{}, results: make(chan opResult),
 		containers: map[string]*containerLoop{},
 	}
+	if api.IsStatic(pod) {
+		w.static = pod
+	}
 	w.tokens.init(w)
 	w.shown = podView{pod: pod}
 	return w
@@ -140,6 +152,9 @@ func newPodWorker(a *Agent, pod *corev1.Pod, rec record) *podWorker {
 // update tells the worker of a newer version of its pod.
 func (w *podWorker) update(pod *corev1.Pod, removed bool) {
 	w.mu.Lock()
+	if w.static != nil && !removed {
+		w.mirror, pod = pod.UID, merged(w.static, pod)
+	}
 	if newer(pod, w.latest) {
 		w.latest = pod
 	}
@@ -238,6 +253,7 @@ func (w *podWorker) sync() (until time.Time, over bool) {
 			w.report(o, &wait)
 			w.save()
 			wait.later(w.tokens.renewal())
+			wait.later(w.republication())
 			return wait.until, false
 		}
 		w.act(a, o)
@@ -345,6 +361,14 @@ func wanted(pod *corev1.Pod, mounts map[string]string) map[objectKey]bool {
 func (w *podWorker) sources(ctx context.Context, pod *corev1.Pod, podIPs []string) sources {
 	return sources{
 		podIPs: podIPs, hostIPs: w.a.hostIPs(), allocatable: w.a.node.allocatable(),
+		file: func(volume, path string) (map[string]string, error) {
+			for i := range pod.Spec.Volumes {
+				if v := &pod.Spec.Volumes[i]; v.Name == volume {
+					return readEnvFile(volumePath(v, w.dirs), path)
+				}
+			}
+			return nil, fs.ErrNotExist
+		},
 		running: func(name string) string {
 			if s := w.newestContainers()[name]; s != nil && s.State == Running {
 				return s.ID
@@ -377,18 +401,20 @@ func (w *podWorker) setUp() {
 	w.mu.Lock()
 	w.stale = false
 	keys := wanted(pod, w.mounts)
+	maps.Copy(keys, w.extra)
 	w.mu.Unlock()
 	w.a.objects.hold(w.uid, keys)
 	ips, fresh := w.podIPs(), !w.hasRun()
 	w.start("volumes", idle, 0, func(ctx context.Context) func() {
 		err := w.setUpVolumes(ctx, pod, ips, fresh)
+		w.a.fault("volumes.set-up")
 		return func() {
 			w.a.folders.changed()
 			if err == nil {
 				w.volumes.succeeded()
 				return
 			}
-			if !errors.Is(err, context.Canceled) {
+			if !errors.Is(err, context.Canceled) && (w.volumes.fails >= quietFails || !errors.Is(err, errNotYet)) {
 				w.event(nil, corev1.EventTypeWarning, "FailedMount", err.Error())
 			}
 			done := w.volumes.done
@@ -401,6 +427,13 @@ func (w *podWorker) setUp() {
 			}
 		}
 	})
+}
+
+// republication is when a driver wants to be asked anew.
+func (w *podWorker) republication() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.republishAt
 }
 
 // hasRun says whether a container was started in the present sandbox: from then
@@ -421,12 +454,27 @@ func (w *podWorker) setUpVolumes(ctx context.Context, pod *corev1.Pod, podIPs []
 	}
 	src := volumeSources{sources: w.sources(ctx, pod, podIPs), fsGroup: fsGroup(pod), user: commonUser(pod)}
 	src.token = func(p *corev1.ServiceAccountTokenProjection) ([]byte, error) { return w.tokens.get(ctx, pod, p) }
+	if w.a.plugins.wanted(pod) {
+		if err := w.a.plugins.prepare(); err != nil {
+			return err
+		}
+	}
 	var errs []error
 	for i := range pod.Spec.Volumes {
 		v := &pod.Spec.Volumes[i]
 		var err error
 		if _, claimed := api.ClaimName(pod, v); claimed {
 			err = w.setUpClaim(ctx, pod, v, fresh)
+		} else if v.NFS != nil {
+			path := w.dirs.nfs(v.Name)
+			if err = setUpNFS(ctx, v.NFS, nil, path); err == nil {
+				err = pointTo(filepath.Join(w.dirs.volumes, v.Name), path)
+			}
+		} else if v.CSI != nil {
+			var path string
+			if path, err = w.setUpCSI(ctx, pod, v, nil, fresh); err == nil {
+				err = pointTo(filepath.Join(w.dirs.volumes, v.Name), path)
+			}
 		} else {
 			err = setUpVolume(pod, v, w.dirs, src)
 		}
@@ -491,6 +539,7 @@ func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod) (ips []string
 		if cfg.NetNS, found, err = w.a.cfg.Network.Attach(ctx, pod); err != nil {
 			return nil, fmt.Errorf("attach to the pod network: %w", err)
 		}
+		w.a.fault("network.attached")
 		for _, ip := range found {
 			ips = append(ips, ip.String())
 		}
@@ -499,6 +548,7 @@ func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod) (ips []string
 	if err := w.a.cfg.Runtime.StartPod(ctx, cfg); err != nil {
 		return nil, err
 	}
+	w.a.fault("sandbox.started")
 	return ips, w.a.writeEtc(pod, w.dirs, addresses)
 }
 
@@ -560,22 +610,11 @@ func (w *podWorker) notStarted(c *corev1.Container, loop *containerLoop, err err
 
 // runContainer is the whole way from a container's specification to its process.
 func (w *podWorker) runContainer(ctx context.Context, pod *corev1.Pod, c *corev1.Container, attempt int, epoch uint64, back *pullBackOff, src sources, saved map[string]string) (image Image, pull *pullBackOff, vars map[string]string, err error) {
-	image, pull, err = w.ensureImage(ctx, pod, c, back, func() (PullAuth, error) {
-		var secrets []*corev1.Secret
-		for _, ref := range pod.Spec.ImagePullSecrets {
-			s, err := src.secret(ref.Name)
-			if err != nil {
-				return PullAuth{}, err
-			}
-			if s != nil {
-				secrets = append(secrets, s)
-			}
-		}
-		return pullAuth(c.Image, secrets), nil
-	})
+	image, pull, err = w.ensureImages(ctx, pod, c, back, src)
 	if err != nil {
 		return image, pull, nil, err
 	}
+	w.a.fault("image.ready")
 	if vars, err = w.a.serviceVars(ctx, pod, saved); err != nil {
 		return image, pull, nil, err
 	}
@@ -607,6 +646,7 @@ func (w *podWorker) runContainer(ctx context.Context, pod *corev1.Pod, c *corev1
 		}
 		return image, pull, vars, err
 	}
+	w.a.fault("container.ran")
 	w.event(c, corev1.EventTypeNormal, "Created", "Container created")
 	w.event(c, corev1.EventTypeNormal, "Started", "Container started")
 	if postStartOf(c) != nil {
@@ -709,6 +749,7 @@ func (w *podWorker) deleteObject() {
 		err := w.a.cfg.Client.Delete(ctx, podsResource, pod.Namespace, pod.Name, metav1.DeleteOptions{
 			GracePeriodSeconds: new(int64(0)), Preconditions: metav1.NewUIDPreconditions(string(pod.UID)),
 		})
+		w.a.fault("object.deleted")
 		return func() {
 			switch {
 			case err == nil, refused(err): // refused: it is gone, or another has its name

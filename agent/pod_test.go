@@ -496,7 +496,7 @@ func TestImagePullBackOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		var pulls []time.Time
-		w.runtime.OnPull = func(context.Context, string, agent.PullAuth) (agent.Image, error) {
+		w.runtime.OnPull = func(context.Context, string, agent.PullOptions) (agent.Image, error) {
 			pulls = append(pulls, time.Now())
 			if len(pulls) == 4 {
 				return agent.Image{ID: "sha256:x", Size: 42}, nil
@@ -547,7 +547,7 @@ func TestImagePullPolicies(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t)
 			pulls := 0
-			w.runtime.OnPull = func(_ context.Context, ref string, _ agent.PullAuth) (agent.Image, error) {
+			w.runtime.OnPull = func(_ context.Context, ref string, _ agent.PullOptions) (agent.Image, error) {
 				pulls++
 				return agent.Image{ID: "sha256:" + ref}, nil
 			}
@@ -569,7 +569,7 @@ func TestImagePullPolicies(t *testing.T) {
 func TestInvalidImageName(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.runtime.OnPull = func(context.Context, string, agent.PullAuth) (agent.Image, error) {
+		w.runtime.OnPull = func(context.Context, string, agent.PullOptions) (agent.Image, error) {
 			return agent.Image{}, agent.ErrInvalidImageName
 		}
 		w.create(pod("a", func(p *corev1.Pod) { p.Spec.Containers[0].Image = "UPPER" }))

@@ -66,6 +66,12 @@ func (w *podWorker) report(o observed, wait *waiter) {
 		return
 	}
 	pod := w.pod
+	if w.static != nil {
+		pod = pod.DeepCopy()
+		w.mu.Lock()
+		pod.UID = w.mirror
+		w.mu.Unlock()
+	}
 	w.start("status", idle, 0, func(ctx context.Context) func() {
 		written, err := w.a.writeStatus(ctx, pod, status)
 		return func() {
@@ -185,6 +191,7 @@ func (w *podWorker) save() {
 		if err == nil && newRecord {
 			err = writeDurably(filepath.Join(w.dirs.disk, recordFile), r)
 		}
+		w.a.fault("record.saved")
 		return func() {
 			// What could not be written counts as written until it changes
 			// again: a full disk is not written to in a loop.

@@ -56,11 +56,22 @@ type Runtime interface {
 	// DiskUsage walks a container's writable layer.
 	DiskUsage(podID, id string) (bytes, inodes uint64, err error)
 	// Pull fetches an image. Its errors match ErrImageNotFound,
-	// ErrRegistryUnavailable and ErrInvalidImageName.
-	Pull(ctx context.Context, ref string, auth PullAuth) (Image, error)
+	// ErrRegistryUnavailable, ErrInvalidImageName and ErrDiskFull.
+	Pull(ctx context.Context, ref string, o PullOptions) (Image, error)
+	// Entitled says whether who has these credentials may use an image that is
+	// here without asking its registry again.
+	Entitled(ref string, c Credentials) bool
 	Image(ref string) (Image, bool)
 	Images() []Image
+	// RemoveImage removes an image that nothing uses.
 	RemoveImage(ctx context.Context, ref string) error
+	// CollectLayers removes layers that belong to no image.
+	CollectLayers() error
+	// MountImage shows the content of an image, read-only, in a folder, until
+	// somebody unmounts that. The image is in use until then.
+	MountImage(ctx context.Context, id, target string) error
+	ImageMounted(target string) bool
+	ImageInUse(id string) bool
 }
 
 // ReasonFenced is the reason of a container that was killed because the node's
@@ -73,6 +84,7 @@ var (
 	ErrFenced = errors.New("the node may not run this pod now")
 
 	ErrImageNotFound       = errors.New("image not found")
+	ErrDiskFull            = errors.New("the disk is full")
 	ErrRegistryUnavailable = errors.New("registry unavailable")
 	ErrInvalidImageName    = errors.New("invalid image name")
 )
@@ -90,8 +102,24 @@ type Network interface {
 	Ready() error
 }
 
-// PullAuth is what a registry is told of who pulls; the zero value is nobody.
-type PullAuth struct{ Username, Password, Token string }
+// Credential is what a registry is told of who pulls.
+type Credential struct {
+	Username, Password           string
+	IdentityToken, RegistryToken string
+	// Node says that it is the node's own, for every pod here.
+	Node bool
+}
+
+// Credentials are those for a repository ("registry.lan:5000/team/app"), in the
+// order in which they are to be tried; none is nobody.
+type Credentials func(repository string) ([]Credential, error)
+
+// PullOptions are how to pull.
+type PullOptions struct {
+	Credentials Credentials
+	// Fresh wants what the registry says now, not what is known elsewhere.
+	Fresh bool
+}
 
 // PodConfig is a pod as the runtime sees it.
 type PodConfig struct {
@@ -170,6 +198,7 @@ type Image struct {
 	Env, Entrypoint, Cmd []string
 	WorkingDir           string
 	StopSignal           string
+	Pinned               bool // it is not removed for want of room
 }
 
 // Stats is what a container uses.

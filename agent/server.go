@@ -290,6 +290,8 @@ func (a *Agent) newSession(rw http.ResponseWriter, r *http.Request) (*session, *
 }
 
 func (a *Agent) serveExec(rw http.ResponseWriter, r *http.Request) {
+	rw, r, done := followConnection(rw, r)
+	defer done()
 	s, _ := a.newSession(rw, r)
 	if s == nil {
 		return
@@ -304,6 +306,8 @@ func (a *Agent) serveExec(rw http.ResponseWriter, r *http.Request) {
 }
 
 func (a *Agent) serveAttach(rw http.ResponseWriter, r *http.Request) {
+	rw, r, done := followConnection(rw, r)
+	defer done()
 	s, c := a.newSession(rw, r)
 	if s == nil {
 		return
@@ -385,6 +389,8 @@ func sizes(ctx context.Context, in <-chan remotecommand.TerminalSize) <-chan [2]
 }
 
 func (a *Agent) servePortForward(rw http.ResponseWriter, r *http.Request) {
+	rw, r, done := followConnection(rw, r)
+	defer done()
 	w, v, _, err := a.find(r)
 	if err != nil {
 		http.Error(rw, err.Error(), http.StatusNotFound)

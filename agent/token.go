@@ -106,6 +106,20 @@ func (c *tokenCache) get(ctx context.Context, pod *corev1.Pod, p *corev1.Service
 	return []byte(have.Token), nil
 }
 
+// expiry is of a token that get returned.
+func (c *tokenCache) expiry(p *corev1.ServiceAccountTokenProjection) time.Time {
+	seconds := int64(tokenLife)
+	if p.ExpirationSeconds != nil {
+		seconds = *p.ExpirationSeconds
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if t := c.tokens[p.Audience+"|"+strconv.FormatInt(seconds, 10)]; t != nil {
+		return t.Expires
+	}
+	return time.Time{}
+}
+
 func (c *tokenCache) request(ctx context.Context, pod *corev1.Pod, audience string, seconds int64) (*boundToken, error) {
 	ctx, cancel := context.WithTimeout(ctx, tokenWait)
 	defer cancel()

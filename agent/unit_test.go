@@ -394,7 +394,7 @@ func TestHostPathTypes(t *testing.T) {
 		{corev1.HostPathFile, file, true}, {corev1.HostPathFile, dir, false}, {corev1.HostPathFileOrCreate, dir + "/newfile", true},
 		{corev1.HostPathCharDev, "/dev/null", true}, {corev1.HostPathBlockDev, "/dev/null", false}, {corev1.HostPathSocket, file, false},
 	} {
-		if err := checkHostPath(&corev1.HostPathVolumeSource{Path: test.path, Type: &test.kind}); (err == nil) != test.ok {
+		if err := checkHostPath(test.path, &test.kind); (err == nil) != test.ok {
 			t.Errorf("%s %s: %v", test.kind, test.path, err)
 		}
 	}
@@ -531,14 +531,23 @@ func TestPullAuth(t *testing.T) {
 		t.Fatal(err)
 	}
 	secrets := []*corev1.Secret{{Data: map[string][]byte{corev1.DockerConfigJsonKey: data}}}
-	for image, want := range map[string]PullAuth{
-		"nginx": {Username: "hub", Password: "p"}, "docker.io/library/nginx:1": {Username: "hub", Password: "p"}, "me/app@sha256:00": {Username: "hub", Password: "p"},
-		"reg.example.com/a/b:1": {Username: "all", Password: "x:y"}, "reg.example.com/team/app": {Username: "team"}, "reg.example.com/teams/app": {Username: "all", Password: "x:y"},
-		"eu.cloud.example:5000/x": {Token: "tok"}, "other.example.com/x": {}, "localhost:5000/x": {},
+	all, team := Credential{Username: "all", Password: "x:y"}, Credential{Username: "team"}
+	hub := []Credential{{Username: "hub", Password: "p"}}
+	for image, want := range map[string][]Credential{
+		"nginx": hub, "docker.io/library/nginx:1": hub, "me/app@sha256:00": hub,
+		"reg.example.com/a/b:1": {all}, "reg.example.com/team/app": {team, all}, "reg.example.com/teams/app": {all},
+		"eu.cloud.example:5000/x": {{RegistryToken: "tok"}}, "other.example.com/x": nil, "localhost:5000/x": nil,
 	} {
-		if got := pullAuth(image, secrets); got != want {
+		if got := matching(secretEntries(secrets), imageRepository(image)); !slices.Equal(got, want) {
 			t.Errorf("%s: %+v, want %+v", image, got, want)
 		}
+	}
+	old, err := json.Marshal(config["auths"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := matching(secretEntries([]*corev1.Secret{{Data: map[string][]byte{corev1.DockerConfigKey: old}}}), "reg.example.com/team/app"); !slices.Equal(got, []Credential{team, all}) {
+		t.Errorf("dockercfg: %+v", got)
 	}
 }
 

@@ -25,6 +25,7 @@ type podDirs struct {
 	volumes string // what the agent writes: never on disk, for it holds secrets
 	sub     string // bind mounts that pin subPaths
 	etc     string // hosts, hostname, resolv.conf, termination messages
+	kubelet string // what stands for kubelet's folder, for all pods
 }
 
 func (a *Agent) dirs(uid string) podDirs {
@@ -33,6 +34,7 @@ func (a *Agent) dirs(uid string) podDirs {
 		volumes: filepath.Join(a.cfg.RunDir, "volumes", uid),
 		sub:     filepath.Join(a.cfg.RunDir, "subpaths", uid),
 		etc:     filepath.Join(a.cfg.RunDir, "etc", uid),
+		kubelet: filepath.Join(a.cfg.Dir, "kubelet"),
 	}
 }
 
@@ -43,6 +45,9 @@ func (d podDirs) log(container string, attempt int) string {
 func (d podDirs) termination(container string, attempt int) string {
 	return filepath.Join(d.etc, "termination", containerID(container, attempt))
 }
+
+// nfs is where an export is mounted for a volume.
+func (d podDirs) nfs(volume string) string { return filepath.Join(d.volumes, "nfs~"+volume) }
 
 // volumeSources is what volumes take their content from.
 type volumeSources struct {
@@ -56,11 +61,13 @@ type volumeSources struct {
 func setUpVolume(pod *corev1.Pod, v *corev1.Volume, d podDirs, src volumeSources) error {
 	switch {
 	case v.EmptyDir != nil && v.EmptyDir.Medium == corev1.StorageMediumMemory:
-		return setUpMemory(filepath.Join(d.volumes, v.Name), v.EmptyDir, src.fsGroup)
+		return setUpMemory(filepath.Join(d.volumes, v.Name), memorySize(pod, v.EmptyDir, src.allocatable), src.fsGroup)
 	case v.EmptyDir != nil:
 		return setUpEmpty(filepath.Join(d.disk, "volumes", v.Name), src.fsGroup)
 	case v.HostPath != nil:
-		return checkHostPath(v.HostPath)
+		return checkHostPath(d.host(v.HostPath.Path), v.HostPath.Type)
+	case v.Image != nil: // it is brought by the first container that mounts it, as its own image is
+		return os.MkdirAll(filepath.Join(d.volumes, v.Name), dirMode)
 	}
 	files, err := renderVolume(pod, v, src)
 	if err != nil {
@@ -74,7 +81,7 @@ func setUpVolume(pod *corev1.Pod, v *corev1.Volume, d podDirs, src volumeSources
 func volumePath(v *corev1.Volume, d podDirs) string {
 	switch {
 	case v.HostPath != nil:
-		return v.HostPath.Path
+		return d.host(v.HostPath.Path)
 	case v.EmptyDir != nil && v.EmptyDir.Medium != corev1.StorageMediumMemory:
 		return filepath.Join(d.disk, "volumes", v.Name)
 	}
@@ -88,7 +95,32 @@ func setUpEmpty(dir string, gid *int64) error {
 	return makeDir(dir, 0o777, gid)
 }
 
-func setUpMemory(dir string, e *corev1.EmptyDirVolumeSource, gid *int64) error {
+// memorySize is the most that a volume in memory can hold: what it may, what
+// the pod may, or what the node has for pods, whichever is least. 0: no matter.
+func memorySize(pod *corev1.Pod, e *corev1.EmptyDirVolumeSource, allocatable corev1.ResourceList) int64 {
+	size := allocatable.Memory().Value()
+	least := func(limit int64) {
+		if limit > 0 && (size == 0 || limit < size) {
+			size = limit
+		}
+	}
+	var sum int64
+	for _, c := range pod.Spec.Containers {
+		limit := c.Resources.Limits.Memory().Value()
+		if limit == 0 { // this one may use all that there is
+			sum = 0
+			break
+		}
+		sum += limit
+	}
+	least(sum)
+	if e.SizeLimit != nil {
+		least(e.SizeLimit.Value())
+	}
+	return size
+}
+
+func setUpMemory(dir string, size int64, gid *int64) error {
 	if mounted, err := mountinfo.Mounted(dir); err == nil && mounted {
 		return nil
 	}
@@ -96,8 +128,8 @@ func setUpMemory(dir string, e *corev1.EmptyDirVolumeSource, gid *int64) error {
 		return err
 	}
 	options := "mode=0777"
-	if e.SizeLimit != nil && e.SizeLimit.Value() > 0 {
-		options += ",size=" + strconv.FormatInt(e.SizeLimit.Value(), 10)
+	if size > 0 {
+		options += ",size=" + strconv.FormatInt(size, 10)
 	}
 	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
 		return fmt.Errorf("mount tmpfs on %s: %w", dir, err)
@@ -105,17 +137,17 @@ func setUpMemory(dir string, e *corev1.EmptyDirVolumeSource, gid *int64) error {
 	return makeDir(dir, 0o777, gid)
 }
 
-func checkHostPath(h *corev1.HostPathVolumeSource) error {
-	if h.Type == nil || *h.Type == corev1.HostPathUnset {
+func checkHostPath(path string, kind *corev1.HostPathType) error {
+	if kind == nil || *kind == corev1.HostPathUnset {
 		return nil
 	}
-	switch *h.Type {
+	switch *kind {
 	case corev1.HostPathDirectoryOrCreate:
-		if _, err := os.Stat(h.Path); errors.Is(err, fs.ErrNotExist) {
-			return makeDir(h.Path, dirMode, nil)
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return makeDir(path, dirMode, nil)
 		}
 	case corev1.HostPathFileOrCreate:
-		f, err := os.OpenFile(h.Path, os.O_CREATE|os.O_RDONLY, 0o644)
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o644)
 		if err != nil {
 			return fmt.Errorf("hostPath type check failed: %w", err)
 		}
@@ -134,13 +166,13 @@ func checkHostPath(h *corev1.HostPathVolumeSource) error {
 		corev1.HostPathBlockDev: {"a block device", func(m fs.FileMode) bool {
 			return m&fs.ModeDevice != 0 && m&fs.ModeCharDevice == 0
 		}},
-	}[*h.Type]
+	}[*kind]
 	if is.ok == nil {
-		return fmt.Errorf("hostPath type check failed: %s is an unknown type", *h.Type)
+		return fmt.Errorf("hostPath type check failed: %s is an unknown type", *kind)
 	}
-	info, err := os.Stat(h.Path)
+	info, err := os.Stat(path)
 	if err != nil || !is.ok(info.Mode()) {
-		return fmt.Errorf("hostPath type check failed: %s is not %s", h.Path, is.what)
+		return fmt.Errorf("hostPath type check failed: %s is not %s", path, is.what)
 	}
 	return nil
 }
@@ -337,7 +369,7 @@ func volumeMounts(pod *corev1.Pod, c *corev1.Container, d podDirs, env map[strin
 			return nil, configError{fmt.Sprintf("volume %q of container %q is not in the pod", m.Name, c.Name)}
 		}
 		source, sub := volumePath(v, d), m.SubPath
-		if _, claimed := api.ClaimName(pod, v); claimed {
+		if _, claimed := api.ClaimName(pod, v); claimed || v.CSI != nil || v.NFS != nil {
 			var err error
 			if source, err = os.Readlink(source); err != nil {
 				return nil, configError{fmt.Sprintf("volume %q of container %q is not set up", m.Name, c.Name)}
@@ -379,8 +411,12 @@ func volumeMounts(pod *corev1.Pod, c *corev1.Container, d podDirs, env map[strin
 			}
 		}
 		readOnly := m.ReadOnly || v.Secret != nil || v.ConfigMap != nil || v.DownwardAPI != nil || v.Projected != nil ||
-			v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly
-		mounts = append(mounts, bindMount(source, m.MountPath, readOnly, m.MountPropagation))
+			v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly || v.CSI != nil && isTrue(v.CSI.ReadOnly) || v.NFS != nil && v.NFS.ReadOnly
+		mount := bindMount(source, m.MountPath, readOnly || v.Image != nil, m.MountPropagation)
+		if v.Image != nil { // it is content, not programs
+			mount.Options = append(mount.Options, "noexec", "nosuid", "nodev")
+		}
+		mounts = append(mounts, mount)
 	}
 	return mounts, nil
 }
@@ -493,6 +529,9 @@ func tearDownVolumes(d podDirs) error {
 		dir := filepath.Join(d.volumes, v.Name())
 		if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EPERM) {
 			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+		if there, err := mountinfo.Mounted(dir); err == nil && there {
+			return fmt.Errorf("something is still mounted on %s", dir) // what is there may be somebody's data
 		}
 		if err := os.RemoveAll(dir); err != nil {
 			return err

@@ -6,8 +6,10 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
@@ -109,6 +111,13 @@ func (r *rules) node(name string, a Attributes) error {
 		return r.nodeClaims(name, a)
 	case volumes.GroupResource():
 		return r.nodeVolumes(name, a)
+	case csiNodes.GroupResource():
+		if a.Subresource == "" && (a.Name == name || a.Verb == "create" && a.Name == "") {
+			return nil
+		}
+		return Denied("can only access CSINode with the same name as the requesting node")
+	case attachments.GroupResource():
+		return r.nodeAttachments(name, a)
 	case serviceAccounts.GroupResource():
 		switch {
 		case a.Verb == "create" && a.Subresource == "token", a.Verb == "get" && a.Subresource == "":
@@ -198,7 +207,13 @@ func (r *rules) nodeReferenced(node string, a Attributes) error {
 		return Denied("can only read namespaced object of this type by name")
 	}
 	ofSecret := a.Resource.Resource == secrets.Resource
+	if !ofSecret && a.Namespace == metav1.NamespaceSystem && a.Name == SettingsName {
+		return nil // what holds for all nodes
+	}
 	if r.anyPod(node, a.Namespace, func(p *corev1.Pod) bool { return refersTo(p, ofSecret, a.Name) }) {
+		return nil
+	}
+	if ofSecret && a.Verb == "get" && r.volumeSecret(node, a.Namespace, a.Name) {
 		return nil
 	}
 	return noRelationship(node, a)
@@ -292,6 +307,13 @@ func (c *call) authorizeNodeWrite(_ context.Context, verb string, obj, old Objec
 	case *corev1.PersistentVolume:
 		was, _ := old.(*corev1.PersistentVolume)
 		return c.nodeVolumeWrite(node, o, was)
+	case *storagev1.CSINode:
+		if o.Name != node {
+			return refuse("can only access CSINode with the same name as the requesting node")
+		}
+	case *corev1.PersistentVolumeClaim:
+		was, _ := old.(*corev1.PersistentVolumeClaim)
+		return c.nodeClaimWrite(o, was)
 	case *corev1.Pod:
 		if verb != "create" {
 			return nil

@@ -11,7 +11,8 @@ import (
 // ConfigMap: every master reads it from its own replica, and who may change it
 // is a matter of RBAC.
 const (
-	settingsName = "conclave"
+	// SettingsName is the ConfigMap's, in kube-system. Every node may read it.
+	SettingsName = "conclave"
 	// settingUnreachable is how long pods that do not say so themselves stay
 	// bound to a node that cannot be reached.
 	settingUnreachable = "unreachable-toleration"
@@ -20,7 +21,7 @@ const (
 // clusterSettings are those of a new cluster.
 func (s *Server) clusterSettings() *corev1.ConfigMap {
 	return &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: settingsName},
+		ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: SettingsName},
 		Data:       map[string]string{settingUnreachable: s.cfg.UnreachableToleration.String()},
 	}
 }
@@ -28,7 +29,7 @@ func (s *Server) clusterSettings() *corev1.ConfigMap {
 // unreachableToleration is the cluster's. What cannot be understood counts as
 // what a cluster has by default.
 func (s *Server) unreachableToleration() time.Duration {
-	rec := s.cfg.Storage.Get(configMaps.Resource, metav1.NamespaceSystem, settingsName)
+	rec := s.cfg.Storage.Get(configMaps.Resource, metav1.NamespaceSystem, SettingsName)
 	if rec == nil {
 		return 0
 	}
@@ -38,7 +39,7 @@ func (s *Server) unreachableToleration() time.Duration {
 	}
 	stay, err := time.ParseDuration(settings.Data[settingUnreachable])
 	if err != nil || stay < 0 {
-		s.log.Warn("a setting of the cluster cannot be understood: taking 0s", "configmap", metav1.NamespaceSystem+"/"+settingsName, "setting", settingUnreachable, "value", settings.Data[settingUnreachable])
+		s.log.Warn("a setting of the cluster cannot be understood: taking 0s", "configmap", metav1.NamespaceSystem+"/"+SettingsName, "setting", settingUnreachable, "value", settings.Data[settingUnreachable])
 		return 0
 	}
 	return stay

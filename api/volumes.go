@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"slices"
 	"strings"
@@ -48,6 +49,9 @@ const (
 	// AnnotationVolumeMade says that the node has made the folder. It is never
 	// made again: if it is missing, so is what was in it.
 	AnnotationVolumeMade = "conclave.io/made"
+	// AnnotationControllerCalls of a CSIDriver, "true", asks the cluster to make
+	// the driver's controller calls: it brings no sidecars that would.
+	AnnotationControllerCalls = "conclave.io/controller-calls"
 	// FinalizerLocalPath keeps a PersistentVolume until its data is removed.
 	FinalizerLocalPath = "conclave.io/local-path"
 )
@@ -55,6 +59,15 @@ const (
 // annotationMade lists, on the namespace kube-system, what of a cluster's first
 // equipment was made once and is the users' since: they may change or delete it.
 const annotationMade = "conclave.io/equipped"
+
+// AttachmentName is the name of the VolumeAttachment that stands for a volume
+// of a CSI driver on a node, as Kubernetes makes it up.
+func AttachmentName(handle, driver, node string) string {
+	return "csi-" + VolumeDigest(handle+driver+node)
+}
+
+// VolumeDigest is a name without surprises for what may have any.
+func VolumeDigest(s string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(s))) }
 
 // ClaimName is the name of the claim behind a pod's volume.
 func ClaimName(pod *corev1.Pod, v *corev1.Volume) (name string, ok bool) {
@@ -272,6 +285,9 @@ func (r *rules) usesClaim(node, namespace, name string) bool {
 // nodeClaims lets a node read the claims, each by its name, that a pod bound to
 // it uses.
 func (r *rules) nodeClaims(node string, a Attributes) error {
+	if a.Subresource == "status" && (a.Verb == "get" || a.Verb == "update" || a.Verb == "patch") && r.usesClaim(node, a.Namespace, a.Name) {
+		return nil // that what is on the volume has grown, see authorizeNodeWrite
+	}
 	if a.Subresource != "" || !slices.Contains(reads, a.Verb) {
 		return Denied("can only read resources of this type")
 	}
@@ -282,6 +298,37 @@ func (r *rules) nodeClaims(node string, a Attributes) error {
 		return nil
 	}
 	return noRelationship(node, a)
+}
+
+// nodeAttachments lets a node read what attaches volumes to it.
+func (r *rules) nodeAttachments(node string, a Attributes) error {
+	if a.Subresource != "" || !slices.Contains(reads, a.Verb) || a.Name == "" {
+		return Denied("can only read this type by name")
+	}
+	rec := r.s.cfg.Storage.Get(attachments.GroupResource().String(), "", a.Name)
+	if rec == nil {
+		return nil // nobody's secret: the node learns that there is none
+	}
+	if o, ok := rec.Object().(*storagev1.VolumeAttachment); ok && o.Spec.NodeName == node {
+		return nil
+	}
+	return noRelationship(node, a)
+}
+
+// volumeSecret says whether a volume that a pod of the node uses needs a secret
+// to be mounted.
+func (r *rules) volumeSecret(node, namespace, name string) bool {
+	records, _ := r.s.cfg.Storage.List(volumes.Resource, "")
+	return slices.ContainsFunc(records, func(rec Record) bool {
+		v, ok := rec.Object().(*corev1.PersistentVolume)
+		if !ok || v.Spec.CSI == nil || v.Spec.ClaimRef == nil {
+			return false
+		}
+		needs := slices.ContainsFunc([]*corev1.SecretReference{v.Spec.CSI.NodeStageSecretRef, v.Spec.CSI.NodePublishSecretRef, v.Spec.CSI.NodeExpandSecretRef}, func(ref *corev1.SecretReference) bool {
+			return ref != nil && ref.Namespace == namespace && ref.Name == name
+		})
+		return needs && r.usesClaim(node, v.Spec.ClaimRef.Namespace, v.Spec.ClaimRef.Name)
+	})
 }
 
 // nodeVolumes lets a node read the volumes that its pods' claims are bound to,
@@ -314,6 +361,21 @@ func (r *rules) nodeVolumes(node string, a Attributes) error {
 		return nil
 	}
 	return noRelationship(node, a)
+}
+
+// nodeClaimWrite refuses any change by a node of a claim, but that of its size
+// and of what is said of its growing.
+func (c *call) nodeClaimWrite(claim, was *corev1.PersistentVolumeClaim) error {
+	if was != nil {
+		allowed := was.DeepCopy()
+		allowed.Status.Capacity, allowed.Status.Conditions = claim.Status.Capacity, claim.Status.Conditions
+		allowed.Status.AllocatedResources, allowed.Status.AllocatedResourceStatuses = claim.Status.AllocatedResources, claim.Status.AllocatedResourceStatuses
+		allowed.ResourceVersion, allowed.ManagedFields = claim.ResourceVersion, claim.ManagedFields
+		if apiequality.Semantic.DeepEqual(allowed, claim) {
+			return nil
+		}
+	}
+	return apierrors.NewForbidden(c.res.gr(), claim.Name, textError("a node may only say how large a claim has become"))
 }
 
 // nodeVolumeWrite refuses any change by a node of a volume that is kept on it,

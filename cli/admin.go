@@ -183,6 +183,7 @@ func (s *Server) status(ctx context.Context) Status {
 	if err := s.agent.Ready(); err != nil {
 		problems = append(problems, fmt.Sprintf("this node cannot run pods: %v", err))
 	}
+	problems = append(problems, s.pathProblems(ctx)...)
 	slices.SortFunc(status.Members, func(a, b MemberStatus) int { return compareNames(a.Name, b.Name) })
 	status.Problems = problems
 	return status
@@ -361,7 +362,14 @@ func (s *Server) adminHandler(stop context.CancelFunc) http.Handler {
 		raw, err := s.kubeconfig(r.Context())
 		return string(raw), err
 	})
-	answer("GET /images", func(*http.Request) (any, error) { return s.engine.Images(), nil })
+	answer("GET /images", func(r *http.Request) (any, error) {
+		if r.FormValue("here") != "" {
+			return s.imageRows(), nil
+		}
+		return s.clusterImages(r.Context()), nil
+	})
+	mux.HandleFunc("POST /images/pull", s.servePull)
+	answer("POST /images/prune", func(r *http.Request) (any, error) { return s.prune(r.Context()), nil })
 	answer("POST /images", func(r *http.Request) (any, error) {
 		defer s.agent.ImagesChanged()
 		return s.engine.Import(r.Context(), r.Body)

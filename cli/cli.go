@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"path/filepath"
 	goruntime "runtime"
 	"strings"
 	"syscall"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"conclave/agent"
 	"conclave/identity"
 )
 
@@ -101,9 +103,19 @@ func nodeFlags() []cli.Flag {
 		&cli.StringFlag{Name: "address", Usage: "this machine's address, by which the others reach it (default: found)", EnvVars: env("address")},
 		&cli.StringFlag{Name: "name", Usage: "the node's name (default: the host's)", EnvVars: env("name")},
 		&cli.StringSliceFlag{Name: "label", Usage: "label `K=V` of the node; may be repeated", EnvVars: env("label")},
+		&cli.BoolFlag{Name: "direct-routes", Usage: "send pods' packets without an overlay to nodes on the same link that say so too", EnvVars: env("direct-routes")},
 		&cli.BoolFlag{Name: "no-master", Usage: "never make this node a master", EnvVars: env("no-master")},
 		&cli.StringFlag{Name: "cgroup-parent", Value: "conclave", Usage: "cgroup below which pods run", EnvVars: env("cgroup-parent")},
+		&cli.StringFlag{Name: "pod-manifest-path", Usage: "`DIR` of static pods, one a file (default: manifests/ in the data folder)", EnvVars: env("pod-manifest-path")},
 		&cli.StringSliceFlag{Name: "insecure-registry", Usage: "`HOST:PORT` of a registry spoken to by plain HTTP; may be repeated", EnvVars: env("insecure-registry")},
+		&cli.PathFlag{Name: "registries", Usage: "`FOLDER` with mirrors and certificates of registries, HOST/hosts.toml as containerd has them (default: registries in the data folder)", EnvVars: env("registries")},
+		&cli.IntFlag{Name: "max-parallel-image-pulls", Value: 3, Usage: "images pulled at once", EnvVars: env("max-parallel-image-pulls")},
+		&cli.PathFlag{Name: "image-credential-provider-config", Usage: "`FILE` that configures credential provider plugins, as kubelet's", EnvVars: env("image-credential-provider-config")},
+		&cli.PathFlag{Name: "image-credential-provider-bin-dir", Usage: "`FOLDER` of credential provider plugins", EnvVars: env("image-credential-provider-bin-dir")},
+		&cli.IntFlag{Name: "image-gc-high-threshold", Value: 85, Usage: "per cent of the disk in use from which on unused images are removed", EnvVars: env("image-gc-high-threshold")},
+		&cli.IntFlag{Name: "image-gc-low-threshold", Value: 80, Usage: "per cent of the disk in use at which that ends", EnvVars: env("image-gc-low-threshold")},
+		&cli.DurationFlag{Name: "image-minimum-gc-age", Value: 2 * time.Minute, Usage: "age below which no image is removed for want of room", EnvVars: env("image-minimum-gc-age")},
+		&cli.DurationFlag{Name: "image-maximum-gc-age", Usage: "age above which an unused image is removed (default: never for that)", EnvVars: env("image-maximum-gc-age")},
 		&cli.StringFlag{Name: "log-level", Value: "info", Usage: "debug, info, warn or error", EnvVars: env("log-level")},
 		&cli.PathFlag{Name: "config", Usage: "YAML `FILE` with any of these settings, by their names", EnvVars: env("config")},
 	}...)
@@ -115,8 +127,14 @@ func serverConfig(c *cli.Context) (ServerConfig, error) {
 		return ServerConfig{}, err
 	}
 	config := ServerConfig{
-		DataDir: settings.text("data-dir"), Name: settings.text("name"), NoMaster: settings.flag("no-master"),
-		CgroupParent: strings.Trim(settings.text("cgroup-parent"), "/"), InsecureRegistries: settings.list("insecure-registry"),
+		DataDir: settings.text("data-dir"), Name: settings.text("name"), NoMaster: settings.flag("no-master"), DirectRoutes: settings.flag("direct-routes"),
+		StaticPods: settings.text("pod-manifest-path"), CgroupParent: strings.Trim(settings.text("cgroup-parent"), "/"), InsecureRegistries: settings.list("insecure-registry"),
+		RegistryDir: settings.text("registries"), MaxParallelPulls: settings.number("max-parallel-image-pulls"),
+		CredentialProviders: settings.text("image-credential-provider-config"), CredentialProviderBin: settings.text("image-credential-provider-bin-dir"),
+		ImageGC: agent.ImageGC{
+			HighThresholdPercent: settings.number("image-gc-high-threshold"), LowThresholdPercent: settings.number("image-gc-low-threshold"),
+			MinimumAge: settings.duration("image-minimum-gc-age"), MaximumAge: settings.duration("image-maximum-gc-age"),
+		},
 		UnreachableToleration: settings.duration("unreachable-toleration"), Labels: map[string]string{},
 		Tell: func(format string, args ...any) { fmt.Fprintf(c.App.Writer, format+"\n", args...) },
 	}
@@ -142,6 +160,15 @@ func serverConfig(c *cli.Context) (ServerConfig, error) {
 		if err := checkNodeName(config.Name); err != nil {
 			return config, fmt.Errorf("--name %q: %w", config.Name, err)
 		}
+	}
+	if config.RegistryDir == "" {
+		config.RegistryDir = filepath.Join(config.DataDir, "registries")
+	}
+	if config.MaxParallelPulls < 1 {
+		return config, fmt.Errorf("--max-parallel-image-pulls %d: at least one image is pulled at a time", config.MaxParallelPulls)
+	}
+	if (config.CredentialProviders == "") != (config.CredentialProviderBin == "") {
+		return config, errors.New("--image-credential-provider-config and --image-credential-provider-bin-dir come together")
 	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(settings.text("log-level"))); err != nil {
@@ -185,6 +212,7 @@ func runJoin(c *cli.Context) error {
 }
 
 func serve(ctx context.Context, config ServerConfig) error {
+	hushLibraries(config.Log)
 	server, err := NewServer(config)
 	if err != nil {
 		return err

@@ -97,7 +97,12 @@ func (s *Server) waitDrained(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, drainLimit)
 	defer cancel()
 	h := &untilHandler[*corev1.Pod]{done: cancel, objects: map[types.UID]*corev1.Pod{}, reached: func(pods map[types.UID]*corev1.Pod) bool {
-		return len(pods) == 0
+		for _, pod := range pods {
+			if !api.IsMirror(pod) { // what it shows ends with this node
+				return false
+			}
+		}
+		return true
 	}}
 	_ = api.Follow(ctx, s.client, podsResource, "", metav1.ListOptions{FieldSelector: "spec.nodeName=" + s.node.Name()}, h)
 	if !h.met {
@@ -170,6 +175,9 @@ func (m *master) drain(ctx context.Context, node string) error {
 		return err
 	}
 	for _, p := range pods {
+		if api.IsMirror(p) {
+			continue
+		}
 		eviction := &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: p.Namespace}}
 		_, err := client.Create(ctx, podsResource, p.Namespace, p.Name, eviction, metav1.CreateOptions{}, "eviction")
 		if err != nil && !apierrors.IsNotFound(err) {
@@ -188,6 +196,11 @@ func (s *Server) forget() error {
 		failed = errors.Join(failed, s.engine.StopPod(ctx, pod), s.net.Detach(ctx, pod))
 	}
 	failed = errors.Join(failed, s.net.Teardown(ctx), s.engine.Teardown(ctx))
+	// What drivers have mounted is below: it must be out of sight before anything
+	// is removed.
+	if err := unix.Unmount(s.path("kubelet"), unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		failed = errors.Join(failed, fmt.Errorf("unmount %s: %w", s.path("kubelet"), err))
+	}
 	if err := unix.Unmount(s.path("run"), unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
 		failed = errors.Join(failed, fmt.Errorf("unmount %s: %w", s.path("run"), err))
 	}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -23,7 +24,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/hashicorp/raft"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
@@ -67,9 +67,16 @@ type ServerConfig struct {
 	Address      netip.Addr // found and followed if invalid
 	Labels       map[string]string
 	NoMaster     bool
+	DirectRoutes bool
 	CgroupParent string
+	StaticPods   string // folder; DataDir/manifests if empty
 	NodeResources
 	InsecureRegistries    []string
+	RegistryDir           string // folders with hosts.toml; the data folder's registries/ if empty
+	MaxParallelPulls      int
+	ImageGC               agent.ImageGC
+	CredentialProviders   string // kubelet's file of credential provider plugins
+	CredentialProviderBin string // the folder of their programs
 	UnreachableToleration time.Duration
 
 	// Join is the token to join with; nil founds a cluster, unless the data
@@ -114,6 +121,8 @@ type Server struct {
 	left    atomic.Bool                // this node has left the cluster: forget it on the way out
 	cluster atomic.Pointer[hintChange] // closed at each change of the members
 
+	images chan struct{} // a hint that this node has other images than before
+
 	readyAfter atomic.Int64 // nanoseconds from the start until this node was Ready, 0 before
 }
 
@@ -137,7 +146,7 @@ func NewServer(c ServerConfig) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{config: c, log: c.Log, start: time.Now(), own: own,
-		promote: make(chan promotion), doubt: make(chan struct{}, 1)}
+		promote: make(chan promotion), doubt: make(chan struct{}, 1), images: make(chan struct{}, 1)}
 	s.cluster.Store(&hintChange{make(chan struct{})})
 	return s, nil
 }
@@ -162,7 +171,9 @@ func (s *Server) Run(ctx context.Context) error {
 	defer listener.Close()
 	s.engine, err = runtime.New(runtime.Config{
 		Root: s.config.DataDir, RunDir: s.path("run", "runtime"), CgroupParent: s.config.CgroupParent,
-		InsecureRegistries: s.config.InsecureRegistries, Log: s.log.With("room", "runtime"),
+		InsecureRegistries: s.config.InsecureRegistries, RegistryDir: s.config.RegistryDir, MaxParallelPulls: s.config.MaxParallelPulls,
+		Peers: imagePeers{s}, Changed: s.imagesChanged, Log: s.log.With("room", "runtime"),
+		Faults: engineFaults(s.config.DataDir),
 	})
 	if err != nil {
 		return err
@@ -344,7 +355,9 @@ func (s *Server) connect(listener net.Listener, peers []string) (err error) {
 	s.dialer = &wire.Dialer{Certs: s.certs, Resolve: s.resolve, Log: s.log.With("room", "wire")}
 	s.port = wire.New(wire.Config{
 		Listener: listener, PeerID: identity.PeerID, Log: s.log.With("room", "wire"),
-		TLS:    func() *tls.Config { return s.certs.Server(wire.ProtoRaft, wire.ProtoNode, wire.ProtoJoin) },
+		TLS: func() *tls.Config {
+			return s.certs.Server(wire.ProtoRaft, wire.ProtoNode, wire.ProtoJoin, wire.ProtoStream)
+		},
 		APITLS: s.apiTLS, Splice: s.splice,
 	})
 	s.lease = consensus.NewLease(consensus.LeaseConfig{
@@ -374,7 +387,8 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		NodeName: s.node.Name(), Client: s.client, Dir: s.path("network"), RunDir: s.path("run", "network"),
 		Address: s.own.get, AddressChanged: s.own.watch(),
 		PodCIDR: cluster.PodCIDR, ServiceCIDR: cluster.ServiceCIDR, ClusterDNS: cluster.DNS, Domain: cluster.Domain,
-		Live: s.liveNodes, Log: s.log.With("room", "network"),
+		Live: s.liveNodes, DirectRoutes: s.config.DirectRoutes, PathsChanged: func() { s.agent.PathsChanged() },
+		Log: s.log.With("room", "network"),
 	})
 	if err != nil {
 		return err
@@ -392,10 +406,15 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		Dir: s.config.DataDir, RunDir: s.path("run"), Addresses: s.own.list, AddressesChanged: s.own.watch(),
 		Labels: s.config.Labels, Zone: s.config.Labels[corev1.LabelTopologyZone],
 		Listener: kubelet, TLS: s.certs.Server("h2", "http/1.1"), Authorize: s.authorizeKubelet,
+		Paths: s.pathsFailing, DirectRoutes: s.config.DirectRoutes,
 		ClusterDNS: cluster.DNS, ClusterDomain: cluster.Domain,
-		APIServer:  netip.AddrPortFrom(cluster.ServiceCIDR.Masked().Addr().Next(), 443),
-		Seal:       func(plain []byte) ([]byte, error) { return sealer.Seal(plain, podContext) },
-		Unseal:     func(sealed []byte) ([]byte, error) { return sealer.Open(sealed, podContext) },
+		APIServer: netip.AddrPortFrom(cluster.ServiceCIDR.Masked().Addr().Next(), 443),
+		Seal:      func(plain []byte) ([]byte, error) { return sealer.Seal(plain, podContext) },
+		Unseal:    func(sealed []byte) ([]byte, error) { return sealer.Open(sealed, podContext) },
+		Faults:    fault(s.config.DataDir),
+		StaticDir: cmp.Or(s.config.StaticPods, s.path("manifests")),
+		ImageGC:   s.config.ImageGC, DockerConfigs: s.dockerConfigs(),
+		CredentialProviderConfig: s.config.CredentialProviders, CredentialProviderBinDir: s.config.CredentialProviderBin,
 		CgroupRoot: filepath.Join(s.config.CgroupParent, "kubepods"), MaxPods: s.config.MaxPods, Reserved: s.config.Reserved,
 		EvictionHard: s.config.EvictionHard, EvictionSoft: s.config.EvictionSoft, EvictionTransition: s.config.EvictionTransition, PodPIDs: s.config.PodPIDs,
 		Version: serverVersion().GitVersion, Log: s.log.With("room", "agent"),
@@ -434,6 +453,7 @@ func (s *Server) run(ctx context.Context, authority *identity.Authority, founded
 		"membership":   s.followMembers,
 		"discovery":    s.announce,
 		"disk":         s.measureDisk,
+		"images":       s.announceImages,
 	} {
 		g.Go(func() error {
 			err := work(ctx)
@@ -932,7 +952,7 @@ func (s *Server) lead(ctx context.Context, m *master) error {
 	cluster := m.authority.Cluster()
 	manager, err := controller.New(controller.Config{
 		Client: system("system:kube-controller-manager"), Kinds: served, Liveness: judgements{m.judge, m.consensus},
-		RootCA: func() []byte { return cluster.CA }, PodCIDR: cluster.PodCIDR, NodeMask: 24,
+		RootCA: func() []byte { return cluster.CA }, PodCIDR: cluster.PodCIDR, NodeMask: 24, CallDriver: s.callDriver,
 		Log: s.log.With("room", "controller"),
 	})
 	if err != nil {
@@ -1040,8 +1060,13 @@ func (s *Server) nodeHandler() http.Handler {
 	mux.HandleFunc("POST /conclave/v1/drain", s.forMaster(s.serveDrain))
 	mux.HandleFunc("POST /conclave/v1/leave", s.forMaster(s.serveLeave))
 	mux.HandleFunc("POST /conclave/v1/incarnation", forMember(s.serveIncarnation))
+	mux.HandleFunc("POST /conclave/v1/paths", forMember(s.servePaths))
 	mux.HandleFunc("POST /conclave/v1/report", forMember(s.serveReport))
+	mux.HandleFunc("POST /conclave/v1/csi", s.serveDriver)
 	mux.HandleFunc("POST /conclave/v1/recover", forMember(s.serveRecover))
+	mux.HandleFunc("POST /conclave/v1/images", forMember(s.serveImages))
+	mux.HandleFunc("POST /conclave/v1/image", forMember(s.serveImage))
+	mux.HandleFunc("GET /conclave/v1/layer", forMember(func(_ string, w http.ResponseWriter, r *http.Request) { s.engine.ServeLayer(w, r) }))
 	mux.HandleFunc("/conclave/v1/", s.forMaster(func(m *master, id string, w http.ResponseWriter, r *http.Request) {
 		m.consensus.Handler().ServeHTTP(w, r)
 	}))
@@ -1433,7 +1458,7 @@ type engineRuntime struct{ *runtime.Engine }
 
 var runtimeErrors = map[error]error{
 	runtime.ErrImageNotFound: agent.ErrImageNotFound, runtime.ErrUnauthorized: agent.ErrImageNotFound,
-	runtime.ErrFenced: agent.ErrFenced, runtime.ErrRegistryUnavailable: agent.ErrRegistryUnavailable, runtime.ErrInvalidImageName: agent.ErrInvalidImageName,
+	runtime.ErrFenced: agent.ErrFenced, runtime.ErrDiskFull: agent.ErrDiskFull, runtime.ErrRegistryUnavailable: agent.ErrRegistryUnavailable, runtime.ErrInvalidImageName: agent.ErrInvalidImageName,
 }
 
 func (e engineRuntime) StartPod(ctx context.Context, c agent.PodConfig) error {
@@ -1487,13 +1512,31 @@ func (e engineRuntime) Stats(podID, id string) (agent.Stats, error) {
 	}, err
 }
 
-func (e engineRuntime) Pull(ctx context.Context, ref string, auth agent.PullAuth) (agent.Image, error) {
-	var o runtime.PullOptions
-	if auth != (agent.PullAuth{}) {
-		o.Auth = authn.FromConfig(authn.AuthConfig{Username: auth.Username, Password: auth.Password, RegistryToken: auth.Token})
+func runtimeCredentials(in []agent.Credential) []runtime.Credential {
+	var out []runtime.Credential
+	for _, c := range in {
+		out = append(out, runtime.Credential(c))
 	}
-	img, err := e.Engine.Pull(ctx, ref, o)
+	return out
+}
+
+func credentialsOf(c agent.Credentials) func(string) ([]runtime.Credential, error) {
+	if c == nil {
+		return nil
+	}
+	return func(repository string) ([]runtime.Credential, error) {
+		found, err := c(repository)
+		return runtimeCredentials(found), err
+	}
+}
+
+func (e engineRuntime) Pull(ctx context.Context, ref string, o agent.PullOptions) (agent.Image, error) {
+	img, err := e.Engine.Pull(ctx, ref, runtime.PullOptions{Credentials: credentialsOf(o.Credentials), Fresh: o.Fresh})
 	return agentImage(img), translate(runtimeErrors, err)
+}
+
+func (e engineRuntime) Entitled(ref string, c agent.Credentials) bool {
+	return e.Engine.Entitled(ref, credentialsOf(c))
 }
 
 func (e engineRuntime) Image(ref string) (agent.Image, bool) {
@@ -1511,7 +1554,7 @@ func (e engineRuntime) Images() []agent.Image {
 
 func agentImage(i runtime.Image) agent.Image {
 	return agent.Image{
-		ID: i.ID, Names: i.Names, Digests: i.Digests, Size: i.Size, User: i.User,
+		ID: i.ID, Names: i.Names, Digests: i.Digests, Size: i.Size, User: i.User, Pinned: i.Pinned,
 		Env: i.Env, Entrypoint: i.Entrypoint, Cmd: i.Cmd, WorkingDir: i.WorkingDir, StopSignal: i.StopSignal,
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -95,6 +96,17 @@ func (s *settings) duration(name string) time.Duration {
 		return d
 	}
 	return s.c.Duration(name)
+}
+
+func (s *settings) number(name string) int {
+	if v, ok := s.from(name); ok {
+		n, err := strconv.Atoi(fmt.Sprint(v))
+		if err != nil {
+			s.bad(name, v, "a whole number")
+		}
+		return n
+	}
+	return s.c.Int(name)
 }
 
 func (s *settings) list(name string) []string {

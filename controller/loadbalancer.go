@@ -22,7 +22,6 @@ const (
 	// balancerSetting, in the cluster's settings, lists the addresses that
 	// services of type LoadBalancer are given. Without it they get the nodes'.
 	balancerSetting = "load-balancer.addresses"
-	settingsName    = "conclave"
 )
 
 // nodePortsTaken are the ports that every node needs for itself. A service that
@@ -92,7 +91,7 @@ func (c balancerController) keysOfService(change Change) []Key {
 func samePort(a, b corev1.ServicePort) bool { return a.Port == b.Port && a.Protocol == b.Protocol }
 
 func (c balancerController) keysOfSettings(change Change) []Key {
-	if o := change.either(); o.GetNamespace() != metav1.NamespaceSystem || o.GetName() != settingsName {
+	if o := change.either(); o.GetNamespace() != metav1.NamespaceSystem || o.GetName() != api.SettingsName {
 		return nil
 	}
 	value := func(o api.Object) string {
@@ -168,7 +167,7 @@ func (c balancerController) reconcile(ctx context.Context, key Key) (time.Durati
 		others = slices.DeleteFunc(c.ours(), func(o *corev1.Service) bool { return o.UID == s.UID || o.DeletionTimestamp != nil })
 	)
 	setting := ""
-	settings, configured := get[*corev1.ConfigMap](c.cache, configMaps, metav1.NamespaceSystem, settingsName)
+	settings, configured := get[*corev1.ConfigMap](c.cache, configMaps, metav1.NamespaceSystem, api.SettingsName)
 	if configured {
 		setting = strings.TrimSpace(settings.Data[balancerSetting])
 	}
@@ -323,7 +322,7 @@ func fromNodes(s *corev1.Service, others []*corev1.Service, addresses []netip.Ad
 	for _, p := range s.Spec.Ports {
 		same := func(o corev1.ServicePort) bool { return samePort(p, o) }
 		if slices.ContainsFunc(nodePortsTaken, same) {
-			return nil, fmt.Sprintf("port %d/%s of the nodes' addresses is the nodes' own; set %s in configmap %s/%s to use others", p.Port, p.Protocol, balancerSetting, metav1.NamespaceSystem, settingsName)
+			return nil, fmt.Sprintf("port %d/%s of the nodes' addresses is the nodes' own; set %s in configmap %s/%s to use others", p.Port, p.Protocol, balancerSetting, metav1.NamespaceSystem, api.SettingsName)
 		}
 		for _, o := range others {
 			if olderService(o, s) < 0 && slices.ContainsFunc(o.Spec.Ports, same) {

@@ -10,6 +10,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"conclave/api"
 )
 
 func balanced(port int32, edit ...func(*corev1.Service)) func(*corev1.Service) {
@@ -30,10 +32,10 @@ func withAddress(ip string) func(*corev1.Node) {
 
 func (w *world) setPool(text string) {
 	w.Helper()
-	if !w.exists(configMaps, metav1.NamespaceSystem, settingsName) {
-		create(w, configMaps, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: settingsName}})
+	if !w.exists(configMaps, metav1.NamespaceSystem, api.SettingsName) {
+		create(w, configMaps, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: api.SettingsName}})
 	}
-	change(w, configMaps, metav1.NamespaceSystem, settingsName, func(m *corev1.ConfigMap) { m.Data = map[string]string{balancerSetting: text} })
+	change(w, configMaps, metav1.NamespaceSystem, api.SettingsName, func(m *corev1.ConfigMap) { m.Data = map[string]string{balancerSetting: text} })
 }
 
 func (w *world) wantIngress(name, want string) {
@@ -201,7 +203,9 @@ func TestHints(t *testing.T) {
 		}
 		w.addNode("n1", zoned("a"))
 		w.addNode("n2")
-		on := func(node string) func(*corev1.Pod) { return func(p *corev1.Pod) { p.Spec.NodeName = node; p.Labels["app"] = "web" } }
+		on := func(node string) func(*corev1.Pod) {
+			return func(p *corev1.Pod) { p.Spec.NodeName = node; p.Labels["app"] = "web" }
+		}
 		w.agent.set(func() { w.agent.hold = func(p *corev1.Pod) bool { return p.Name == "p3" } })
 		create(w, pods, plainPod("p1", on("n1")))
 		create(w, pods, plainPod("p2", on("n2")))

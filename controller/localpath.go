@@ -59,6 +59,8 @@ func refuseLocal(claim *corev1.PersistentVolumeClaim, class *storagev1.StorageCl
 		return "a folder on a node has no access modes but ReadWriteOnce and ReadWriteOncePod"
 	case claim.Spec.VolumeMode != nil && *claim.Spec.VolumeMode == corev1.PersistentVolumeBlock:
 		return "a folder on a node is no block device"
+	case claim.Spec.DataSource != nil || claim.Spec.DataSourceRef != nil:
+		return "a folder on a node begins empty: it can be made from no dataSource"
 	case claim.Spec.Selector != nil:
 		return "claim.Spec.Selector is not supported for dynamic provisioning"
 	case len(class.MountOptions) > 0:

@@ -64,8 +64,11 @@ type Config struct {
 	// PodCIDR is divided among the nodes in ranges of NodeMask bits (24).
 	PodCIDR  netip.Prefix
 	NodeMask int
-	Now      func() time.Time
-	Log      *slog.Logger
+	// CallDriver makes a controller call of a CSI driver, by way of the node, by
+	// name and id, with which it has registered. Nil: drivers bring their own.
+	CallDriver func(ctx context.Context, node, id, driver, method string, request []byte) ([]byte, error)
+	Now        func() time.Time
+	Log        *slog.Logger
 }
 
 // Controller makes objects of one sort from other objects. It is level
@@ -160,7 +163,7 @@ func New(c Config) (*Manager, error) {
 	m.env.store = &store{client: c.Client, cache: newCache(c.Kinds), changed: m.dispatch}
 	addIndexes(m.env.cache)
 	for _, add := range []func(*env) *Controller{
-		newReplicaSets, newDeployments, newStatefulSets, newVolumes, newVolumeProtection, newEphemeral, newEndpointSlices, newEndpoints, newMirror, newLoadBalancer,
+		newReplicaSets, newDeployments, newStatefulSets, newVolumes, newVolumeProtection, newEphemeral, newAttachDetach, newCSI, newEndpointSlices, newEndpoints, newMirror, newLoadBalancer,
 		newNodes, newTaintEviction, newPodGC, newGarbage, newNamespaces,
 		newServiceAccounts, newRootCA, newExpiry,
 	} {

@@ -34,22 +34,29 @@ var (
 	volumes         = corev1.SchemeGroupVersion.WithResource("persistentvolumes")
 	storageClasses  = storagev1.SchemeGroupVersion.WithResource("storageclasses")
 
+	attachments = storagev1.SchemeGroupVersion.WithResource("volumeattachments")
+	csiNodes    = storagev1.SchemeGroupVersion.WithResource("csinodes")
+	csiDrivers  = storagev1.SchemeGroupVersion.WithResource("csidrivers")
+	secrets     = corev1.SchemeGroupVersion.WithResource("secrets") // read one by one, not kept
+
 	needed = []schema.GroupVersionResource{
 		pods, nodes, services, endpoints, namespaces, configMaps, serviceAccounts,
 		events, deployments, replicaSets, endpointSlices,
-		statefulSets, revisions, claims, volumes, storageClasses,
+		statefulSets, revisions, claims, volumes, storageClasses, attachments, csiNodes, csiDrivers,
 	}
 )
 
 // Names of the cache's indexes.
 const (
-	podsByNode       = "node"     // pods by spec.nodeName
-	orphans          = "orphans"  // pods, ReplicaSets and revisions without a controller, by namespace
-	servicesBalanced = "balanced" // services that the built-in load balancer looks after, under ""
-	slicesByService  = "service"  // EndpointSlices by namespace/name of their service
-	podsByClaim      = "claim"    // pods by namespace/name of the claims that they use
-	volumesByClaim   = "claim"    // persistent volumes by namespace/name of claimRef
-	volumesByNode    = "node"     // persistent volumes by the node that keeps them
+	podsByNode          = "node"     // pods by spec.nodeName
+	orphans             = "orphans"  // pods, ReplicaSets and revisions without a controller, by namespace
+	servicesBalanced    = "balanced" // services that the built-in load balancer looks after, under ""
+	slicesByService     = "service"  // EndpointSlices by namespace/name of their service
+	podsByClaim         = "claim"    // pods by namespace/name of the claims that they use
+	volumesByClaim      = "claim"    // persistent volumes by namespace/name of claimRef
+	volumesByNode       = "node"     // persistent volumes by the node that keeps them
+	attachmentsByNode   = "node"     // VolumeAttachments by spec.nodeName
+	attachmentsByVolume = "volume"   // VolumeAttachments by their volume
 )
 
 func addIndexes(c *cache) {
@@ -86,6 +93,15 @@ func addIndexes(c *cache) {
 	c.addIndex(services, servicesBalanced, func(o api.Object) []string {
 		if api.OwnLoadBalancer(o.(*corev1.Service)) {
 			return []string{""}
+		}
+		return nil
+	})
+	c.addIndex(attachments, attachmentsByNode, func(o api.Object) []string {
+		return []string{o.(*storagev1.VolumeAttachment).Spec.NodeName}
+	})
+	c.addIndex(attachments, attachmentsByVolume, func(o api.Object) []string {
+		if name := o.(*storagev1.VolumeAttachment).Spec.Source.PersistentVolumeName; name != nil {
+			return []string{*name}
 		}
 		return nil
 	})

@@ -298,7 +298,11 @@ func (c volumeController) bind(ctx context.Context, v *corev1.PersistentVolume, 
 		claim = written.(*corev1.PersistentVolumeClaim)
 	}
 	status := *claim.Status.DeepCopy()
-	status.Phase, status.AccessModes, status.Capacity = corev1.ClaimBound, v.Spec.AccessModes, v.Spec.Capacity
+	// How large a driver's volume has become, whoever makes it grow says.
+	if v.Spec.CSI == nil || status.Phase != corev1.ClaimBound || status.Capacity == nil {
+		status.Capacity = v.Spec.Capacity
+	}
+	status.Phase, status.AccessModes = corev1.ClaimBound, v.Spec.AccessModes
 	return c.setClaimStatus(ctx, claim, status)
 }
 

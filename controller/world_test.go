@@ -35,6 +35,7 @@ type world struct {
 	manager  *Manager
 	liveness *fakeLiveness
 	agent    *agent
+	driver   *fakeDriver
 }
 
 type fakeLiveness struct {
@@ -90,15 +91,17 @@ func inWorld(t *testing.T, test func(w *world)) {
 		server := apitest.NewServer(t)
 		client := server.Local(apitest.Admin)
 		liveness := &fakeLiveness{states: map[string]NodeState{}, since: map[string]time.Time{}, changed: make(chan struct{})}
+		driver := &fakeDriver{}
 		m, err := New(Config{
-			Client: client, Kinds: resources(), Liveness: liveness,
+			CallDriver: driver.call,
+			Client:     client, Kinds: resources(), Liveness: liveness,
 			RootCA: func() []byte { return []byte("-----BEGIN CERTIFICATE-----") }, PodCIDR: netip.MustParsePrefix("10.244.0.0/16"),
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		w := &world{T: t, ctx: ctx, client: client, manager: m, liveness: liveness, agent: &agent{client: client, ctx: ctx, liveness: liveness, known: map[string]*corev1.Pod{}, wake: make(chan struct{}, 1)}}
+		w := &world{T: t, ctx: ctx, client: client, manager: m, liveness: liveness, driver: driver, agent: &agent{client: client, ctx: ctx, liveness: liveness, known: map[string]*corev1.Pod{}, wake: make(chan struct{}, 1)}}
 		var all sync.WaitGroup
 		all.Go(func() {
 			if err := m.Run(ctx); !errors.Is(err, context.Canceled) {

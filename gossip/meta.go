@@ -39,6 +39,8 @@ type Meta struct {
 	Replica bool
 	// Bare: the node has no log, and votes for nobody until it is given one.
 	Bare bool
+	// Holds are the layers and images that the node can give to others.
+	Holds Filter
 
 	// epoch orders the lives of one id; leaving says that this node ends on
 	// purpose.
@@ -59,9 +61,20 @@ const (
 	flagBare     = 1 << 4
 )
 
-// encode packs a Meta. Addresses that do not fit are left out, the last ones
-// first.
+// encode packs a Meta. What does not fit is left out: first the filter becomes
+// coarser, then addresses go, the last ones first.
 func (m *Meta) encode() ([]byte, error) {
+	for f := m.Holds; ; f = f.fold() {
+		short := *m
+		short.Holds = f
+		if b := short.pack(m.Addresses); len(b) <= metaLimit {
+			return b, nil
+		}
+		if len(f) <= filterMin {
+			m = &short
+			break
+		}
+	}
 	for n := len(m.Addresses); ; n-- {
 		b := m.pack(m.Addresses[:n])
 		if len(b) <= metaLimit {
@@ -109,7 +122,8 @@ func (m *Meta) pack(addrs []netip.Addr) []byte {
 		b = appendText(b, string(a.WithZone("").AsSlice()))
 	}
 	b = binary.AppendUvarint(b, m.Incarnation)
-	return binary.AppendUvarint(b, m.IncarnationID)
+	b = binary.AppendUvarint(b, m.IncarnationID)
+	return appendText(b, string(m.Holds))
 }
 
 func appendText(b []byte, s string) []byte {
@@ -197,7 +211,12 @@ func decodeMeta(b []byte) (Meta, error) {
 		m.Addresses = append(m.Addresses, a)
 	}
 	m.Incarnation, m.IncarnationID = r.uint(), r.uint()
-	if r.bad {
+	if len(r.b) > 0 { // a node of an earlier version says nothing of it
+		if text := r.text(); text != "" {
+			m.Holds = Filter(text)
+		}
+	}
+	if r.bad || !m.Holds.valid() {
 		return Meta{}, errors.New("what the node tells of itself cannot be read")
 	}
 	return m, nil

@@ -566,7 +566,7 @@ func TestMeta(t *testing.T) {
 		Name: "node-1", Zone: "z", Role: RoleMaster, NoMaster: true, Memory: 8 << 30, CPU: 3.5,
 		Started: time.UnixMilli(1234567890123), APIPort: 6443, KubeletPort: 10250, DiskLatency: 1500 * time.Microsecond,
 		Addresses:   []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
-		Incarnation: 3, IncarnationID: 1 << 63, Replica: true, Bare: true,
+		Incarnation: 3, IncarnationID: 1 << 63, Replica: true, Bare: true, Holds: NewFilter([]string{"a", "b"}),
 		epoch: 77, leaving: true,
 	}
 	for _, m := range []Meta{full, {Role: RoleNode}} {
@@ -580,7 +580,8 @@ func TestMeta(t *testing.T) {
 			}
 		}
 		for i := range b {
-			if _, err := decodeMeta(b[:i]); err == nil {
+			earlier := i == len(b)-len(m.Holds)-1 // versions that told nothing of images
+			if _, err := decodeMeta(b[:i]); err == nil != earlier {
 				t.Errorf("read %d of %d bytes", i, len(b))
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -24,8 +25,8 @@ type answerer struct {
 	log *slog.Logger
 	// sysctl sets what teardown restores.
 	sysctl func(key, value string) error
-	links map[int]*arpLink // by index
-	timer *time.Timer
+	links  map[int]*arpLink // by index
+	timer  *time.Timer
 	// shouts is how often newcomers are still to be announced.
 	shouts map[netip.Addr]int
 }
@@ -102,6 +103,16 @@ func (a *answerer) set(wanted []netip.Addr, own netip.Addr) error {
 		a.shout()
 	}
 	return errors.Join(errs...)
+}
+
+// repeat announces all that is answered for once more.
+func (a *answerer) repeat() {
+	for _, l := range a.links {
+		for _, address := range l.held() {
+			a.shouts[address] = arpShouts
+		}
+	}
+	a.shout()
 }
 
 // shout announces, one time more, what is to be announced.
@@ -205,6 +216,12 @@ func (l *arpLink) set(addresses map[netip.Addr]bool) (newcomers []netip.Addr) {
 	return newcomers
 }
 
+func (l *arpLink) held() []netip.Addr {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Collect(maps.Keys(l.answers))
+}
+
 // read answers until the socket is closed.
 func (l *arpLink) read() {
 	defer close(l.done)
@@ -232,7 +249,11 @@ func (l *arpLink) read() {
 		}
 		l.mu.Unlock()
 		if clash {
+			// Another node that has just come back from where it saw nobody, or
+			// a stranger. Who heard it shall know better; once, because there
+			// is no end to it if it thinks so too.
 			l.log.Warn("somebody else uses the address of a load balancer", "address", p.sender, "hardware", net.HardwareAddr(p.senderMAC[:]))
+			l.announce(p.sender)
 		}
 		if answer {
 			l.send(arpFrame(l.hardware, p.senderMAC[:], arpReply, p.target, p.senderMAC[:], p.sender))

@@ -131,6 +131,8 @@ func (n *Network) runBalance(ctx context.Context) error {
 	var told sync.WaitGroup
 	defer told.Wait()
 	var had balance
+	var met []string
+	started := time.Now()
 	for {
 		var alive []string
 		var news <-chan struct{} // nil: none
@@ -138,10 +140,20 @@ func (n *Network) runBalance(ctx context.Context) error {
 			alive, news = n.cfg.Live()
 		}
 		var retry <-chan time.Time
-		if n.cluster.isSynced("services", "endpointslices", "nodes") {
+		switch {
+		case !n.cluster.isSynced("services", "endpointslices", "nodes"):
+		case n.lonely(alive) && time.Since(started) < meetTime:
+			retry = time.After(meetTime - time.Since(started))
+		default:
 			is := n.cluster.balance(n.cfg.NodeName, alive)
 			failed := health.set(is.health)
 			err := answers.set(slices.Collect(maps.Keys(is.answers)), n.cfg.Address().Unmap())
+			// Whoever comes or comes back may have answered for what is ours.
+			slices.Sort(alive)
+			if !slices.Equal(alive, met) {
+				answers.repeat()
+			}
+			met = alive
 			if err != nil || failed {
 				if err != nil {
 					n.cfg.Log.Warn("answering for load balancers' addresses failed, trying again", "err", err)
@@ -166,6 +178,17 @@ func (n *Network) runBalance(ctx context.Context) error {
 			answers.shout()
 		}
 	}
+}
+
+// meetTime is how long a process that has just started, and has met no other
+// node yet, leaves the addresses to those that it may meet.
+const meetTime = 5 * time.Second
+
+// lonely says that of several nodes none but this one is seen alive.
+func (n *Network) lonely(alive []string) bool {
+	n.cluster.mu.RLock()
+	defer n.cluster.mu.RUnlock()
+	return len(alive) == 1 && alive[0] == n.cfg.NodeName && len(n.cluster.nodes) > 1
 }
 
 // healthy says whether the rules are what is wanted.

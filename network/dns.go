@@ -24,12 +24,16 @@ type resolver struct {
 }
 
 func newResolver(cfg Config, c *cluster) *resolver {
+	up := newForwarder(cfg.Upstreams, func(a netip.Addr) bool { return cfg.ServiceCIDR.Contains(a) || cfg.PodCIDR.Contains(a) })
+	if cfg.Log != nil {
+		up.log = cfg.Log
+	}
 	return &resolver{
 		zone: &zone{
 			domain: dns.CanonicalName(cfg.Domain), address: cfg.ClusterDNS, podCIDR: cfg.PodCIDR, serviceCIDR: cfg.ServiceCIDR,
 			serial: uint32(time.Now().Unix()), cluster: c,
 		},
-		up:   newForwarder(cfg.Upstreams, func(a netip.Addr) bool { return cfg.ServiceCIDR.Contains(a) || cfg.PodCIDR.Contains(a) }),
+		up:   up,
 		addr: netip.AddrPortFrom(cfg.ClusterDNS, 53).String(),
 	}
 }

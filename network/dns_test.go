@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -28,7 +29,9 @@ func newUpstream(t testing.TB, network string, reply func(q, m *dns.Msg)) *upstr
 	t.Helper()
 	u := &upstream{}
 	s := &dns.Server{Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
-		u.asked.Add(1)
+		if q.Question[0].Qtype != loopProbe {
+			u.asked.Add(1)
+		}
 		m := new(dns.Msg)
 		m.SetReply(q)
 		reply(q, m)
@@ -287,10 +290,125 @@ func TestForwarding(t *testing.T) {
 			}
 		}
 		for i := range cacheEntries + 10 {
-			f.remember(cacheKey{name: fmt.Sprint(i)}, ask(f, "example.net.", true))
+			f.cache.put(cacheKey{name: fmt.Sprint(i)}, ask(f, "example.net.", true), now)
 		}
-		if len(f.cache) != cacheEntries || f.recent.Len() != cacheEntries {
-			t.Errorf("the cache grew to %d", len(f.cache))
+		if n := len(f.cache.byKey); n != cacheEntries || f.cache.recent.Len() != n {
+			t.Errorf("the cache grew to %d", n)
+		}
+		large := ask(f, "example.net.", true)
+		for i := range 1000 {
+			large.Answer = append(large.Answer, rr(t, fmt.Sprintf("example.net. 60 IN TXT %d", i)))
+		}
+		for i := range 1000 {
+			f.cache.put(cacheKey{name: fmt.Sprint(i)}, large, now)
+		}
+		size := 0
+		for _, e := range f.cache.byKey {
+			size += e.Value.(*cached).size
+		}
+		if size > cacheBytes || size != f.cache.size || len(f.cache.byKey) == 0 {
+			t.Errorf("%d answers of %d bytes are kept, counted as %d", len(f.cache.byKey), size, f.cache.size)
+		}
+	})
+	t.Run("what has expired is better than nothing", func(t *testing.T) {
+		up := newUpstream(t, "udp", func(q, m *dns.Msg) {
+			if m.Rcode = dns.RcodeNameError; q.Question[0].Name == "example.org." {
+				good(q, m)
+				m.Rcode = dns.RcodeSuccess
+			}
+			m.Ns = []dns.RR{rr(t, "org. 60 IN SOA ns.org. hostmaster.org. 1 2 3 4 60")}
+		})
+		f := newForwarder([]netip.AddrPort{up.addr}, never)
+		now := time.Unix(1000, 0)
+		f.now = func() time.Time { return now }
+		ask(f, "example.org.", true)
+		ask(f, "none.org.", true)
+		f.fixed = nil
+		f.file = "/nonexistent"
+		for _, step := range []struct {
+			name  string
+			after time.Duration
+			rcode int
+			ttl   uint32
+		}{{"example.org.", 59 * time.Second, dns.RcodeSuccess, 1}, {"example.org.", time.Second, dns.RcodeSuccess, staleTTL}, {"none.org.", 0, dns.RcodeServerFailure, 0},
+			{"example.org.", staleFor, dns.RcodeServerFailure, 0}} {
+			now = now.Add(step.after)
+			m := ask(f, step.name, true)
+			if m.Rcode != step.rcode || step.ttl > 0 && (len(m.Answer) != 1 || m.Answer[0].Header().Ttl != step.ttl) {
+				t.Errorf("%+v : %s", step, render(m))
+			}
+		}
+	})
+	t.Run("the same question is asked once at a time", func(t *testing.T) {
+		release := make(chan struct{})
+		up := newUpstream(t, "udp", func(q, m *dns.Msg) {
+			if q.Question[0].Qtype != loopProbe {
+				<-release
+			}
+			good(q, m)
+		})
+		f := newForwarder([]netip.AddrPort{up.addr}, never)
+		var all sync.WaitGroup
+		for range 20 {
+			all.Go(func() {
+				if m := ask(f, "example.org.", true); len(m.Answer) != 1 {
+					t.Errorf("got %s", render(m))
+				}
+			})
+		}
+		soon(t, "the question", func() bool { return up.asked.Load() > 0 })
+		close(release)
+		all.Wait()
+		if n := up.asked.Load(); n != 1 {
+			t.Errorf("it was asked %d times", n)
+		}
+	})
+	t.Run("a domain has its own servers", func(t *testing.T) {
+		of := func(ip string) func(q, m *dns.Msg) {
+			return func(q, m *dns.Msg) { m.Answer = []dns.RR{rr(t, q.Question[0].Name+" 60 IN A "+ip)} }
+		}
+		world, org, lab := newUpstream(t, "udp", of("192.0.2.1")), newUpstream(t, "udp", of("192.0.2.2")), newUpstream(t, "udp", of("192.0.2.3"))
+		f := newForwarder(nil, never)
+		f.file = "/nonexistent"
+		settings, problems := parseDNSSettings(map[string]string{
+			"dns.forward": world.addr.String(), "dns.forward.Example.org": org.addr.String(), "dns.forward.lab.example.org": lab.addr.String(),
+			"dns.forwarding": "x", "dns.forward.bad.org": "nobody", "dns.forward.a..b": "192.0.2.1", "unreachable-toleration": "0s",
+		})
+		if len(problems) != 2 {
+			t.Errorf("problems %v", problems)
+		}
+		f.configure(settings)
+		for name, want := range map[string]string{"www.example.com.": "192.0.2.1", "EXAMPLE.org.": "192.0.2.2", "a.example.org.": "192.0.2.2", "notexample.org.": "192.0.2.1", "x.lab.example.org.": "192.0.2.3"} {
+			if m := ask(f, name, true); len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != want {
+				t.Errorf("%s: %s, want %s", name, render(m), want)
+			}
+		}
+		f.configure(dnsSettings{})
+		if m := ask(f, "www.example.com.", true); m.Rcode != dns.RcodeServerFailure {
+			t.Errorf("without settings: %s", render(m))
+		}
+	})
+	t.Run("a server that asks us back is left out", func(t *testing.T) {
+		var r *resolver
+		var f *forwarder
+		up := newUpstream(t, "udp", func(q, m *dns.Msg) { *m = *r.answer(q, true) })
+		other := newUpstream(t, "udp", good)
+		r = testResolver(dnsCluster(), up.addr, other.addr)
+		f = r.up
+		if m := ask(f, "example.org.", true); len(m.Answer) != 1 {
+			t.Errorf("got %s", render(m))
+		}
+		soon(t, "the loop to be found", func() bool {
+			f.loops.mu.Lock()
+			defer f.loops.mu.Unlock()
+			return f.loops.back[up.addr] && len(f.loops.probes) == 0
+		})
+		before := up.asked.Load()
+		if m := ask(f, "example.com.", true); len(m.Answer) != 1 || up.asked.Load() != before {
+			t.Errorf("got %s, asked %d times more", render(m), up.asked.Load()-before)
+		}
+		if f.loops.back[other.addr] {
+			t.Error("the other server is left out too")
 		}
 	})
 	t.Run("another server is asked", func(t *testing.T) {
@@ -320,8 +438,8 @@ func TestForwarding(t *testing.T) {
 	t.Run("a cut answer says so and is not kept", func(t *testing.T) {
 		up := newUpstream(t, "udp", func(q, m *dns.Msg) { good(q, m); m.Truncated = true })
 		f := newForwarder([]netip.AddrPort{up.addr}, never)
-		if m := ask(f, "example.org.", true); !m.Truncated || len(f.cache) != 0 {
-			t.Errorf("got %s, kept %d", render(m), len(f.cache))
+		if m := ask(f, "example.org.", true); !m.Truncated || len(f.cache.byKey) != 0 {
+			t.Errorf("got %s, kept %d", render(m), len(f.cache.byKey))
 		}
 	})
 }

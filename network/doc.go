@@ -10,7 +10,9 @@
 //	cvl…          the host's end of each pod's link, a port of the bridge; the
 //	              pod's end is eth0 in a namespace that a file in RunDir binds
 //	conclave.vx   the overlay to the other nodes: VXLAN, UDP 8472, VNI 1, one
-//	              static route, neighbour and forwarding entry for each node
+//	              static route, neighbour and forwarding entry for each node;
+//	              between two nodes with DirectRoutes that share a link, the
+//	              route leads over that link instead
 //	table ip conclave
 //	              the rules; nft.go has the picture
 //	table ip conclave-policy
@@ -29,9 +31,12 @@
 //   - What pods need is in the kernel. While this process is away, traffic
 //     flows on; only DNS pauses.
 //   - A change of rules is one transaction: no packet sees half of it. Rules
-//     are plain data (Rules), computed by a pure function (proxy.go) and
-//     compared with those applied before, so that a change costs what it
-//     changes. After a failure, and at the start, all is built from scratch.
+//     are plain data (Rules), put together from what each service wants, which
+//     a pure function says (proxy.go): so a change costs what it changes.
+//     After a failure, and at the start, all is built from scratch.
+//   - A load balancer's address is answered for by this process alone, not by
+//     the kernel (arp.go): with the process its answers end, and another
+//     node's begin. Which node's is a pure function of who is alive.
 //   - Until nodes, services and endpoints have been seen once, what an earlier
 //     process left in the kernel stays: it knows more. DNS says "I do not know
 //     yet" rather than "no".
@@ -40,7 +45,8 @@
 //     has been seen, or a pod comes that it did not know.
 //   - Dir holds one small file for each attached pod, written at Attach and
 //     removed at Detach, this node's range, and the cluster's network policies,
-//     written when they change. Nothing else is ever written to disk. An address given back rests as long as the range allows.
+//     written when they change. Nothing else is ever written to disk. An
+//     address given back rests as long as the range allows.
 //   - Names of the cluster's domain, and reverse names of its addresses, are
 //     never asked of anybody else.
 //   - Work in another network namespace happens on a thread that does nothing
@@ -57,6 +63,9 @@
 //
 // Run starts, and waits for:
 //
+//   - followPaths, which tests the path to a node's pods when it comes or comes
+//     back, and one that fails until it does not. Otherwise it sleeps; each
+//     test has a goroutine while it lasts, at most 16 at a time;
 //   - one api.Follow for each of nodes, services, endpointslices and this
 //     node's pods; they write what they see into cluster and kick the loop;
 //   - one api.Follow for network policies and, while one depends on them, for
@@ -66,8 +75,13 @@
 //     lets changes of two milliseconds come together, and does one pass; it
 //     repeats a failed pass, ever more slowly, and otherwise sleeps. Pods are
 //     followed only to find addresses that leaked;
+//   - runBalance, the loop that opens health check ports, each with an HTTP
+//     server, and answers for load balancers' addresses, with one reader of
+//     ARP for each link that has some. Where there are none, it has neither;
+//   - one api.Follow for the cluster's settings, which tell DNS whom to ask;
 //   - the DNS server: one listener each for UDP and TCP, and one goroutine for
-//     each request under way, which ends by its own time limit.
+//     each request under way, and for each server that is looked at for a
+//     loop, which end by their own time limits.
 //
 // Attach and Detach run on their caller's goroutine, many at a time, one for
 // each pod.

@@ -1,9 +1,9 @@
 package network
 
 import (
-	"container/list"
 	"context"
 	"errors"
+	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
@@ -22,47 +22,49 @@ const (
 	upstreamWait   = 2 * time.Second // for one answer
 	upstreamRounds = 2               // over all upstreams
 	maxInFlight    = 512             // questions to upstreams
-
-	cacheEntries = 1024
-	maxCacheTTL  = time.Hour
-	maxNegative  = 5 * time.Minute
+	// failedFor is how long a server without an answer is asked last.
+	failedFor = 10 * time.Second
 )
 
 // forwarder answers by asking others, and remembers a little.
 type forwarder struct {
-	fixed     []netip.AddrPort // nil: from file
+	fixed     []netip.AddrPort // nil: from the settings or the file
 	file      string
 	ourselves func(netip.Addr) bool
 	inFlight  chan struct{}
 	now       func() time.Time
+	log       *slog.Logger
+	cache     *dnsCache
+	loops     *loopFinder
 
 	mu       sync.Mutex
+	settings dnsSettings
 	list     []netip.AddrPort
 	read     time.Time // when the file was last looked at
 	modified time.Time
-	cache    map[cacheKey]*list.Element
-	recent   *list.List // of *cached, the most recently used first
+	// asking are the questions under way, so that nobody is asked one twice
+	// at a time. That also bounds what a loop can do until it is found.
+	asking map[flightKey]*flight
+	// failed are the servers that gave no answer, and when: they are asked
+	// last for a while.
+	failed map[netip.AddrPort]time.Time
 }
 
-// cacheKey is all of a question that the answer depends on.
-type cacheKey struct {
-	name  string
-	qtype uint16
-	do    bool
-	cd    bool
+type flightKey struct {
+	cacheKey
+	overUDP bool
 }
 
-type cached struct {
-	key             cacheKey
-	rcode           int
-	answer, ns      []dns.RR
-	authentic       bool
-	stored, expires time.Time
+// flight is one question under way. Its answer is shared and not changed.
+type flight struct {
+	done   chan struct{}
+	answer *dns.Msg // nil: there is none
 }
 
 func newForwarder(fixed []netip.AddrPort, ourselves func(netip.Addr) bool) *forwarder {
 	return &forwarder{fixed: fixed, file: resolvConf, ourselves: ourselves, inFlight: make(chan struct{}, maxInFlight), now: time.Now,
-		cache: map[cacheKey]*list.Element{}, recent: list.New()}
+		log: slog.New(slog.DiscardHandler), cache: newDNSCache(), loops: newLoopFinder(),
+		asking: map[flightKey]*flight{}, failed: map[netip.AddrPort]time.Time{}}
 }
 
 // fill answers a question that came in query q.
@@ -75,29 +77,64 @@ func (f *forwarder) fill(m, q *dns.Msg, question dns.Question, overUDP bool) {
 		m.Rcode = dns.RcodeRefused
 		return
 	}
-	if c := f.remembered(key); c != nil {
-		m.Rcode, m.Answer, m.Ns, m.AuthenticatedData = c.rcode, c.answer, c.ns, c.authentic
+	if c := f.cache.get(key, f.now(), false); c != nil {
+		c.fill(m)
 		return
 	}
-	select {
-	case f.inFlight <- struct{}{}:
-		defer func() { <-f.inFlight }()
-	default:
+	if f.loops.came(key.name, key.qtype) {
+		m.Rcode = dns.RcodeServerFailure // it was our own question
+		return
+	}
+	a := f.share(flightKey{key, overUDP}, question)
+	if a == nil {
 		m.Rcode = dns.RcodeServerFailure
+		// Better what was true a while ago than nothing (RFC 8767).
+		if c := f.cache.get(key, f.now(), true); c != nil {
+			c.fill(m)
+		}
 		return
 	}
-	a, err := f.ask(key, question, overUDP)
-	if err != nil {
-		m.Rcode = dns.RcodeServerFailure
-		return
-	}
-	m.Rcode, m.Truncated, m.Answer, m.Ns, m.AuthenticatedData = a.Rcode, a.Truncated, a.Answer, a.Ns, a.AuthenticatedData
+	m.Rcode, m.Truncated, m.AuthenticatedData = a.Rcode, a.Truncated, a.AuthenticatedData
+	m.Answer, m.Ns = slices.Clone(a.Answer), slices.Clone(a.Ns)
 	for _, rr := range a.Extra {
 		if rr.Header().Rrtype != dns.TypeOPT {
 			m.Extra = append(m.Extra, rr)
 		}
 	}
-	f.remember(key, a)
+}
+
+// share asks, or waits for who asks the same already. It returns nil if there
+// is no answer.
+func (f *forwarder) share(key flightKey, question dns.Question) *dns.Msg {
+	f.mu.Lock()
+	if other := f.asking[key]; other != nil {
+		f.mu.Unlock()
+		<-other.done // it ends by the time limits of its own questions
+		return other.answer
+	}
+	mine := &flight{done: make(chan struct{})}
+	f.asking[key] = mine
+	f.mu.Unlock()
+	defer func() {
+		f.mu.Lock()
+		delete(f.asking, key)
+		f.mu.Unlock()
+		close(mine.done)
+	}()
+	select {
+	case f.inFlight <- struct{}{}:
+		defer func() { <-f.inFlight }()
+	default:
+		return nil
+	}
+	a, err := f.ask(key.cacheKey, question, key.overUDP)
+	if err != nil {
+		f.log.Debug("a name was not resolved", "name", question.Name, "err", err)
+		return nil
+	}
+	mine.answer = a
+	f.cache.put(key.cacheKey, a, f.now())
+	return a
 }
 
 var errNoUpstream = errors.New("there is no name server to ask")
@@ -116,13 +153,16 @@ func (f *forwarder) ask(key cacheKey, question dns.Question, overUDP bool) (*dns
 	var failed *dns.Msg
 	err := errNoUpstream
 	for range upstreamRounds {
-		for _, up := range f.upstreams() {
+		for _, up := range f.servers(key.name) {
 			ctx, cancel := context.WithTimeout(context.Background(), upstreamWait)
 			a, _, e := client.ExchangeContext(ctx, q, up.String())
 			cancel()
 			switch {
 			case e != nil:
 				err = e
+				f.mu.Lock()
+				f.failed[up] = f.now()
+				f.mu.Unlock()
 			case len(a.Question) != 1 || !strings.EqualFold(a.Question[0].Name, question.Name) || a.Question[0].Qtype != question.Qtype:
 				err = errors.New("the answer is to another question")
 			case a.Rcode == dns.RcodeServerFailure || a.Rcode == dns.RcodeRefused:
@@ -138,6 +178,48 @@ func (f *forwarder) ask(key cacheKey, question dns.Question, overUDP bool) (*dns
 	return nil, err
 }
 
+// servers returns whom to ask about a name, in order: those of the longest
+// domain that the cluster's settings name, or else the upstreams. One that
+// leads back here is not asked.
+func (f *forwarder) servers(name string) []netip.AddrPort {
+	f.mu.Lock()
+	all, ok := f.settings.serversFor(name)
+	f.mu.Unlock()
+	if !ok {
+		all = f.upstreams()
+	}
+	now := f.now()
+	var good, bad []netip.AddrPort
+	for _, s := range all {
+		if f.loops.leadsBack(s, now, f.log) {
+			continue
+		}
+		f.mu.Lock()
+		at, did := f.failed[s]
+		f.mu.Unlock()
+		if did && now.Sub(at) < failedFor {
+			bad = append(bad, s)
+		} else {
+			good = append(good, s)
+		}
+	}
+	return append(good, bad...)
+}
+
+// configure takes what the cluster's settings say. What was remembered may
+// come from servers that are not to be asked any more.
+func (f *forwarder) configure(s dnsSettings) {
+	f.mu.Lock()
+	same := f.settings.equal(s)
+	f.settings = s
+	clear(f.failed)
+	f.mu.Unlock()
+	if !same {
+		f.cache.clear()
+		f.loops.forget()
+	}
+}
+
 // upstreams returns whom to ask. The file is looked at when somebody asks, not
 // otherwise.
 func (f *forwarder) upstreams() []netip.AddrPort {
@@ -146,11 +228,15 @@ func (f *forwarder) upstreams() []netip.AddrPort {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if len(f.settings.upstreams) > 0 {
+		return f.settings.upstreams
+	}
 	if now := f.now(); f.read.IsZero() || now.Sub(f.read) > resolvConfAge {
 		f.read = now
 		if info, err := os.Stat(f.file); err == nil && !info.ModTime().Equal(f.modified) {
 			if b, err := os.ReadFile(f.file); err == nil {
 				f.modified, f.list = info.ModTime(), nameServers(string(b), f.ourselves)
+				f.loops.forget()
 			}
 		}
 	}
@@ -174,78 +260,4 @@ func nameServers(file string, ourselves func(netip.Addr) bool) []netip.AddrPort 
 		}
 	}
 	return out
-}
-
-// remembered returns what is known of a question, with the time to live that
-// is left, nil if nothing.
-func (f *forwarder) remembered(key cacheKey) *cached {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	e := f.cache[key]
-	if e == nil {
-		return nil
-	}
-	c := e.Value.(*cached)
-	now := f.now()
-	if !now.Before(c.expires) {
-		f.recent.Remove(e)
-		delete(f.cache, key)
-		return nil
-	}
-	f.recent.MoveToFront(e)
-	age := uint32(now.Sub(c.stored) / time.Second)
-	aged := func(rrs []dns.RR) []dns.RR {
-		out := make([]dns.RR, len(rrs))
-		for i, rr := range rrs {
-			out[i] = dns.Copy(rr)
-			if h := out[i].Header(); h.Ttl >= age {
-				h.Ttl -= age
-			} else {
-				h.Ttl = 0
-			}
-		}
-		return out
-	}
-	return &cached{rcode: c.rcode, answer: aged(c.answer), ns: aged(c.ns), authentic: c.authentic}
-}
-
-// remember keeps an answer for as long as it says, a negative one for as long
-// as its SOA says (RFC 2308).
-func (f *forwarder) remember(key cacheKey, a *dns.Msg) {
-	ttl, ok := lifetime(a)
-	if !ok || ttl <= 0 {
-		return
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if e := f.cache[key]; e != nil {
-		f.recent.Remove(e)
-	} else if f.recent.Len() >= cacheEntries {
-		last := f.recent.Back()
-		f.recent.Remove(last)
-		delete(f.cache, last.Value.(*cached).key)
-	}
-	now := f.now()
-	// A copy: the message is about to be written, cut to size.
-	a = a.Copy()
-	f.cache[key] = f.recent.PushFront(&cached{key: key, rcode: a.Rcode, answer: a.Answer, ns: a.Ns, authentic: a.AuthenticatedData, stored: now, expires: now.Add(ttl)})
-}
-
-// lifetime is how long an answer may be remembered, false if not at all.
-func lifetime(a *dns.Msg) (time.Duration, bool) {
-	if a.Truncated || a.Rcode != dns.RcodeSuccess && a.Rcode != dns.RcodeNameError {
-		return 0, false
-	}
-	seconds, most, negative := uint32(maxCacheTTL/time.Second), maxCacheTTL, a.Rcode == dns.RcodeNameError || len(a.Answer) == 0
-	for _, rr := range slices.Concat(a.Answer, a.Ns) {
-		seconds = min(seconds, rr.Header().Ttl)
-	}
-	if negative {
-		i := slices.IndexFunc(a.Ns, func(rr dns.RR) bool { return rr.Header().Rrtype == dns.TypeSOA })
-		if i < 0 {
-			return 0, false
-		}
-		seconds, most = min(seconds, a.Ns[i].(*dns.SOA).Minttl), maxNegative
-	}
-	return min(time.Duration(seconds)*time.Second, most), true
 }

@@ -54,6 +54,7 @@ type nodeConfig struct {
 	Address           netip.Addr
 	Upstreams         []netip.AddrPort
 	Held              bool // no master can be reached
+	Direct            bool // packets of pods go directly where they can
 }
 
 // order is one request to a node's process; each has one answer.
@@ -66,6 +67,7 @@ type order struct {
 }
 
 type answer struct {
+	Paths []PathProblem
 	Error string
 	Netns string
 	IPs   []netip.Addr
@@ -107,7 +109,9 @@ func nodeProcess(config string) error {
 		client.held = make(chan struct{})
 	}
 	live := &liveNodes{changed: make(chan struct{})}
+	var n *Network
 	n, err := New(Config{
+		PathsChanged: func() { n.want() }, DirectRoutes: c.Direct,
 		NodeName: c.Name, Live: live.get, Client: client, Dir: c.Dir, RunDir: c.RunDir,
 		Address:        func() netip.Addr { mu.Lock(); defer mu.Unlock(); return address },
 		AddressChanged: moved, PodCIDR: testPodCIDR, ServiceCIDR: testServiceCIDR, ClusterDNS: testDNS,
@@ -164,6 +168,17 @@ func nodeProcess(config string) error {
 			}
 			wg.Wait()
 			return a, errors.Join(errs...)
+		case "paths":
+			// The first tests happen by themselves.
+			if err := n.await(ctx, "the first test of a path", func() bool {
+				n.paths.mu.Lock()
+				defer n.paths.mu.Unlock()
+				return len(n.paths.all) > 0
+			}); err != nil {
+				return a, err
+			}
+			a.Paths = n.TestPaths(ctx)
+			return a, nil
 		case "ready":
 			return a, n.await(ctx, "readiness", func() bool {
 				return n.problems["links"] == nil && n.problems["rules"] == nil && n.problems["DNS"] == nil
@@ -522,7 +537,7 @@ func (all nodes) delete(objects ...api.Object) {
 func (n *testNode) object() *corev1.Node {
 	number := n.addr.As4()[3]
 	return &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: n.config.Name},
+		ObjectMeta: metav1.ObjectMeta{Name: n.config.Name, Annotations: map[string]string{AnnotationDirectRoutes: strconv.FormatBool(n.config.Direct)}},
 		Spec:       corev1.NodeSpec{PodCIDR: fmt.Sprintf("10.244.%d.0/24", number)},
 		Status:     corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: n.addr.String()}}},
 	}

@@ -41,9 +41,13 @@ type hostConfig struct {
 	ServiceCIDR netip.Prefix
 	// Address is this node's own: the source of overlay packets.
 	Address netip.Addr
+	// MTU is what fits into an overlay packet on the link of Address.
+	MTU int
 	// Range is invalid as long as the node has none; then there are no pods
 	// and no overlay.
 	Range netip.Prefix
+	// Uplink is the link of Address, over which peers are reached directly.
+	Uplink int
 	// Peers are the other nodes, sorted by range. Nil means unknown: then
 	// what the kernel has stays.
 	Peers []peer
@@ -53,10 +57,12 @@ type hostConfig struct {
 type peer struct {
 	Range   netip.Prefix
 	Address netip.Addr
+	// Direct: packets of pods go there as they are, over the uplink.
+	Direct bool
 }
 
 func (c hostConfig) equal(d hostConfig) bool {
-	return c.DNS == d.DNS && c.ServiceCIDR == d.ServiceCIDR && c.Address == d.Address && c.Range == d.Range &&
+	return c.DNS == d.DNS && c.ServiceCIDR == d.ServiceCIDR && c.Address == d.Address && c.MTU == d.MTU && c.Uplink == d.Uplink && c.Range == d.Range &&
 		(c.Peers == nil) == (d.Peers == nil) && slices.Equal(c.Peers, d.Peers)
 }
 
@@ -80,11 +86,7 @@ func (h *host) set(c hostConfig) error {
 			return err
 		}
 	}
-	mtu, err := podMTU(c.Address)
-	if err != nil {
-		return err
-	}
-	bridge, err := h.setBridge(c, mtu)
+	bridge, err := h.setBridge(c, c.MTU)
 	if err != nil {
 		return fmt.Errorf("setting up the bridge %s: %w", bridgeName, err)
 	}
@@ -102,19 +104,74 @@ func (h *host) set(c hostConfig) error {
 	if !c.Address.IsValid() {
 		return nil
 	}
-	if err := h.setOverlay(c, mtu); err != nil {
+	if err := h.setOverlay(c, c.MTU); err != nil {
 		return fmt.Errorf("setting up the overlay %s: %w", vxlanName, err)
+	}
+	if c.Peers == nil {
+		return nil
+	}
+	return setDirect(c)
+}
+
+// setDirect makes the routes to the peers that share our link, and removes
+// those over links that are not ours any more to route over.
+func setDirect(c hostConfig) error {
+	var want []netlink.Route
+	for _, p := range c.Peers {
+		if p.Direct {
+			want = append(want, netlink.Route{LinkIndex: c.Uplink, Dst: ipNet(p.Range), Gw: p.Address.AsSlice(), Src: gatewayOf(c.Range).AsSlice(), Protocol: routeProtocol})
+		}
+	}
+	if err := dropRoutes(func(r netlink.Route, link string) bool {
+		return r.LinkIndex != c.Uplink && link != bridgeName && link != vxlanName
+	}); err != nil {
+		return err
+	}
+	if c.Uplink == 0 {
+		return nil
+	}
+	uplink, err := netlink.LinkByIndex(c.Uplink)
+	if err != nil {
+		return fmt.Errorf("looking up the link of %s: %w", c.Address, err)
+	}
+	return setRoutes(uplink, want)
+}
+
+// dropRoutes removes those of our routes that are of no use.
+func dropRoutes(useless func(r netlink.Route, link string) bool) error {
+	all, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
+	if err != nil {
+		return fmt.Errorf("listing routes: %w", err)
+	}
+	for _, r := range all {
+		name := ""
+		if link, err := netlink.LinkByIndex(r.LinkIndex); err == nil {
+			name = link.Attrs().Name
+		}
+		if !useless(r, name) {
+			continue
+		}
+		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("removing the route to %s: %w", r.Dst, err)
+		}
 	}
 	return nil
 }
 
-// podMTU is what fits into an overlay packet on the link that has our address.
-func podMTU(own netip.Addr) (int, error) {
-	uplink := 1500
+// uplink is the link that has this node's address.
+type uplink struct {
+	index int
+	mtu   int
+	// near are the addresses that share the link, by the address's mask.
+	near netip.Prefix
+}
+
+func uplinkOf(own netip.Addr) (uplink, error) {
+	out := uplink{mtu: 1500}
 	if own.IsValid() {
 		addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
 		if err != nil {
-			return 0, fmt.Errorf("listing this host's addresses: %w", err)
+			return out, fmt.Errorf("listing this host's addresses: %w", err)
 		}
 		for _, a := range addrs {
 			if !a.IP.Equal(own.AsSlice()) {
@@ -122,13 +179,14 @@ func podMTU(own netip.Addr) (int, error) {
 			}
 			link, err := netlink.LinkByIndex(a.LinkIndex)
 			if err != nil {
-				return 0, fmt.Errorf("looking up the link of %s: %w", own, err)
+				return out, fmt.Errorf("looking up the link of %s: %w", own, err)
 			}
+			ones, _ := a.Mask.Size()
 			// Nothing is gained by jumbo packets on loopback.
-			uplink = min(link.Attrs().MTU, 9000)
+			out = uplink{a.LinkIndex, min(link.Attrs().MTU, 9000), netip.PrefixFrom(own, ones).Masked()}
 		}
 	}
-	return uplink - vxlanOverhead, nil
+	return out, nil
 }
 
 func (h *host) setBridge(c hostConfig, mtu int) (netlink.Link, error) {
@@ -205,6 +263,9 @@ func setPeers(link netlink.Link, c hostConfig) error {
 		mac, first := overlayMAC(p.Range), p.Range.Masked().Addr()
 		arp[first.String()] = netlink.Neigh{LinkIndex: index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT, IP: first.AsSlice(), HardwareAddr: mac}
 		fdb[mac.String()] = netlink.Neigh{LinkIndex: index, Family: unix.AF_BRIDGE, State: netlink.NUD_PERMANENT, Flags: netlink.NTF_SELF, IP: p.Address.AsSlice(), HardwareAddr: mac}
+		if p.Direct {
+			continue
+		}
 		routes = append(routes, netlink.Route{
 			LinkIndex: index, Dst: ipNet(p.Range), Gw: first.AsSlice(), Src: gatewayOf(c.Range).AsSlice(),
 			Flags: int(netlink.FLAG_ONLINK), Protocol: routeProtocol,
@@ -508,7 +569,7 @@ func (h *host) teardown() error {
 	if err != nil {
 		return fmt.Errorf("listing links: %w", err)
 	}
-	var errs []error
+	errs := []error{dropRoutes(func(netlink.Route, string) bool { return true })}
 	for _, l := range links {
 		name := l.Attrs().Name
 		if name == vxlanName && l.Type() == "vxlan" || name == bridgeName && l.Type() == "bridge" || l.Type() == "veth" && isVethName(name) {

@@ -49,8 +49,16 @@ type Config struct {
 	// Upstreams answer for names outside Domain. Nil takes them from
 	// /etc/resolv.conf, without those that are ourselves.
 	Upstreams []netip.AddrPort
-	Log       *slog.Logger
+	// DirectRoutes sends packets of pods as they are to nodes that share the link
+	// of Address and say the same of themselves, as long as that works.
+	DirectRoutes bool
+	// PathsChanged is called when Paths may answer differently. It may be nil.
+	PathsChanged func()
+	Log          *slog.Logger
 }
+
+// AnnotationDirectRoutes of a Node says that it was started with DirectRoutes.
+const AnnotationDirectRoutes = "conclave.io/direct-routes"
 
 const (
 	// coalesce is how long a change waits for others to join it.
@@ -68,9 +76,11 @@ type Network struct {
 	cfg      Config
 	cluster  *cluster
 	policies *policyState
+	proxy    *proxy // program's
 	ipam     *ipam
 	host     *host
 	dns      *resolver
+	paths    paths
 	pods     keyedMutex // by UID: one Attach or Detach at a time
 
 	kick        chan struct{} // capacity 1: something has changed
@@ -135,7 +145,13 @@ func New(cfg Config) (*Network, error) {
 		kick: make(chan struct{}, 1), balanceKick: make(chan struct{}, 1), progress: make(chan struct{}),
 		problems: map[string]error{"links": errors.New("not set up yet"), "rules": errors.New("not set up yet"), "DNS": errors.New("not served yet")},
 	}
+	n.paths = paths{all: map[string]*pathState{}, lost: map[string]pathEnd{}, changed: func() {
+		if cfg.PathsChanged != nil {
+			cfg.PathsChanged()
+		}
+	}}
 	n.cluster = newCluster(n.changed)
+	n.proxy = newProxy(Base{PodCIDR: cfg.PodCIDR, ServiceCIDR: cfg.ServiceCIDR, DNS: cfg.ClusterDNS, NoSCTP: !tracksSCTP()}, cfg.NodeName)
 	if n.policies, err = openPolicies(cfg.Dir, cfg.ClusterDNS, func() { n.want() }); err != nil {
 		return nil, err
 	}
@@ -207,8 +223,13 @@ func (n *Network) Run(ctx context.Context) error {
 		})
 	}
 	g.Go(func() error { return n.policies.run(ctx, n.cfg.Client) })
+	g.Go(func() error {
+		return ended(ctx, api.Follow(ctx, n.cfg.Client, corev1.SchemeGroupVersion.WithResource("configmaps"), metav1.NamespaceSystem,
+			metav1.ListOptions{FieldSelector: "metadata.name=" + api.SettingsName}, settingsHandler{n.dns.up, n.cfg.Log}))
+	})
 	g.Go(func() error { return n.program(ctx) })
 	g.Go(func() error { return n.runBalance(ctx) })
+	g.Go(func() error { return n.followPaths(ctx) })
 	g.Go(func() error {
 		return n.dns.run(ctx, func() error {
 			return n.await(ctx, "the address of DNS", func() bool { return n.bridged })
@@ -335,6 +356,12 @@ func (n *Network) hostConfig() (hostConfig, error) {
 	if !c.Address.Is4() {
 		c.Address = netip.Addr{} // the overlay is of IPv4
 	}
+	up, err := uplinkOf(c.Address)
+	if err != nil {
+		return c, err
+	}
+	// What fits into the overlay fits everywhere.
+	c.MTU, c.Uplink = up.mtu-vxlanOverhead, up.index
 	synced := n.cluster.isSynced("nodes")
 	n.cluster.mu.RLock()
 	own := n.cluster.nodes[n.cfg.NodeName]
@@ -342,7 +369,8 @@ func (n *Network) hostConfig() (hostConfig, error) {
 		c.Peers = []peer{}
 		for name, o := range n.cluster.nodes {
 			if name != n.cfg.NodeName && o.addr.IsValid() && o.pods.IsValid() && o.addr != c.Address && o.pods != own.pods {
-				c.Peers = append(c.Peers, peer{o.pods, o.addr})
+				direct := n.cfg.DirectRoutes && o.direct && up.near.Contains(o.addr) && !n.paths.isLost(name, pathEnd{o.addr, o.pods})
+				c.Peers = append(c.Peers, peer{o.pods, o.addr, direct})
 			}
 		}
 	}
@@ -381,12 +409,15 @@ func (n *Network) applyRules(k *kernel, gone []netip.Addr) (kept bool, err error
 			return there, err
 		}
 	}
-	old := k.applied
-	r := n.cluster.rules(Base{n.cfg.PodCIDR, n.cfg.ServiceCIDR, n.cfg.ClusterDNS}, n.cfg.NodeName, n.ipam.all())
-	if err := k.apply(r); err != nil {
+	fresh := k.applied == nil
+	was, is := n.proxy.update(n.cluster, n.ipam.all())
+	if err := k.change(was, is, n.proxy.rules); err != nil {
 		return false, err
 	}
-	return false, staleAfter(old, r, gone).forget()
+	if fresh {
+		was, is = nil, n.proxy.rules
+	}
+	return false, staleAfter(was, is, gone).forget()
 }
 
 // applyPolicies brings network policies up to date, and says whether they are.

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -24,11 +25,14 @@ import (
 //	prerouting, output (nat)  → dispatch
 //	dispatch       for our DNS: nothing
 //	               to ServiceCIDR from outside PodCIDR: mark
+//	               plain[address, protocol, port] is n → picks[n] → pick-n
 //	               services[address, protocol, port] → svc-…, loc-…, ext-…, fw-… or drop
 //	               to an address of this node: nodeports, then host ports
 //	fw-…           a Firewall: → ext-… for some clients, drop for the others
 //	ext-…          an Entry: mark, → svc-…; or by where the client is
 //	svc-…, loc-…   a Balancer: dnat to ep-svc-…[random number]
+//	pick-n         the plain Balancers of n endpoints: dnat to
+//	               endpoints[plain[address, protocol, port], random number below n]
 //	postrouting    masquerade what is marked, what a pod sends to itself, and
 //	               what leaves the cluster
 //	forward, local-out (filter)  new connections → refuse
@@ -50,6 +54,9 @@ const (
 // The maps and sets that hold what Rules say, by name.
 const (
 	setServices  = "services"
+	setPlain     = "plain"
+	setPicks     = "picks"
+	setEndpoints = "endpoints"
 	setNodePorts = "nodeports"
 	setHostPorts = "hostports"
 	setAnyHost   = "hostports-any"
@@ -60,10 +67,11 @@ const (
 )
 
 var (
-	typeVIP    = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService)
-	typePort   = nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)
-	typeTarget = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
-	typePair   = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr)
+	typeVIP      = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService)
+	typePort     = nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)
+	typeTarget   = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
+	typeEndpoint = nftables.MustConcatSetType(nftables.TypeInteger, nftables.TypeInteger, nftables.TypeInteger)
+	typePair     = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr)
 )
 
 var table = &nftables.Table{Name: tableName, Family: nftables.TableFamilyIPv4}
@@ -72,6 +80,9 @@ var table = &nftables.Table{Name: tableName, Family: nftables.TableFamilyIPv4}
 func fixedSets() []*nftables.Set {
 	return []*nftables.Set{
 		{Table: table, Name: setServices, IsMap: true, KeyType: typeVIP, DataType: nftables.TypeVerdict},
+		{Table: table, Name: setPlain, IsMap: true, KeyType: typeVIP, DataType: typeEndpoint},
+		{Table: table, Name: setPicks, IsMap: true, KeyType: nftables.TypeInteger, DataType: nftables.TypeVerdict, KeyByteOrder: binaryutil.NativeEndian},
+		{Table: table, Name: setEndpoints, IsMap: true, KeyType: typeEndpoint, DataType: typeTarget},
 		{Table: table, Name: setNodePorts, IsMap: true, KeyType: typePort, DataType: nftables.TypeVerdict},
 		{Table: table, Name: setHostPorts, IsMap: true, KeyType: typeVIP, DataType: typeTarget},
 		{Table: table, Name: setAnyHost, IsMap: true, KeyType: typePort, DataType: typeTarget},
@@ -86,6 +97,41 @@ func fixedSets() []*nftables.Set {
 // of them.
 func endpointsSet(chain string) *nftables.Set {
 	return &nftables.Set{Table: table, Name: "ep-" + chain, IsMap: true, KeyType: nftables.TypeInteger, DataType: typeTarget, KeyByteOrder: binaryutil.NativeEndian}
+}
+
+// A plain balancer's endpoints are in a map with all others'. It is told from
+// them by a hash of its name, of which two are alike in one of 10^11 clusters
+// of 10,000 services.
+func balancerHash(name string) [8]byte {
+	sum := sha256.Sum256([]byte(name))
+	return [8]byte(sum[:8])
+}
+
+func endpointKey(hash [8]byte, i int) string { return string(hash[:]) + number(i) }
+
+func number(i int) string { return string(binaryutil.NativeEndian.PutUint32(uint32(i))) }
+
+// pickChain is the chain of the plain balancers that have n endpoints.
+func pickChain(n int) string { return fmt.Sprintf("pick-%d", n) }
+
+// chains are the balancers that are chains.
+func (r *Rules) chains() map[string]Balancer {
+	out := map[string]Balancer{}
+	for name, b := range r.Balancers {
+		if !b.Plain {
+			out[name] = b
+		}
+	}
+	return out
+}
+
+// elements are those of a balancer's map of endpoints.
+func (b Balancer) elements() map[string]value {
+	out := make(map[string]value, len(b.Endpoints))
+	for i, ep := range b.Endpoints {
+		out[number(i)] = value{data: targetKey(ep)}
+	}
+	return out
 }
 
 // clientsSet maps a client to the endpoint that it had. The kernel fills it.
@@ -105,7 +151,23 @@ func (r *Rules) elements() map[string]map[string]value {
 		out[s.Name] = map[string]value{}
 	}
 	for vip, chain := range r.Services {
-		out[setServices][vip.key()] = value{chain: chain}
+		if b := r.Balancers[chain]; b.Plain {
+			out[setPlain][vip.key()] = value{data: endpointKey(balancerHash(chain), len(b.Endpoints))}
+		} else {
+			out[setServices][vip.key()] = value{chain: chain}
+		}
+	}
+	for name, b := range r.Balancers {
+		if !b.Plain {
+			continue
+		}
+		hash := balancerHash(name)
+		for i, ep := range b.Endpoints {
+			out[setEndpoints][endpointKey(hash, i)] = value{data: targetKey(ep)}
+		}
+	}
+	for n := range r.Picks {
+		out[setPicks][number(n)] = value{chain: pickChain(n)}
 	}
 	for port, chain := range r.NodePorts {
 		out[setNodePorts][port.key()] = value{chain: chain}
@@ -128,15 +190,6 @@ func (r *Rules) elements() map[string]map[string]value {
 	}
 	for a := range r.Nodes {
 		out[setNodes][string(a.AsSlice())] = value{}
-	}
-	return out
-}
-
-// elements are those of a balancer's map of endpoints.
-func (b Balancer) elements() map[string]value {
-	out := make(map[string]value, len(b.Endpoints))
-	for i, ep := range b.Endpoints {
-		out[string(binaryutil.NativeEndian.PutUint32(uint32(i)))] = value{data: targetKey(ep)}
 	}
 	return out
 }
@@ -186,17 +239,21 @@ func (k *kernel) exists() (bool, error) {
 
 // apply makes the table hold r. After an error the table is as it was, and the
 // next call builds it from scratch.
-func (k *kernel) apply(r *Rules) error {
+func (k *kernel) apply(r *Rules) error { return k.change(k.applied, r, r) }
+
+// change is apply for whoever knows what changed: of all, what old said is now
+// as r says.
+func (k *kernel) change(old, r, all *Rules) error {
 	c, err := connect()
 	if err != nil {
 		return fmt.Errorf("opening nftables: %w", err)
 	}
-	old := k.applied
+	applied := k.applied
 	k.applied = nil
 	b := batch{c: c}
-	if old == nil || old.Base != r.Base {
-		b.scratch(r.Base)
-		old = newRules(r.Base)
+	if applied == nil || applied.Base != all.Base {
+		b.scratch(all.Base)
+		old, r = newRules(all.Base), all
 	}
 	b.change(old, r)
 	if b.err != nil {
@@ -205,7 +262,7 @@ func (k *kernel) apply(r *Rules) error {
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("applying nftables rules: %w", err)
 	}
-	k.applied = r
+	k.applied = all
 	return forgetClients(old, r)
 }
 
@@ -276,14 +333,27 @@ func (b *batch) change(old, r *Rules) {
 		return a.Entry == b.Entry && slices.Equal(a.Sources, b.Sources)
 	})
 	goneEntries, newEntries := changed(old.Entries, r.Entries, func(a, b Entry) bool { return a == b })
-	goneBalancers, newBalancers := changed(old.Balancers, r.Balancers, func(a, b Balancer) bool {
+	hadChains, hasChains := old.chains(), r.chains()
+	goneBalancers, newBalancers := changed(hadChains, hasChains, func(a, b Balancer) bool {
 		return a.Affinity == b.Affinity && slices.Equal(a.Endpoints, b.Endpoints)
 	})
+	var gonePicks []string
+	for n := range old.Picks {
+		if _, stays := r.Picks[n]; !stays {
+			gonePicks = append(gonePicks, pickChain(n))
+		}
+	}
+	for n := range r.Picks {
+		if _, had := old.Picks[n]; !had {
+			b.chain(pickChain(n))
+			b.rules(pickChain(n), pickRules(n)...)
+		}
+	}
 	for _, name := range slices.Concat(goneFirewalls, existing(old.Firewalls, newFirewalls), goneEntries, existing(old.Entries, newEntries),
-		goneBalancers, existing(old.Balancers, newBalancers)) {
+		goneBalancers, existing(hadChains, newBalancers), gonePicks) {
 		b.c.FlushChain(&nftables.Chain{Table: table, Name: name})
 	}
-	for _, name := range slices.Concat(goneFirewalls, goneEntries, goneBalancers) {
+	for _, name := range slices.Concat(goneFirewalls, goneEntries, goneBalancers, gonePicks) {
 		b.c.DelChain(&nftables.Chain{Table: table, Name: name})
 	}
 	for _, name := range goneBalancers {
@@ -293,7 +363,7 @@ func (b *batch) change(old, r *Rules) {
 		}
 	}
 	for _, name := range newBalancers {
-		b.balancer(name, old.Balancers[name], r.Balancers[name])
+		b.balancer(name, hadChains[name], hasChains[name])
 	}
 	for _, name := range newEntries {
 		if _, had := old.Entries[name]; !had {
@@ -398,8 +468,8 @@ func forgetClients(old, r *Rules) error {
 			return fmt.Errorf("opening nftables: %w", err)
 		}
 		keep := map[string]bool{}
-		for _, v := range is.elements() {
-			keep[v.data] = true
+		for _, ep := range is.Endpoints {
+			keep[targetKey(ep)] = true
 		}
 		set := clientsSet(name, is.Affinity)
 		clients, err := c.GetSetElements(set)

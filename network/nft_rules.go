@@ -104,8 +104,10 @@ func vipKey() []expr.Any {
 func portOnlyKey() []expr.Any { return rule(meta(expr.MetaKeyL4PROTO, reg0), loadPort(reg1)) }
 
 // verdictFrom goes where a map of verdicts says.
-func verdictFrom(set string) []expr.Any {
-	return one(&expr.Lookup{SourceRegister: reg0, DestRegister: regVerdict, IsDestRegSet: true, SetName: set})
+func verdictFrom(set string) []expr.Any { return verdictOf(set, reg0) }
+
+func verdictOf(set string, reg uint32) []expr.Any {
+	return one(&expr.Lookup{SourceRegister: reg, DestRegister: regVerdict, IsDestRegSet: true, SetName: set})
 }
 
 // targetFrom loads an address and a port into two registers.
@@ -174,6 +176,9 @@ func dispatchRules(b Base) [][]expr.Any {
 		// The answer must come back this way, and pods answer strangers
 		// directly.
 		rule(destIs(expr.CmpOpEq, b.ServiceCIDR), sourceIs(expr.CmpOpNeq, b.PodCIDR), setMark(true)),
+		// What plain says are three words, the last of them the number of
+		// endpoints.
+		rule(vipKey(), targetFrom(setPlain, reg0, reg0), verdictOf(setPicks, reg2)),
 		rule(vipKey(), verdictFrom(setServices)),
 		rule(destIs(expr.CmpOpEq, b.ServiceCIDR), verdict(expr.VerdictReturn, "")),
 		rule(local(expr.CmpOpNeq, false), verdict(expr.VerdictReturn, "")),
@@ -224,6 +229,14 @@ func entryRules(e Entry, b Base) [][]expr.Any {
 		return append(rules, verdict(expr.VerdictDrop, ""))
 	}
 	return append(rules, verdict(expr.VerdictGoto, e.Local))
+}
+
+// pickRules are those of the plain balancers that have n endpoints: a random
+// number takes the place of n behind what tells the balancer from the others.
+func pickRules(n int) [][]expr.Any {
+	return [][]expr.Any{rule(vipKey(), targetFrom(setPlain, reg0, reg0),
+		one(&expr.Numgen{Register: reg2, Modulus: uint32(n), Type: unix.NFT_NG_RANDOM}),
+		targetFrom(setEndpoints, reg0, reg0), dnat(reg0, reg1))}
 }
 
 // balancerRules are those of a svc- or loc- chain.

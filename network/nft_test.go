@@ -201,9 +201,22 @@ func randomRules(rnd *rand.Rand) *Rules {
 		b.Endpoints = slices.Compact(b.Endpoints)
 		r.Balancers[fmt.Sprintf("svc-%d", i)] = b
 	})
-	var balancers []string
-	for name := range r.Balancers {
+	var balancers, plain []string
+	for name, b := range r.Balancers {
+		if b.Affinity == 0 && rnd.IntN(2) == 0 {
+			b.Plain = true
+			r.Balancers[name] = b
+			r.Picks[len(b.Endpoints)] = struct{}{}
+			plain = append(plain, name)
+			continue
+		}
 		balancers = append(balancers, name)
+	}
+	slices.Sort(plain)
+	if len(plain) > 0 {
+		some(4, func(i int) {
+			r.Services[VIP{netip.AddrFrom4([4]byte{10, 96, 1, byte(i)}), []protocol{tcp, udp}[i%2], 80}] = plain[rnd.IntN(len(plain))]
+		})
 	}
 	slices.Sort(balancers)
 	if len(balancers) > 0 {

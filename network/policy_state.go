@@ -59,8 +59,9 @@ type policyState struct {
 	raw   map[types.NamespacedName]*networkingv1.NetworkPolicy // what the file keeps
 	own   map[types.UID]*policyPod                             // labels and ports of this node's pods; addresses are ipam's
 	gone  map[types.UID]struct{}                               // those of own that the cluster no longer has
-	// version counts the changes of all this; kept is the version in the file.
-	version, kept uint64
+	// version counts the changes of all this, content those of what the file
+	// keeps; kept is the content in the file.
+	version, content, kept uint64
 	// loaded says that the file was there; patience, that it has run out;
 	// newcomer, that a pod was attached which no earlier process knew.
 	loaded, patience, newcomer                        bool
@@ -76,7 +77,7 @@ type keptPolicies struct {
 func openPolicies(dir string, dns netip.Addr, changed func()) (*policyState, error) {
 	s := &policyState{
 		file: filepath.Join(dir, "policies"), changed: changed, needs: make(chan struct{}, 1),
-		raw: map[types.NamespacedName]*networkingv1.NetworkPolicy{}, own: map[types.UID]*policyPod{}, gone: map[types.UID]struct{}{}, version: 1, kept: 1,
+		raw: map[types.NamespacedName]*networkingv1.NetworkPolicy{}, own: map[types.UID]*policyPod{}, gone: map[types.UID]struct{}{}, version: 1,
 		world: policyWorld{dns: dns, policies: map[types.NamespacedName]*policy{}, namespaces: map[string]labels.Set{}, pods: map[string]map[types.UID]*policyPod{}},
 	}
 	b, err := os.ReadFile(s.file)
@@ -103,8 +104,8 @@ func openPolicies(dir string, dns netip.Addr, changed func()) (*policyState, err
 // keep writes the file if what is in it has changed.
 func (s *policyState) keep() error {
 	s.mu.Lock()
-	version := s.version
-	if !s.policiesSeen || s.kept == version {
+	content := s.content
+	if !s.policiesSeen || s.kept == content {
 		s.mu.Unlock()
 		return nil
 	}
@@ -135,7 +136,7 @@ func (s *policyState) keep() error {
 		}
 	}
 	s.mu.Lock()
-	s.kept = version
+	s.kept = content
 	s.mu.Unlock()
 	return nil
 }
@@ -315,6 +316,7 @@ func (s *policyState) policyHandler() api.Handler {
 		if was := s.raw[key]; was != nil && was.Generation == n.Generation && was.UID == n.UID && was.Generation != 0 {
 			return false
 		}
+		s.content++
 		s.raw[key] = &networkingv1.NetworkPolicy{
 			ObjectMeta: metav1.ObjectMeta{Namespace: n.Namespace, Name: n.Name, UID: n.UID, Generation: n.Generation}, Spec: n.Spec}
 		s.world.policies[key] = parsePolicy(n)
@@ -323,6 +325,7 @@ func (s *policyState) policyHandler() api.Handler {
 	}
 	return policyHandler{s,
 		func(all []api.Object) {
+			s.content++
 			clear(s.raw)
 			clear(s.world.policies)
 			for _, o := range all {
@@ -332,6 +335,7 @@ func (s *policyState) policyHandler() api.Handler {
 			s.lookAgain()
 		}, put,
 		func(o api.Object) bool {
+			s.content++
 			delete(s.raw, keyOf(o))
 			delete(s.world.policies, keyOf(o))
 			s.lookAgain()
@@ -374,18 +378,20 @@ func (s *policyState) namespaceHandler() api.Handler {
 		if was, had := s.world.namespaces[o.GetName()]; had && maps.Equal(was, o.GetLabels()) {
 			return false
 		}
+		s.content++
 		s.world.namespaces[o.GetName()] = o.GetLabels()
 		return true
 	}
 	return policyHandler{s,
 		func(all []api.Object) {
+			s.content++
 			clear(s.world.namespaces)
 			for _, o := range all {
 				put(o)
 			}
 			s.namespacesSeen = true
 		}, put,
-		func(o api.Object) bool { delete(s.world.namespaces, o.GetName()); return true }}
+		func(o api.Object) bool { s.content++; delete(s.world.namespaces, o.GetName()); return true }}
 }
 
 func (s *policyState) peerHandler() api.Handler {

@@ -63,3 +63,10 @@ func probe() error {
 		return nil
 	})
 }
+
+// tracksSCTP says whether this kernel follows SCTP's connections, without which
+// it cannot translate them. It is asked after probe, which loads what there is.
+func tracksSCTP() bool {
+	_, err := os.Stat(sysctlPath("netfilter/nf_conntrack_sctp_timeout_established"))
+	return err == nil
+}

@@ -26,10 +26,13 @@ type Rules struct {
 	Virtual map[netip.Addr]struct{}
 	// Balancers pick an endpoint; Entries decide which balancer traffic from
 	// outside the cluster gets; Firewalls let some clients alone to an Entry.
-	// All are chains, in one space of names, in which there is dropChain too.
+	// All are chains, in one space of names, in which there is dropChain too;
+	// only plain Balancers are none.
 	Balancers map[string]Balancer
 	Entries   map[string]Entry
 	Firewalls map[string]Firewall
+	// Picks are the numbers of endpoints that plain Balancers have.
+	Picks map[int]struct{}
 	// HostPorts leads from a port of this node to a pod's. A VIP without
 	// address stands for all of this node's addresses.
 	HostPorts map[VIP]netip.AddrPort
@@ -46,6 +49,9 @@ type Base struct {
 	PodCIDR, ServiceCIDR netip.Prefix
 	// DNS is ours: packets to it are for this host.
 	DNS netip.Addr
+	// NoSCTP says that this kernel cannot translate SCTP. Then no rule speaks
+	// of it, and it is refused like what nobody serves.
+	NoSCTP bool
 }
 
 // VIP is one destination of packets.
@@ -68,6 +74,10 @@ type Balancer struct {
 	// Affinity, if not 0, keeps a client address at the endpoint that it had,
 	// as long as it comes back within this time.
 	Affinity time.Duration
+	// Plain ones, which only Services lead to, are no chains but elements of
+	// maps: they are the many, and the kernel looks at every chain whenever a
+	// rule changes.
+	Plain bool
 }
 
 // Entry leads traffic to a node port or external address on.
@@ -94,7 +104,7 @@ const dropChain = "drop"
 func newRules(base Base) *Rules {
 	return &Rules{
 		Base: base, Services: map[VIP]string{}, NodePorts: map[Port]string{}, Refused: map[VIP]struct{}{}, Virtual: map[netip.Addr]struct{}{},
-		Balancers: map[string]Balancer{}, Entries: map[string]Entry{}, Firewalls: map[string]Firewall{}, HostPorts: map[VIP]netip.AddrPort{},
+		Balancers: map[string]Balancer{}, Entries: map[string]Entry{}, Firewalls: map[string]Firewall{}, Picks: map[int]struct{}{}, HostPorts: map[VIP]netip.AddrPort{},
 		Pods: map[netip.Addr]struct{}{}, Nodes: map[netip.Addr]struct{}{},
 	}
 }
@@ -187,114 +197,348 @@ func meantFor(here place, all map[netip.AddrPort]backing) func(*hints) bool {
 	return func(*hints) bool { return true }
 }
 
-// addService adds what one service needs. Where two services claim the same
-// external address or node port, the one added first keeps it.
-func (r *Rules) addService(s *service, all []*endpointSlice, here place) {
+// part is what one service wants of Rules. What it gets of it depends on the
+// others: where several claim a destination, the oldest has it.
+type part struct {
+	key     types.NamespacedName
+	created time.Time
+	vips    []vipClaim
+	ports   []portClaim
+	chains  []namedChain
+}
+
+// vipClaim is a destination and the chain for it; none where packets are to be
+// refused, unless another service wants them.
+type vipClaim struct {
+	VIP
+	chain string
+}
+
+type portClaim struct {
+	Port
+	chain string
+}
+
+// namedChain is one chain of a kind that is not nil.
+type namedChain struct {
+	name     string
+	balancer *Balancer
+	entry    *Entry
+	firewall *Firewall
+}
+
+func (p *part) balance(name string, all []netip.AddrPort, affinity time.Duration, plain bool) {
+	p.chains = append(p.chains, namedChain{name: name, balancer: &Balancer{all, affinity, plain}})
+}
+
+// partOf is what a service wants. It depends on nothing but what is given.
+func partOf(s *service, all []*endpointSlice, here place, base Base) *part {
+	p := &part{key: s.key, created: s.created}
 	for _, port := range s.ports {
-		t := targetsOf(port, all, here)
-		id := fmt.Sprintf("%s/%s/%s/%d", s.key.Namespace, s.key.Name, port.proto, port.port)
-		svc, loc, ext, fw := "svc-"+id, "loc-"+id, "ext-"+id, "fw-"+id
-		served := len(t.cluster) > 0 || len(t.local) > 0
+		if port.proto == sctp && base.NoSCTP {
+			continue
+		}
+		p.add(s, port, targetsOf(port, all, here), base)
+	}
+	return p
+}
 
-		internal := svc
-		if s.internalLocal {
-			internal = loc
-			if len(t.local) == 0 {
-				internal = dropChain // somebody serves, but not here
-			}
-		}
-		claimed := map[string]bool{}
-		for _, ip := range s.clusterIPs {
-			// Our own resolver answers at this address, whoever else claims it.
-			if !ip.Is4() || ip == r.Base.DNS {
-				continue
-			}
-			// Without endpoints there is no element, and what the tables do
-			// not know in ServiceCIDR is refused.
-			if served {
-				claimed[internal] = claim(r.Services, VIP{ip, port.proto, port.port}, internal) || claimed[internal]
-			}
-		}
-		external := func(ip netip.Addr, chain string) {
-			vip := VIP{ip, port.proto, port.port}
-			switch {
-			case !ip.Is4():
-			case !served:
-				r.Refused[vip] = struct{}{} // unless another service has it, see rules
-			case claim(r.Services, vip, chain):
-				claimed[chain], claimed[ext] = true, true
-			}
-		}
-		for _, ip := range s.externalIPs {
-			external(ip, ext)
-		}
-		if s.balancer != nil {
-			entry := ext
-			if len(s.balancer.sources) > 0 {
-				entry = fw
-			}
-			for _, ip := range s.balancer.addresses {
-				external(ip, entry)
-			}
-			if claimed[fw] {
-				r.Firewalls[fw] = Firewall{s.balancer.sources, ext}
-			}
-		}
-		// A node port without endpoints needs no rule: nobody listens there.
-		if port.nodePort != 0 && served {
-			claimed[ext] = claim(r.NodePorts, Port{port.proto, port.nodePort}, ext) || claimed[ext]
-		}
+// add adds what one port of a service wants.
+func (p *part) add(s *service, port servicePort, t targets, base Base) {
+	served := len(t.cluster) > 0 || len(t.local) > 0
+	chain := func(kind string) string {
+		return fmt.Sprintf("%s-%s/%s/%s/%d", kind, s.key.Namespace, s.key.Name, port.proto, port.port)
+	}
+	svc, loc, ext, fw := chain("svc"), chain("loc"), chain("ext"), chain("fw")
+	used := map[string]bool{}
 
-		if claimed[ext] {
-			e := Entry{Cluster: svc, LocalOnly: s.externalLocal}
-			claimed[svc] = true
-			if s.externalLocal && len(t.local) > 0 {
-				e.Local = loc
-				claimed[loc] = true
-			}
-			r.Entries[ext] = e
+	internal := svc
+	if s.internalLocal {
+		internal = loc
+		if len(t.local) == 0 {
+			internal = dropChain // somebody serves, but not here
 		}
-		if claimed[svc] {
-			r.Balancers[svc] = Balancer{Endpoints: t.cluster, Affinity: s.affinity}
+	}
+	for _, ip := range s.clusterIPs {
+		// Our own resolver answers at DNS's address, whoever else claims it.
+		// Without endpoints there is no element, and what the tables do not
+		// know in ServiceCIDR is refused.
+		if ip.Is4() && ip != base.DNS && served {
+			p.vips = append(p.vips, vipClaim{VIP{ip, port.proto, port.port}, internal})
+			used[internal] = true
 		}
-		if claimed[loc] {
-			r.Balancers[loc] = Balancer{Endpoints: t.local, Affinity: s.affinity}
+	}
+	external := func(ip netip.Addr, chain string) {
+		switch {
+		case !ip.Is4():
+		case !served:
+			p.vips = append(p.vips, vipClaim{VIP{ip, port.proto, port.port}, ""})
+		default:
+			p.vips = append(p.vips, vipClaim{VIP{ip, port.proto, port.port}, chain})
+			used[chain], used[ext] = true, true
+		}
+	}
+	for _, ip := range s.externalIPs {
+		external(ip, ext)
+	}
+	if s.balancer != nil {
+		entry := ext
+		if len(s.balancer.sources) > 0 {
+			entry = fw
+		}
+		for _, ip := range s.balancer.addresses {
+			external(ip, entry)
+		}
+	}
+	// A node port without endpoints needs no rule: nobody listens there.
+	if port.nodePort != 0 && served {
+		p.ports = append(p.ports, portClaim{Port{port.proto, port.nodePort}, ext})
+		used[ext] = true
+	}
+
+	if used[fw] {
+		p.chains = append(p.chains, namedChain{name: fw, firewall: &Firewall{s.balancer.sources, ext}})
+	}
+	if used[ext] {
+		e := &Entry{Cluster: svc, LocalOnly: s.externalLocal}
+		used[svc] = true
+		if s.externalLocal && len(t.local) > 0 {
+			e.Local = loc
+			used[loc] = true
+		}
+		p.chains = append(p.chains, namedChain{name: ext, entry: e})
+	}
+	plain := !used[ext] && s.affinity == 0
+	if used[svc] {
+		p.balance(svc, t.cluster, s.affinity, plain)
+	}
+	if used[loc] {
+		p.balance(loc, t.local, s.affinity, plain)
+	}
+}
+
+// addChains adds a part's chains.
+func (r *Rules) addChains(p *part) {
+	for _, c := range p.chains {
+		switch {
+		case c.balancer != nil:
+			r.Balancers[c.name] = *c.balancer
+		case c.entry != nil:
+			r.Entries[c.name] = *c.entry
+		case c.firewall != nil:
+			r.Firewalls[c.name] = *c.firewall
 		}
 	}
 }
 
-func claim[K comparable](m map[K]string, key K, chain string) bool {
-	if _, taken := m[key]; taken {
-		return false
+func (r *Rules) removeChains(p *part) {
+	for _, c := range p.chains {
+		delete(r.Balancers, c.name)
+		delete(r.Entries, c.name)
+		delete(r.Firewalls, c.name)
 	}
-	m[key] = chain
-	return true
 }
 
-// rules maps what a node has seen of the cluster, and the pods that it runs,
-// to Rules. It depends on nothing else: the same input gives the same rules.
-func (c *cluster) rules(base Base, nodeName string, pods []reservation) *Rules {
-	r := newRules(base)
-	c.mu.RLock()
-	defer c.mu.RUnlock()
+// proxy keeps Rules as a node wants them, at the cost of what changes rather
+// than of what there is. One goroutine owns it.
+type proxy struct {
+	rules *Rules
+	here  place
+	parts map[types.NamespacedName]*part
+	// vips and ports have, for each destination, the parts that claim it, the
+	// oldest first.
+	vips  map[VIP][]claimant
+	ports map[Port][]claimant
+	// picks counts the plain balancers by how many endpoints they have.
+	picks map[int]int
+}
 
-	ordered := make([]*service, 0, len(c.services))
-	for _, s := range c.services {
-		ordered = append(ordered, s)
-	}
-	// The oldest service keeps an address that several claim.
-	slices.SortFunc(ordered, func(a, b *service) int {
+// claimant is a part that claims a destination, and the chain for it.
+type claimant struct {
+	*part
+	chain string
+}
+
+func newProxy(base Base, nodeName string) *proxy {
+	return &proxy{rules: newRules(base), here: place{node: nodeName}, parts: map[types.NamespacedName]*part{},
+		vips: map[VIP][]claimant{}, ports: map[Port][]claimant{}, picks: map[int]int{}}
+}
+
+// insert and remove keep claimants sorted: the oldest service first.
+func insert(all []claimant, c claimant) []claimant {
+	i, _ := slices.BinarySearchFunc(all, c, func(a, b claimant) int {
 		return cmp.Or(a.created.Compare(b.created), compareKeys(a.key, b.key))
 	})
-	here := place{nodeName, c.nodes[nodeName].zone}
-	for _, s := range ordered {
-		r.addService(s, c.slicesOf(s.key), here)
-	}
-	for vip := range r.Refused {
-		if _, taken := r.Services[vip]; taken {
-			delete(r.Refused, vip)
+	return slices.Insert(all, i, c)
+}
+
+func remove(all []claimant, p *part) []claimant {
+	return slices.DeleteFunc(all, func(c claimant) bool { return c.part == p })
+}
+
+// winner is who has a destination. One that refuses makes way for any that
+// serves.
+func winner(all []claimant) (claimant, bool) {
+	for _, c := range all {
+		if c.chain != "" {
+			return c, true
 		}
 	}
+	if len(all) > 0 {
+		return all[0], true
+	}
+	return claimant{}, false
+}
+
+// show adds to r how things are with these destinations and services.
+func (p *proxy) show(r *Rules, vips map[VIP]bool, ports map[Port]bool, keys map[types.NamespacedName]*part) {
+	for key := range keys {
+		if part := p.parts[key]; part != nil {
+			r.addChains(part)
+		}
+	}
+	// The chains of all who claim a destination: one that has it now may not
+	// have had it before, and its chains are no news.
+	for vip := range vips {
+		for _, c := range p.vips[vip] {
+			r.addChains(c.part)
+		}
+		switch c, ok := winner(p.vips[vip]); {
+		case !ok:
+		case c.chain == "":
+			r.Refused[vip] = struct{}{}
+		default:
+			r.Services[vip] = c.chain
+		}
+	}
+	for port := range ports {
+		for _, c := range p.ports[port] {
+			r.addChains(c.part)
+		}
+		if c, ok := winner(p.ports[port]); ok {
+			r.NodePorts[port] = c.chain
+		}
+	}
+}
+
+// update takes in what changed in the cluster since the last time, and the
+// pods that this node runs. It returns the part of Rules that may differ, as it
+// was and as it is. The whole is in rules.
+func (p *proxy) update(c *cluster, pods []reservation) (was, is *Rules) {
+	dirty, all := c.takeDirty()
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	was, is = newRules(p.rules.Base), newRules(p.rules.Base)
+	if zone := c.nodes[p.here.node].zone; zone != p.here.zone {
+		p.here.zone, all = zone, true
+	}
+	if all {
+		for key := range p.parts {
+			dirty[key] = struct{}{}
+		}
+		for key := range c.services {
+			dirty[key] = struct{}{}
+		}
+	}
+	fresh := make(map[types.NamespacedName]*part, len(dirty))
+	vips, ports := map[VIP]bool{}, map[Port]bool{}
+	touch := func(part *part) {
+		for _, v := range part.vips {
+			vips[v.VIP] = true
+		}
+		for _, v := range part.ports {
+			ports[v.Port] = true
+		}
+	}
+	for key := range dirty {
+		old := p.parts[key]
+		if s := c.services[key]; s != nil {
+			fresh[key] = partOf(s, c.slicesOf(key), p.here, p.rules.Base)
+			touch(fresh[key])
+		} else if old != nil {
+			fresh[key] = nil
+		}
+		if old != nil {
+			touch(old)
+		}
+	}
+	p.show(was, vips, ports, fresh)
+	was.Picks = p.rules.Picks
+	for key, now := range fresh {
+		p.replace(key, now)
+	}
+	p.show(is, vips, ports, fresh)
+	for n := range p.picks {
+		is.Picks[n] = struct{}{}
+	}
+	p.rules.Picks = is.Picks
+	for vip := range vips {
+		delete(p.rules.Services, vip)
+		delete(p.rules.Refused, vip)
+	}
+	for port := range ports {
+		delete(p.rules.NodePorts, port)
+	}
+	p.show(p.rules, vips, ports, fresh)
+	for _, part := range fresh {
+		if part != nil && len(part.vips)+len(part.ports) == 0 {
+			delete(p.parts, part.key) // a headless one, say
+		}
+	}
+
+	was.HostPorts, was.Pods, was.Nodes, was.Virtual = p.rules.HostPorts, p.rules.Pods, p.rules.Nodes, p.rules.Virtual
+	here(is, c, p.here.node, pods)
+	p.rules.HostPorts, p.rules.Pods, p.rules.Nodes, p.rules.Virtual = is.HostPorts, is.Pods, is.Nodes, is.Virtual
+	return was, is
+}
+
+// replace puts a part in the place of the one that the service had; nil if it
+// has none any more.
+func (p *proxy) replace(key types.NamespacedName, now *part) {
+	if old := p.parts[key]; old != nil {
+		p.rules.removeChains(old)
+		p.count(old, -1)
+		for _, v := range old.vips {
+			if p.vips[v.VIP] = remove(p.vips[v.VIP], old); len(p.vips[v.VIP]) == 0 {
+				delete(p.vips, v.VIP)
+			}
+		}
+		for _, v := range old.ports {
+			if p.ports[v.Port] = remove(p.ports[v.Port], old); len(p.ports[v.Port]) == 0 {
+				delete(p.ports, v.Port)
+			}
+		}
+		delete(p.parts, key)
+	}
+	if now == nil {
+		return
+	}
+	p.parts[key] = now
+	p.count(now, 1)
+	for _, v := range now.vips {
+		p.vips[v.VIP] = insert(p.vips[v.VIP], claimant{now, v.chain})
+	}
+	for _, v := range now.ports {
+		p.ports[v.Port] = insert(p.ports[v.Port], claimant{now, v.chain})
+	}
+}
+
+// count adds n for each plain balancer of a part.
+func (p *proxy) count(part *part, n int) {
+	for _, c := range part.chains {
+		if c.balancer == nil || !c.balancer.Plain {
+			continue
+		}
+		size := len(c.balancer.Endpoints)
+		if p.picks[size] += n; p.picks[size] == 0 {
+			delete(p.picks, size)
+		}
+	}
+}
+
+// here adds what is few: the nodes, this node's pods, and the addresses of load
+// balancers.
+func here(r *Rules, c *cluster, nodeName string, pods []reservation) {
 	owned := map[netip.Addr]bool{}
 	for name, n := range c.nodes {
 		owned[n.addr] = true
@@ -318,7 +562,6 @@ func (c *cluster) rules(base Base, nodeName string, pods []reservation) *Rules {
 			}
 		}
 	}
-	return r
 }
 
 func compareKeys(a, b types.NamespacedName) int {

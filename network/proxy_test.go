@@ -3,6 +3,7 @@ package network
 import (
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"conclave/api"
 )
@@ -48,7 +50,7 @@ func seen(objects ...api.Object) *cluster {
 	return c
 }
 
-var testBase = Base{testPodCIDR, testServiceCIDR, testDNS}
+var testBase = Base{PodCIDR: testPodCIDR, ServiceCIDR: testServiceCIDR, DNS: testDNS}
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
@@ -186,6 +188,16 @@ func TestRules(t *testing.T) {
 	golden(t, "rules.golden", out.String())
 }
 
+// rules are those of a cluster, as a node's first look at it gives them.
+func (c *cluster) rules(base Base, nodeName string, pods []reservation) *Rules {
+	c.mu.Lock()
+	c.allDirty = true
+	c.mu.Unlock()
+	p := newProxy(base, nodeName)
+	p.update(c, pods)
+	return p.rules
+}
+
 func nodeAt(name, address, zone string) *corev1.Node {
 	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelTopologyZone: zone}},
 		Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: address}}}}
@@ -193,6 +205,27 @@ func nodeAt(name, address, zone string) *corev1.Node {
 
 func forZone(e ep, zone string) ep { e.forZone = zone; return e }
 func forNode(e ep, node string) ep { e.forNode = node; return e }
+
+// A kernel that cannot translate SCTP gets no rule for it: what is sent is
+// refused.
+func TestNoSCTP(t *testing.T) {
+	port := func(p corev1.Protocol) corev1.ServicePort {
+		return corev1.ServicePort{Name: strings.ToLower(string(p)), Protocol: p, Port: 80}
+	}
+	target := func(p corev1.Protocol) discoveryv1.EndpointPort {
+		return discoveryv1.EndpointPort{Name: ptr(strings.ToLower(string(p))), Protocol: &p, Port: ptr[int32](8080)}
+	}
+	c := seen(serviceOf("web", "10.96.0.20", nil, port(corev1.ProtocolTCP), port(corev1.ProtocolSCTP)),
+		sliceOf("web", []discoveryv1.EndpointPort{target(corev1.ProtocolTCP), target(corev1.ProtocolSCTP)}, onOne))
+	base := testBase
+	if text := c.rules(base, "node1", nil).String(); !strings.Contains(text, "sctp") {
+		t.Errorf("no rule for SCTP:\n%s", text)
+	}
+	base.NoSCTP = true
+	if text := c.rules(base, "node1", nil).String(); strings.Contains(text, "sctp") || !strings.Contains(text, "tcp . 80") {
+		t.Errorf("rules:\n%s", text)
+	}
+}
 
 // What a change of objects leaves is what the last objects alone would give.
 func TestClusterForgets(t *testing.T) {
@@ -263,4 +296,112 @@ func TestStaleFlows(t *testing.T) {
 			t.Errorf("%s: stale: %v, want %v", c.name, got, c.want)
 		}
 	}
+}
+
+// Whatever changed and in which order, the proxy wants, and the kernel gets,
+// what the last objects alone would give.
+func TestProxyForgetsNothing(t *testing.T) {
+	inScratch(t, func() error {
+		rnd := rand.New(rand.NewPCG(3, 4))
+		c := newCluster(func(string) {})
+		h := c.handlers()
+		p := newProxy(testBase, "node1")
+		var k kernel
+		pick := func(of ...string) string { return of[rnd.IntN(len(of))] }
+		randomService := func(name string) *corev1.Service {
+			ports := []corev1.ServicePort{{Name: "a", Protocol: corev1.ProtocolTCP, Port: 80}}
+			if rnd.IntN(2) == 0 {
+				ports = append(ports, corev1.ServicePort{Name: "b", Protocol: corev1.ProtocolUDP, Port: int32(80 + rnd.IntN(2))})
+			}
+			return serviceOf(name, "10.96.0."+pick("20", "21", "22", "23"), func(s *corev1.Service) {
+				s.CreationTimestamp = metav1.NewTime(time.Unix(int64(rnd.IntN(3)), 0))
+				switch rnd.IntN(6) {
+				case 0:
+					s.Spec.Type = corev1.ServiceTypeNodePort
+					for i := range s.Spec.Ports {
+						s.Spec.Ports[i].NodePort = int32(30000 + rnd.IntN(3))
+					}
+					if rnd.IntN(2) == 0 {
+						externalLocal(s)
+					}
+				case 1:
+					s.Spec.ExternalIPs = []string{"192.0.2." + pick("1", "2")}
+				case 2:
+					s.Spec.Type = corev1.ServiceTypeLoadBalancer
+					s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2." + pick("2", "3")}}
+					if rnd.IntN(2) == 0 {
+						s.Spec.LoadBalancerSourceRanges = []string{pick("10.0.0.0/8", "0.0.0.0/0")}
+					}
+				case 3:
+					s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+				case 4:
+					internalLocal(s)
+				}
+				if rnd.IntN(8) == 0 {
+					s.Spec.ClusterIP, s.Spec.ClusterIPs = corev1.ClusterIPNone, []string{corev1.ClusterIPNone}
+				}
+			}, ports...)
+		}
+		randomSlice := func(name, service string) *discoveryv1.EndpointSlice {
+			var ends []ep
+			for range rnd.IntN(4) {
+				e := ep{addr: netip.AddrFrom4([4]byte{10, 244, byte(1 + rnd.IntN(2)), byte(rnd.IntN(4))}), node: pick("node1", "node2")}
+				e.notReady, e.draining = rnd.IntN(4) == 0, rnd.IntN(6) == 0
+				if rnd.IntN(3) == 0 {
+					e.forZone = pick("a", "b")
+				}
+				ends = append(ends, e)
+			}
+			s := sliceOf(service, []discoveryv1.EndpointPort{
+				{Name: ptr("a"), Protocol: ptr(corev1.ProtocolTCP), Port: ptr[int32](8080)}, {Name: ptr("b"), Protocol: ptr(corev1.ProtocolUDP), Port: ptr[int32](8081)},
+			}, ends...)
+			s.Name = name
+			return s
+		}
+		for i := range 60 {
+			for range 1 + rnd.IntN(3) {
+				service := pick("one", "two", "three", "four", "five")
+				switch rnd.IntN(12) {
+				case 0:
+					h["services"].Apply(watch.Deleted, randomService(service))
+				case 1, 2, 3:
+					h["services"].Apply(watch.Modified, randomService(service))
+				case 4:
+					name := service + "-" + pick("1", "2")
+					h["endpointslices"].Apply(watch.Deleted, randomSlice(name, service))
+				case 5:
+					h["nodes"].Apply(watch.Modified, nodeAt("node"+pick("1", "2"), "192.0.2."+pick("3", "4"), pick("a", "b")))
+				case 6:
+					if rnd.IntN(5) == 0 {
+						h["services"].Replace([]api.Object{randomService("one"), randomService("two")})
+					}
+				default:
+					h["endpointslices"].Apply(watch.Modified, randomSlice(service+"-"+pick("1", "2"), service))
+				}
+			}
+			was, is := p.update(c, nil)
+			fresh := newProxy(testBase, "node1")
+			c.mu.Lock()
+			c.allDirty = true
+			c.mu.Unlock()
+			fresh.update(c, nil)
+			if got, want := p.rules.String(), fresh.rules.String(); got != want {
+				t.Fatalf("step %d: the proxy wants\n%s\nfrom scratch it would want\n%s", i, got, want)
+			}
+			if err := k.change(was, is, p.rules); err != nil {
+				return fmt.Errorf("step %d: %w", i, err)
+			}
+			changed, err := kernelText()
+			if err != nil {
+				return err
+			}
+			if err := new(kernel).apply(fresh.rules); err != nil {
+				return fmt.Errorf("step %d, from scratch: %w", i, err)
+			}
+			if again, err := kernelText(); err != nil || again != changed {
+				t.Fatalf("step %d: the kernel holds\n%s\nfrom scratch it would hold\n%s (%v)", i, changed, again, err)
+			}
+		}
+		return nil
+	})
 }

@@ -128,6 +128,9 @@ type node struct {
 	zone string
 	// excluded from answering for load balancers' addresses, by its label.
 	excluded bool
+	// direct: it sends to those who share its link, and expects from them,
+	// packets of pods as they are.
+	direct bool
 }
 
 // cluster is what this node has seen of the cluster. It survives the loss of
@@ -138,11 +141,15 @@ type cluster struct {
 	slices   map[types.NamespacedName]*endpointSlice
 	// byService and byAddress are indexes into slices; byIP is one into
 	// services, by cluster IP.
-	byService map[types.NamespacedName]map[types.NamespacedName]*endpointSlice
-	byAddress map[netip.Addr]map[types.NamespacedName]*endpointSlice
+	byService map[types.NamespacedName][]*endpointSlice
+	byAddress map[netip.Addr][]*endpointSlice
 	byIP      map[netip.Addr]*service
 	balanced  map[types.NamespacedName]*service // those with a balancer
 	spaces    map[string]int                    // services in each namespace
+	// dirty are the services of which something changed since the rules were
+	// made; allDirty stands for all of them.
+	dirty     map[types.NamespacedName]struct{}
+	allDirty  bool
 	nodes     map[string]node
 	localPods map[types.UID]struct{}
 	// synced says which resources have delivered their first snapshot.
@@ -153,13 +160,14 @@ type cluster struct {
 }
 
 func newCluster(changed func(string)) *cluster {
-	c := &cluster{changed: changed, synced: map[string]bool{}, nodes: map[string]node{}, localPods: map[types.UID]struct{}{}}
+	c := &cluster{changed: changed, dirty: map[types.NamespacedName]struct{}{}, synced: map[string]bool{}, nodes: map[string]node{}, localPods: map[types.UID]struct{}{}}
 	c.resetServices()
 	c.resetSlices()
 	return c
 }
 
 func (c *cluster) resetServices() {
+	c.allDirty = true
 	c.services = map[types.NamespacedName]*service{}
 	c.byIP = map[netip.Addr]*service{}
 	c.balanced = map[types.NamespacedName]*service{}
@@ -167,9 +175,10 @@ func (c *cluster) resetServices() {
 }
 
 func (c *cluster) resetSlices() {
+	c.allDirty = true
 	c.slices = map[types.NamespacedName]*endpointSlice{}
-	c.byService = map[types.NamespacedName]map[types.NamespacedName]*endpointSlice{}
-	c.byAddress = map[netip.Addr]map[types.NamespacedName]*endpointSlice{}
+	c.byService = map[types.NamespacedName][]*endpointSlice{}
+	c.byAddress = map[netip.Addr][]*endpointSlice{}
 }
 
 // isSynced says whether all these resources have been seen once.
@@ -254,6 +263,7 @@ func (c *cluster) handlers() map[string]handler {
 
 func (c *cluster) putService(s *service) {
 	c.services[s.key] = s
+	c.dirty[s.key] = struct{}{}
 	c.spaces[s.key.Namespace]++
 	for _, ip := range s.clusterIPs {
 		c.byIP[ip] = s
@@ -268,6 +278,7 @@ func (c *cluster) dropService(key types.NamespacedName) {
 	if s == nil {
 		return
 	}
+	c.dirty[key] = struct{}{}
 	delete(c.services, key)
 	delete(c.balanced, key)
 	if c.spaces[key.Namespace]--; c.spaces[key.Namespace] == 0 {
@@ -282,9 +293,10 @@ func (c *cluster) dropService(key types.NamespacedName) {
 
 func (c *cluster) putSlice(key types.NamespacedName, s *endpointSlice) {
 	c.slices[key] = s
-	addTo(c.byService, s.service, key, s)
+	c.dirty[s.service] = struct{}{}
+	addTo(c.byService, s.service, s)
 	for _, e := range s.endpoints {
-		addTo(c.byAddress, e.addr, key, s)
+		addTo(c.byAddress, e.addr, s)
 	}
 }
 
@@ -293,35 +305,44 @@ func (c *cluster) dropSlice(key types.NamespacedName) {
 	if s == nil {
 		return
 	}
+	c.dirty[s.service] = struct{}{}
 	delete(c.slices, key)
-	removeFrom(c.byService, s.service, key)
+	removeFrom(c.byService, s.service, s)
 	for _, e := range s.endpoints {
-		removeFrom(c.byAddress, e.addr, key)
+		removeFrom(c.byAddress, e.addr, s)
 	}
 }
 
-func addTo[K comparable](index map[K]map[types.NamespacedName]*endpointSlice, k K, key types.NamespacedName, s *endpointSlice) {
-	if index[k] == nil {
-		index[k] = map[types.NamespacedName]*endpointSlice{}
+// addTo and removeFrom keep an index whose lists are short: a map for each
+// address would take more memory than all else here.
+func addTo[K comparable](index map[K][]*endpointSlice, k K, s *endpointSlice) {
+	if all := index[k]; !slices.Contains(all, s) {
+		index[k] = append(all, s)
 	}
-	index[k][key] = s
 }
 
-func removeFrom[K comparable](index map[K]map[types.NamespacedName]*endpointSlice, k K, key types.NamespacedName) {
-	delete(index[k], key)
-	if len(index[k]) == 0 {
+func removeFrom[K comparable](index map[K][]*endpointSlice, k K, s *endpointSlice) {
+	all := slices.DeleteFunc(index[k], func(o *endpointSlice) bool { return o == s })
+	if len(all) == 0 {
 		delete(index, k)
+	} else {
+		index[k] = all
 	}
 }
 
-// slicesOf returns the slices of a service. The lock must be held.
-func (c *cluster) slicesOf(key types.NamespacedName) []*endpointSlice {
-	var all []*endpointSlice
-	for _, s := range c.byService[key] {
-		all = append(all, s)
-	}
-	return all
+// takeDirty returns the services of which something changed since it was called
+// last, or that anything may have.
+func (c *cluster) takeDirty() (keys map[types.NamespacedName]struct{}, all bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	keys, all = c.dirty, c.allDirty
+	c.dirty, c.allDirty = map[types.NamespacedName]struct{}{}, false
+	return keys, all
 }
+
+// slicesOf returns the slices of a service, to be read only while the lock is
+// held.
+func (c *cluster) slicesOf(key types.NamespacedName) []*endpointSlice { return c.byService[key] }
 
 // parseAddr reads an address of an API object. The API has validated it, so
 // one that cannot be read is not there.
@@ -455,6 +476,7 @@ func parseHints(h *discoveryv1.EndpointHints) *hints {
 
 func parseNode(n *corev1.Node) node {
 	out := node{zone: n.Labels[corev1.LabelTopologyZone]}
+	out.direct = n.Annotations[AnnotationDirectRoutes] == "true"
 	_, out.excluded = n.Labels[corev1.LabelNodeExcludeBalancers]
 	for _, a := range n.Status.Addresses {
 		if addr, ok := parseAddr(a.Address); ok && addr.Is4() && a.Type == corev1.NodeInternalIP {

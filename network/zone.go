@@ -117,12 +117,18 @@ func (z *zone) services(owner string, labels []string, qtype uint16, depth int) 
 	switch rest := labels[:n-2]; len(rest) {
 	case 0:
 		if qtype == dns.TypeSRV {
-			return z.srv(owner, s, func(servicePort) bool { return true })
+			if r := z.srv(owner, s, func(servicePort) bool { return true }); len(r.answer) > 0 || !s.headless {
+				return r
+			}
 		}
 		if !s.headless {
 			return result{answer: addresses(owner, qtype, s.clusterIPs)}
 		}
-		return result{answer: addresses(owner, qtype, z.ready(s, func(endpoint) bool { return true }))}
+		all := z.ready(s, func(endpoint) bool { return true })
+		if len(all) == 0 {
+			return noSuchName // as the specification wants it
+		}
+		return result{answer: addresses(owner, qtype, all)}
 	case 1:
 		if proto, ok := strings.CutPrefix(rest[0], "_"); ok {
 			if slices.ContainsFunc(s.ports, func(p servicePort) bool { return p.name != "" && p.proto.String() == proto }) {
@@ -143,6 +149,9 @@ func (z *zone) services(owner string, labels []string, qtype uint16, depth int) 
 		proto, ok2 := strings.CutPrefix(rest[1], "_")
 		match := func(p servicePort) bool { return p.name == port && port != "" && p.proto.String() == proto }
 		if !ok1 || !ok2 || !slices.ContainsFunc(s.ports, match) {
+			return noSuchName
+		}
+		if s.headless && len(z.ready(s, func(endpoint) bool { return true })) == 0 {
 			return noSuchName
 		}
 		if qtype == dns.TypeSRV {

@@ -15,7 +15,9 @@
 //
 //	Root/bin/conclave-pod-HASH       the pod program, written once per version
 //	Root/images/                     see store.go
+//	Root/images.d/                   archives of images to be imported; see dropfolder.go
 //	Root/containers/POD/ID/          upper, work and rootfs of a container
+//	RunDir/image-volumes/            where images are shown as volumes
 //	RunDir/POD/pod.json              what the pod is; written first, removed last
 //	RunDir/POD/sock                  where its process listens
 //	RunDir/POD/containers/ID.json    what became of each container
@@ -38,6 +40,7 @@
 //
 // Per pod one goroutine reads its process' changes. One goroutine, locked to a
 // thread that stays in the pod processes' cgroup, starts them. Subscribers
-// have one each, until cancelled. All end when Run's context does. Nothing
-// polls.
+// have one each, until cancelled. Run itself waits for archives in the drop
+// folder. A pull has one, with one for each layer that is under way. All end
+// when Run's context does. Nothing polls.
 package runtime

@@ -27,6 +27,9 @@ type Engine struct {
 	images *store
 	spawn  *spawner
 
+	mountMu  sync.Mutex // one image is being mounted at a time
+	mounting string     // its ID; guarded by mu
+
 	fenceMu sync.Mutex   // of the one writer
 	fence   *proto.Fence // stays mapped: who holds it may outlive Run
 
@@ -151,6 +154,7 @@ func New(cfg Config) (*Engine, error) {
 // Run keeps the engine alive until ctx ends, and returns when all that it
 // started has ended. Pods run on.
 func (e *Engine) Run(ctx context.Context) error {
+	e.watchDrops(ctx)
 	<-ctx.Done()
 	e.stop()
 	return nil

@@ -21,7 +21,6 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -323,7 +322,7 @@ func TestPlainHTTP(t *testing.T) {
 		}
 	}
 	called := false
-	g := plainGuard{s, roundTripper(func(*http.Request) (*http.Response, error) { called = true; return nil, io.EOF })}
+	g := route{&endpoint{}, s, roundTripper(func(*http.Request) (*http.Response, error) { called = true; return nil, io.EOF })}
 	req := httptest.NewRequest(http.MethodGet, "http://192.168.1.2:5000/v2/", nil)
 	if _, err := g.RoundTrip(req); err == nil || called || !strings.Contains(err.Error(), "does not speak TLS") {
 		t.Errorf("plain to a private address: %v, called %v", err, called)
@@ -349,7 +348,9 @@ func TestPullAuth(t *testing.T) {
 	if _, err := e.Pull(t.Context(), r.host+"/secret:1", PullOptions{}); !errors.Is(err, ErrUnauthorized) {
 		t.Errorf("anonymous: %v", err)
 	}
-	if _, err := e.Pull(t.Context(), r.host+"/secret:1", PullOptions{Auth: &authn.Basic{Username: "me", Password: "pw"}}); err != nil {
+	if _, err := e.Pull(t.Context(), r.host+"/secret:1", PullOptions{Credentials: func(string) ([]Credential, error) {
+		return []Credential{{Username: "me", Password: "old"}, {Username: "me", Password: "pw"}}, nil
+	}}); err != nil {
 		t.Errorf("with credentials: %v", err)
 	}
 }

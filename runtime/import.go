@@ -65,7 +65,7 @@ func (s *store) importTar(ctx context.Context, r io.Reader) ([]Image, error) {
 	}
 	var out []Image
 	for _, i := range images {
-		img, err := s.fetch(ctx, i.config, i.layers, i.names, i.digests, nil)
+		img, err := s.fetch(ctx, arrival{config: i.config, names: i.names, digests: i.digests, docs: i.docs}, i.layers, nil)
 		if err != nil {
 			return out, err
 		}
@@ -102,6 +102,7 @@ type archived struct {
 	config         []byte
 	layers         []layerSource
 	names, digests []string
+	docs           map[string][]byte
 }
 
 func openArchive(f *os.File) (*archive, error) {
@@ -172,9 +173,9 @@ func (a *archive) layer(key string) (layerSource, error) {
 	if err != nil {
 		return layerSource{}, err
 	}
-	return layerSource{size: r.Size(), open: func() (io.ReadCloser, error) {
+	return layerSource{size: r.Size(), open: []func(context.Context) (io.ReadCloser, error){func(context.Context) (io.ReadCloser, error) {
 		return io.NopCloser(io.NewSectionReader(r, 0, r.Size())), nil
-	}}, nil
+	}}}, nil
 }
 
 // docker reads what "docker save" writes.
@@ -276,12 +277,16 @@ func (a *archive) ociImage(d v1.Descriptor, depth int) (out archived, err error)
 		if err := json.Unmarshal(data, &index); err != nil {
 			return out, fmt.Errorf("%w: index %s: %w", ErrDamagedImage, d.Digest, err)
 		}
-		child, err := pickPlatform(index)
+		child, err := pickPlatform(index, v1.Platform{OS: "linux", Architecture: runtime.GOARCH})
 		if err != nil || depth > 4 {
 			return out, errors.Join(err, fmt.Errorf("%w: index %s", ErrDamagedImage, d.Digest))
 		}
-		return a.ociImage(child, depth+1)
+		if out, err = a.ociImage(child, depth+1); err == nil {
+			out.docs[d.Digest.String()] = data
+		}
+		return out, err
 	}
+	out.docs = map[string][]byte{d.Digest.String(): data}
 	var m v1.Manifest
 	if err := json.Unmarshal(data, &m); err != nil {
 		return out, fmt.Errorf("%w: manifest %s: %w", ErrDamagedImage, d.Digest, err)
@@ -299,9 +304,8 @@ func (a *archive) ociImage(d v1.Descriptor, depth int) (out archived, err error)
 	return out, nil
 }
 
-// pickPlatform chooses this host's variant of an index.
-func pickPlatform(index v1.IndexManifest) (v1.Descriptor, error) {
-	want := v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
+// pickPlatform chooses a platform's variant of an index.
+func pickPlatform(index v1.IndexManifest, want v1.Platform) (v1.Descriptor, error) {
 	for _, d := range index.Manifests {
 		if d.Platform != nil && d.Platform.Satisfies(want) {
 			return d, nil

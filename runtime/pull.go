@@ -4,31 +4,18 @@ import (
 	"bufio"
 	"compress/gzip"
 	"context"
-	"crypto/sha256"
-	"crypto/tls"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
-	"net/netip"
-	"os"
 	"runtime"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -36,6 +23,11 @@ const (
 	parallelLayers = 3
 	// layerAttempts is how often a layer is tried, if the network fails.
 	layerAttempts = 3
+	// zstdWindow bounds the memory that a layer may ask for: --ultra and --long
+	// want more than a small node has.
+	zstdWindow = 32 << 20
+	// defaultParallelPulls is how many images are pulled at once.
+	defaultParallelPulls = 3
 	// stallPatience is how long a layer may bring nothing before it is given
 	// up and tried again.
 	stallPatience = time.Minute
@@ -79,9 +71,6 @@ func (s *store) pullShared(ctx context.Context, ref string, o PullOptions) (Imag
 	}
 	if o.Platform == nil {
 		o.Platform = &v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
-	}
-	if o.Auth == nil {
-		o.Auth = authn.Anonymous
 	}
 	key, err := pullKey(parsed, o)
 	if err != nil {
@@ -138,16 +127,18 @@ func (s *store) pullShared(ctx context.Context, ref string, o PullOptions) (Imag
 
 // pullKey tells pulls apart that may have different outcomes.
 func pullKey(ref name.Reference, o PullOptions) (string, error) {
-	auth, err := o.Auth.Authorization()
+	key := fmt.Sprintf("%s %s %v", ref.Name(), o.Platform, o.Fresh)
+	if o.Credentials == nil {
+		return key, nil
+	}
+	credentials, err := o.Credentials(ref.Context().RegistryStr() + "/" + ref.Context().RepositoryStr())
 	if err != nil {
 		return "", fmt.Errorf("%w: credentials: %w", ErrUnauthorized, err)
 	}
-	secret, err := json.Marshal(auth)
-	if err != nil {
-		return "", err
+	for _, c := range credentials {
+		key += " " + c.key()
 	}
-	sum := sha256.Sum256(secret)
-	return ref.Name() + " " + o.Platform.String() + " " + hex.EncodeToString(sum[:]), nil
+	return key, nil
 }
 
 // parse reads a reference as users write it.
@@ -163,22 +154,6 @@ func (s *store) parse(ref string) (name.Reference, error) {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidImageName, err)
 	}
 	return parsed, nil
-}
-
-// mayBePlain says whether a registry may be spoken to without TLS.
-func (s *store) mayBePlain(registry string) bool {
-	if slices.Contains(s.cfg.InsecureRegistries, registry) {
-		return true
-	}
-	host, _, err := net.SplitHostPort(registry)
-	if err != nil {
-		host = registry
-	}
-	if host == "localhost" || slices.Contains(s.cfg.InsecureRegistries, host) {
-		return true
-	}
-	ip, err := netip.ParseAddr(strings.Trim(host, "[]"))
-	return err == nil && ip.IsLoopback()
 }
 
 // normalize is how a reference is called in the index: with registry,
@@ -199,160 +174,184 @@ func repository(ref name.Reference) string {
 	return registry + "/" + ref.Context().RepositoryStr()
 }
 
-// plainGuard refuses plain HTTP to registries that must have TLS: the library
-// would fall back to it for any private address.
-type plainGuard struct {
-	store *store
-	next  http.RoundTripper
-}
-
-func (g plainGuard) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Scheme != "https" && !g.store.mayBePlain(r.URL.Host) {
-		return nil, fmt.Errorf("registry %s does not speak TLS, and is not listed as insecure", r.URL.Host)
-	}
-	return g.next.RoundTrip(r)
-}
-
-func (s *store) transport() *http.Transport {
-	return &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-		ForceAttemptHTTP2:     true,
-		TLSClientConfig:       &tls.Config{RootCAs: s.cfg.RootCAs, MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout:   10 * time.Second,
-		ResponseHeaderTimeout: 30 * time.Second,
-		MaxIdleConnsPerHost:   parallelLayers,
-	}
-}
-
 func (s *store) pull(ctx context.Context, ref name.Reference, o PullOptions, report func(done, total int64)) (Image, error) {
-	t := s.transport()
-	defer t.CloseIdleConnections() // a pull is rare; its connections would stay
-	desc, err := remote.Get(ref,
-		remote.WithContext(ctx),
-		remote.WithAuth(o.Auth),
-		remote.WithPlatform(*o.Platform),
-		remote.WithTransport(plainGuard{s, t}),
-		remote.WithUserAgent("conclave"),
-		remote.WithRetryBackoff(remote.Backoff{Duration: 300 * time.Millisecond, Factor: 3, Jitter: 0.1, Steps: 3}),
-	)
-	if err != nil {
-		return Image{}, registryError(ctx, err)
+	select { // so many images at once: the disk is slow, and memory is short
+	case s.pulling <- struct{}{}:
+		defer func() { <-s.pulling }()
+	case <-ctx.Done():
+		return Image{}, ctx.Err()
 	}
-	remoteImage, err := desc.Image()
-	if err != nil {
-		if desc.MediaType.IsIndex() && strings.Contains(err.Error(), "no child with platform") {
-			return Image{}, fmt.Errorf("%w: it has no variant for %s", ErrImageNotFound, o.Platform)
+	if _, exact := ref.(name.Digest); exact {
+		// Its bytes are its name: whoever has them will do.
+		if found := s.askPeers(ctx, ref, o); found != nil {
+			if img, err := s.fetchFound(ctx, ref, found, report); err == nil || ctx.Err() != nil {
+				return img, err
+			}
 		}
-		return Image{}, registryError(ctx, err)
 	}
-	manifest, err := remoteImage.Manifest()
+	t := &transports{store: s}
+	defer t.close()
+	r, err := s.resolve(ctx, ref, o, t)
 	if err != nil {
-		return Image{}, registryError(ctx, err)
-	}
-	raw, err := remoteImage.RawConfigFile()
-	if err != nil {
-		return Image{}, registryError(ctx, err)
-	}
-	if got := digestOf(raw); got != manifest.Config.Digest.String() {
-		return Image{}, fmt.Errorf("%w: its config has the digest %s, not %s", ErrDamagedImage, got, manifest.Config.Digest)
-	}
-	layers, err := remoteImage.Layers()
-	if err != nil {
-		return Image{}, registryError(ctx, err)
+		if errors.Is(err, ErrRegistryUnavailable) && !o.Fresh {
+			if found := s.askPeers(ctx, ref, o); found != nil {
+				s.log.Info("the registry is away: another node has the image", "image", ref.Name(), "error", err)
+				return s.fetchFound(ctx, ref, found, report)
+			}
+		}
+		return Image{}, err
 	}
 	progress := &progress{report: report}
-	for _, l := range manifest.Layers {
+	sources := make([]layerSource, len(r.manifest.Layers))
+	for i, l := range r.manifest.Layers {
 		progress.total += l.Size
+		sources[i].size = l.Size
+		for _, at := range r.blobs {
+			sources[i].open = append(sources[i].open, func(ctx context.Context) (io.ReadCloser, error) {
+				b, err := at()
+				if err != nil {
+					return nil, err
+				}
+				return b.open(ctx, l)
+			})
+		}
 	}
-	sources := make([]layerSource, len(layers))
-	for i, l := range layers {
-		sources[i] = layerSource{size: manifest.Layers[i].Size, open: l.Compressed}
-	}
-	var names []string
-	if _, ok := ref.(name.Tag); ok {
-		names = []string{normalize(ref)}
-	}
-	return s.fetch(ctx, raw, sources, names, []string{repository(ref) + "@" + desc.Digest.String()}, progress)
+	return s.fetch(ctx, arrival{
+		config: r.config, names: namesOf(ref), digests: []string{repository(ref) + "@" + r.digest}, docs: r.docs, rights: []right{r.right},
+	}, sources, progress)
 }
 
-// layerSource is where the bytes of a layer come from, compressed or not.
+// namesOf are the names in the index that an image gets by being pulled.
+func namesOf(ref name.Reference) []string {
+	if _, ok := ref.(name.Tag); ok {
+		return []string{normalize(ref)}
+	}
+	return nil
+}
+
+// arrival is an image that comes into the store.
+type arrival struct {
+	config         []byte
+	names, digests []string
+	docs           map[string][]byte // what its digests name, by digest
+	rights         []right           // none: it was put here by hand, and is for everybody
+}
+
+// layerSource is where the bytes of a layer come from, compressed or not: the
+// first of open that brings them.
 type layerSource struct {
 	size int64
-	open func() (io.ReadCloser, error)
+	open []func(context.Context) (io.ReadCloser, error)
 }
 
-// fetch brings the layers of a config that are missing, and adds the image.
-func (s *store) fetch(ctx context.Context, raw []byte, sources []layerSource, names, digests []string, p *progress) (Image, error) {
-	var c v1.ConfigFile
-	if err := json.Unmarshal(raw, &c); err != nil {
-		return Image{}, fmt.Errorf("%w: its config: %w", ErrDamagedImage, err)
+// fetch brings the layers of an image that are missing, and adds the image.
+func (s *store) fetch(ctx context.Context, a arrival, sources []layerSource, p *progress) (Image, error) {
+	diffIDs, err := layersOf(a.config)
+	if err != nil {
+		return Image{}, err
 	}
-	if len(c.RootFS.DiffIDs) != len(sources) {
-		return Image{}, fmt.Errorf("%w: its config names %d layers, its manifest %d", ErrDamagedImage, len(c.RootFS.DiffIDs), len(sources))
+	if len(diffIDs) != len(sources) {
+		return Image{}, fmt.Errorf("%w: its config names %d layers, its manifest %d", ErrDamagedImage, len(diffIDs), len(sources))
+	}
+	release := s.hold(diffIDs)
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallelLayers)
+	for _, i := range s.ownFirst(diffIDs) {
+		g.Go(func() error { return s.fetchLayer(gctx, diffIDs[i], sources[i], p) })
+	}
+	var img Image
+	if err = g.Wait(); err == nil {
+		img, err = s.add(a)
+	}
+	release()
+	err = registryErrorOrNil(ctx, err)
+	if errors.Is(err, ErrDiskFull) {
+		// The layers that did come keep others from using the disk.
+		if rest := s.collect(); rest != nil {
+			s.log.Error("a full disk cannot be cleaned up", "error", rest)
+		}
+	}
+	return img, err
+}
+
+func registryErrorOrNil(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	return registryError(ctx, err)
+}
+
+// layersOf are the diff IDs that a config names.
+func layersOf(config []byte) ([]string, error) {
+	var c v1.ConfigFile
+	if err := json.Unmarshal(config, &c); err != nil {
+		return nil, fmt.Errorf("%w: its config: %w", ErrDamagedImage, err)
 	}
 	var diffIDs []string
 	for _, d := range c.RootFS.DiffIDs {
 		if d.Algorithm != "sha256" {
-			return Image{}, fmt.Errorf("%w: layer %s: only sha256 is known", ErrDamagedImage, d)
+			return nil, fmt.Errorf("%w: layer %s: only sha256 is known", ErrDamagedImage, d)
 		}
 		diffIDs = append(diffIDs, d.String())
 	}
-	release := s.hold(diffIDs)
-	defer release()
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(parallelLayers)
-	for i, src := range sources {
-		g.Go(func() error { return s.fetchLayer(gctx, diffIDs[i], src, p) })
-	}
-	if err := g.Wait(); err != nil {
-		return Image{}, registryError(ctx, err)
-	}
-	img, err := s.add(raw, names, digests)
-	if err != nil {
-		return Image{}, registryError(ctx, err)
-	}
-	return img, nil
+	return diffIDs, nil
 }
 
-// fetchLayer brings one layer, trying again if the network fails.
+// fetchLayer brings one layer: from another node, or else from where its image
+// comes from.
 func (s *store) fetchLayer(ctx context.Context, diffID string, src layerSource, p *progress) error {
-	var err error
-	for attempt := range layerAttempts {
-		if attempt > 0 {
-			select {
-			case <-time.After(time.Duration(attempt) * 500 * time.Millisecond):
-			case <-ctx.Done():
-				return ctx.Err()
+	if s.present(diffID) {
+		p.add(src.size)
+		return nil
+	}
+	if len(src.open) == 0 || src.size >= peerMin {
+		for _, peer := range s.holders(diffID, src.size) {
+			err := s.fetchFrom(ctx, diffID, src.size, peer, p)
+			if err == nil || ctx.Err() != nil || errors.Is(registryError(ctx, err), ErrDiskFull) {
+				return err
 			}
+			s.log.Debug("another node could not give a layer", "layer", diffID, "error", err)
 		}
-		count := &counter{progress: p}
-		err = s.addLayer(ctx, diffID, func() (io.ReadCloser, error) {
-			r, err := src.open()
-			if err != nil {
-				return nil, err
+	}
+	s.making(diffID, 1)
+	defer s.making(diffID, -1)
+	err := fmt.Errorf("%w: no node that has layer %s answers", ErrRegistryUnavailable, diffID)
+	for _, open := range src.open {
+		for attempt := range layerAttempts {
+			if err = s.fetchFrom(ctx, diffID, src.size, open, p); err == nil || ctx.Err() != nil {
+				return err
 			}
-			count.r = r
-			count.stall = time.AfterFunc(stallPatience, func() { r.Close() })
-			return decompress(count)
-		})
-		if err == nil {
-			p.add(src.size - count.n) // all of it, if it was there already
-			return nil
-		}
-		p.add(-count.n)
-		if count.err != nil {
-			// Whatever the tar's reader made of it, the bytes did not come.
-			kind := ErrRegistryUnavailable
-			if strings.Contains(count.err.Error(), "verifying sha256") { // the library's error has no exported type
-				kind = ErrDamagedImage
+			if !errors.Is(registryError(ctx, err), ErrRegistryUnavailable) {
+				break
 			}
-			err = fmt.Errorf("layer %s: %w: %w", diffID, kind, count.err)
+			s.log.Warn("a layer could not be fetched", "layer", diffID, "attempt", attempt+1, "error", err)
 		}
-		if ctx.Err() != nil || !errors.Is(registryError(ctx, err), ErrRegistryUnavailable) {
-			return err
+		if kind := registryError(ctx, err); errors.Is(kind, ErrDiskFull) || errors.Is(kind, ErrUnsafeImage) {
+			break
 		}
-		s.log.Warn("a layer could not be fetched", "layer", diffID, "attempt", attempt+1, "error", err)
+	}
+	return err
+}
+
+// fetchFrom brings a layer from one place.
+func (s *store) fetchFrom(ctx context.Context, diffID string, size int64, open func(context.Context) (io.ReadCloser, error), p *progress) error {
+	count := &counter{progress: p, limit: size}
+	err := s.addLayer(ctx, diffID, func() (io.ReadCloser, error) {
+		r, err := open(ctx)
+		if err != nil {
+			return nil, err
+		}
+		count.r = r
+		return decompress(count)
+	})
+	if err == nil {
+		p.add(size - count.n) // all of it, if it was there already
+		return nil
+	}
+	p.add(-count.n)
+	if count.err != nil {
+		// Whatever the tar's reader made of it, the bytes did not come.
+		err = fmt.Errorf("layer %s: %w", diffID, registryError(ctx, count.err))
 	}
 	return err
 }
@@ -374,30 +373,27 @@ func (p *progress) add(n int64) {
 	p.report(p.done, p.total)
 }
 
-// counter counts what is read, and notices when nothing comes.
+// counter counts what is read, up to a limit: what comes from other nodes is
+// not compressed.
 type counter struct {
 	r        io.ReadCloser
-	n        int64
+	n, limit int64
 	err      error // of a read, if it was not the end
 	progress *progress
-	stall    *time.Timer
 }
 
 func (c *counter) Read(b []byte) (int, error) {
 	n, err := c.r.Read(b)
-	c.stall.Reset(stallPatience)
-	c.n += int64(n)
-	c.progress.add(int64(n))
+	add := min(int64(n), c.limit-c.n)
+	c.n += add
+	c.progress.add(add)
 	if err != nil && !errors.Is(err, io.EOF) {
 		c.err = err
 	}
 	return n, err
 }
 
-func (c *counter) Close() error {
-	c.stall.Stop()
-	return c.r.Close()
-}
+func (c *counter) Close() error { return c.r.Close() }
 
 // decompress looks at the first bytes, because media types lie.
 func decompress(r io.ReadCloser) (io.ReadCloser, error) {
@@ -416,7 +412,7 @@ func decompress(r io.ReadCloser) (io.ReadCloser, error) {
 		}
 		return readCloser{z, func() error { return errors.Join(z.Close(), r.Close()) }}, nil
 	case string(magic) == "\x28\xb5\x2f\xfd":
-		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(128<<20))
+		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(zstdWindow))
 		if err != nil {
 			r.Close()
 			return nil, fmt.Errorf("%w: %w", ErrDamagedImage, err)
@@ -432,43 +428,3 @@ type readCloser struct {
 }
 
 func (r readCloser) Close() error { return r.close() }
-
-// registryError gives an error of a pull its kind, unless it has one.
-func registryError(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	for _, known := range []error{ErrImageNotFound, ErrUnauthorized, ErrRegistryUnavailable, ErrDiskFull, ErrUnsafeImage, ErrDamagedImage} {
-		if errors.Is(err, known) {
-			return err
-		}
-	}
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return fmt.Errorf("%w: %w", ErrDiskFull, err)
-	}
-	var te *transport.Error
-	if errors.As(err, &te) {
-		for _, d := range te.Errors {
-			switch d.Code {
-			case transport.ManifestUnknownErrorCode, transport.NameUnknownErrorCode, transport.BlobUnknownErrorCode:
-				return fmt.Errorf("%w: %w", ErrImageNotFound, err)
-			case transport.UnauthorizedErrorCode, transport.DeniedErrorCode:
-				return fmt.Errorf("%w: %w", ErrUnauthorized, err)
-			}
-		}
-		switch te.StatusCode {
-		case http.StatusNotFound:
-			return fmt.Errorf("%w: %w", ErrImageNotFound, err)
-		case http.StatusUnauthorized, http.StatusForbidden:
-			return fmt.Errorf("%w: %w", ErrUnauthorized, err)
-		}
-		return fmt.Errorf("%w: %w", ErrRegistryUnavailable, err)
-	}
-	var pe *os.PathError
-	var se *os.SyscallError
-	var ne net.Error
-	if (errors.As(err, &pe) || errors.As(err, &se)) && !errors.As(err, &ne) {
-		return err // the host's own
-	}
-	return fmt.Errorf("%w: %w", ErrRegistryUnavailable, err)
-}

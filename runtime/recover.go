@@ -29,7 +29,7 @@ func (e *Engine) recover() error {
 		return err
 	}
 	for _, entry := range entries {
-		if entry.Name() == proto.FenceFile {
+		if entry.Name() == proto.FenceFile || entry.Name() == imageMountsFolder {
 			continue
 		}
 		if err := e.recoverPod(entry.Name()); err != nil {

@@ -1,6 +1,9 @@
 package runtime
 
 import (
+	"bufio"
+	"cmp"
+	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -10,8 +13,10 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -25,14 +30,14 @@ import (
 // store is the images on disk, below Root/images:
 //
 //	index.json         which images there are and what they are called
-//	blobs/sha256/HEX   their configs
+//	blobs/sha256/HEX   their configs, manifests and indexes
 //	layers/ID/         an unpacked layer; ID is the start of its diff ID
 //	layers/ID.json     written after the folder: without it there is no layer
+//	layers/ID.recipe   how its tar is made again, for other nodes; see recipe.go
 //	layers/empty/      for an image without layers
 //	tmp/               what is being made, or removed
 //
-// Layers are not kept packed: a node's disk is small, and its registry has
-// them. Each is unpacked once, whoever has it, and never changes.
+// Layers are not kept packed: a node's disk is small. Each is unpacked once, whoever has it, and never changes.
 //
 // The disk is synced once per image, before the index names it: a layer is
 // trusted if an image in the index has it, or if it was unpacked since the host
@@ -51,12 +56,20 @@ type store struct {
 	checked map[string]bool    // layers whose tree this process has looked at
 	pulls   map[string]*flight
 	locks   map[string]chan struct{} // of layers being made: one token each
+	// fetching counts the layers that come from a registry right now.
+	fetching map[string]int
+	dropped  map[string]droppedFile // by file name
+
+	pulling chan struct{} // one place for each image that may be pulled at once
+	serving chan struct{} // one for each layer that may be served at once
 }
 
 // stored is an image in the index.
 type stored struct {
 	image  Image
 	layers []string // folders, topmost first
+	rights []right  // who may use it; none: everybody
+	docs   []string // digests of its manifest and index, sorted
 }
 
 // indexFile is index.json.
@@ -69,6 +82,8 @@ type indexEntry struct {
 	ID      string
 	Names   []string `json:",omitempty"`
 	Digests []string `json:",omitempty"`
+	Docs    []string `json:",omitempty"`
+	Rights  []right  `json:",omitempty"`
 }
 
 // layerFile is layers/ID.json.
@@ -108,6 +123,10 @@ func openStore(cfg Config) (*store, error) {
 		checked: map[string]bool{},
 		pulls:   map[string]*flight{},
 		locks:   map[string]chan struct{}{},
+
+		fetching: map[string]int{},
+		pulling:  make(chan struct{}, cmp.Or(cfg.MaxParallelPulls, defaultParallelPulls)),
+		serving:  make(chan struct{}, servedAtOnce),
 	}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -122,6 +141,7 @@ func openStore(cfg Config) (*store, error) {
 	if err := removeChildren(s.tmpDir()); err != nil {
 		return nil, fmt.Errorf("images: %w", err)
 	}
+	s.readDropped()
 	data, err := os.ReadFile(filepath.Join(s.dir, "index.json"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil
@@ -176,7 +196,7 @@ func (s *store) describe(raw []byte, entry indexEntry) (*stored, error) {
 	if err := json.Unmarshal(raw, &c); err != nil {
 		return nil, fmt.Errorf("%w: its config: %w", ErrDamagedImage, err)
 	}
-	out := &stored{image: Image{
+	out := &stored{rights: entry.Rights, docs: entry.Docs, image: Image{
 		ID:           entry.ID,
 		Names:        entry.Names,
 		Digests:      entry.Digests,
@@ -219,16 +239,24 @@ func digestOf(data []byte) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// layer returns what is known of a layer that is complete on disk.
-func (s *store) layer(diffID string) (layerFile, error) {
-	var l layerFile
-	id := layerID(diffID)
+// note reads what is known of a layer.
+func (s *store) note(id string) (l layerFile, err error) {
 	data, err := os.ReadFile(filepath.Join(s.layersDir(), id+".json"))
 	if err != nil {
 		return l, err
 	}
 	if err := json.Unmarshal(data, &l); err != nil {
-		return l, fmt.Errorf("%w: layer %s: %w", ErrDamagedImage, diffID, err)
+		return l, fmt.Errorf("%w: layer %s: %w", ErrDamagedImage, id, err)
+	}
+	return l, nil
+}
+
+// layer returns what is known of a layer that is complete on disk.
+func (s *store) layer(diffID string) (layerFile, error) {
+	id := layerID(diffID)
+	l, err := s.note(id)
+	if err != nil {
+		return l, err
 	}
 	if l.DiffID != diffID {
 		return l, fmt.Errorf("%w: layer %s is %s", ErrDamagedImage, diffID, l.DiffID)
@@ -338,7 +366,9 @@ func (s *store) addLayer(ctx context.Context, diffID string, open func() (io.Rea
 	if err := os.Mkdir(tree, 0o755); err != nil {
 		return err
 	}
-	if err := unpackVerified(ctx, tree, diffID, open); err != nil {
+	recipe := filepath.Join(tmp, "recipe")
+	packs, err := unpackVerified(ctx, tree, recipe, diffID, open)
+	if err != nil {
 		return fmt.Errorf("layer %s: %w", diffID, err)
 	}
 	l := layerFile{DiffID: diffID, Boot: s.boot}
@@ -352,6 +382,11 @@ func (s *store) addLayer(ctx context.Context, diffID string, open func() (io.Rea
 	if err := os.Rename(tree, final); err != nil {
 		return err
 	}
+	if packs {
+		if err := os.Rename(recipe, s.recipePath(id)); err != nil {
+			return err
+		}
+	}
 	note := filepath.Join(tmp, "note")
 	if err := os.WriteFile(note, data, 0o600); err != nil {
 		return err
@@ -362,29 +397,46 @@ func (s *store) addLayer(ctx context.Context, diffID string, open func() (io.Rea
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.checked[id], s.dirty = true, true
+	s.tell()
 	return nil
 }
 
-// unpackVerified unpacks a layer and checks that it is the one it says.
-func unpackVerified(ctx context.Context, dir, diffID string, open func() (io.ReadCloser, error)) error {
+// unpackVerified unpacks a layer and checks that it is the one it says. It
+// writes its recipe on the way, and says whether that came to something.
+func unpackVerified(ctx context.Context, dir, recipe, diffID string, open func() (io.ReadCloser, error)) (packs bool, err error) {
 	r, err := open()
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer r.Close()
+	f, err := os.OpenFile(recipe, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o600)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	z, err := gzip.NewWriterLevel(f, gzip.BestSpeed)
+	if err != nil {
+		return false, err
+	}
 	h := sha256.New()
-	tee := io.TeeReader(r, h)
-	if err := unpack(ctx, dir, tee); err != nil {
-		return err
+	record := &recorder{from: io.TeeReader(r, h), out: bufio.NewWriter(z)}
+	if err := unpack(ctx, dir, record, record); err != nil {
+		return false, err
 	}
 	// After the tar's end there is padding, which the digest covers.
-	if _, err := io.Copy(io.Discard, tee); err != nil {
-		return err
+	if _, err := io.Copy(io.Discard, record); err != nil {
+		return false, err
 	}
 	if got := "sha256:" + hex.EncodeToString(h.Sum(nil)); got != diffID {
-		return fmt.Errorf("%w: its content has the digest %s", ErrDamagedImage, got)
+		return false, fmt.Errorf("%w: its content has the digest %s", ErrDamagedImage, got)
 	}
-	return nil
+	if err := errors.Join(record.end(), z.Close(), f.Close()); err != nil {
+		if record.broken == nil {
+			return false, err
+		}
+		return false, os.Remove(recipe)
+	}
+	return true, nil
 }
 
 func syncFS(dir string) error {
@@ -399,8 +451,10 @@ func syncFS(dir string) error {
 // discard moves a layer out of the way and removes it, its description first.
 func (s *store) discard(id string) error {
 	final := filepath.Join(s.layersDir(), id)
-	if err := os.Remove(final + ".json"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	for _, file := range []string{final + ".json", s.recipePath(id)} {
+		if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	tmp, err := os.MkdirTemp(s.tmpDir(), "gone-")
 	if err != nil {
@@ -454,34 +508,46 @@ func (s *store) hold(diffIDs []string) (release func()) {
 
 // add puts an image whose layers are there into the index. A name moves here
 // from any other image. If all is as it was, nothing is written.
-func (s *store) add(raw []byte, names, digests []string) (Image, error) {
-	id := digestOf(raw)
+func (s *store) add(a arrival) (Image, error) {
+	id := digestOf(a.config)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := s.images[id]
+	entry := indexEntry{ID: id, Names: slices.Clone(a.names), Digests: slices.Clone(a.digests), Docs: slices.Collect(maps.Keys(a.docs)), Rights: mergeRights(nil, a.rights)}
+	if old != nil {
+		entry.Names = append(entry.Names, old.image.Names...)
+		entry.Digests = append(entry.Digests, old.image.Digests...)
+		entry.Docs = append(entry.Docs, old.docs...)
+		entry.Rights = mergeRights(old.rights, a.rights)
+	}
+	entry.Names, entry.Digests, entry.Docs = sortedSet(entry.Names), sortedSet(entry.Digests), sortedSet(entry.Docs)
+	fresh := old == nil
 	if old == nil {
-		if err := os.WriteFile(s.blobPath(id), raw, 0o600); err != nil {
+		if err := os.WriteFile(s.blobPath(id), a.config, 0o600); err != nil {
 			return Image{}, err
 		}
 	}
-	if s.dirty || old == nil {
+	for d, raw := range a.docs {
+		if old != nil && slices.Contains(old.docs, d) {
+			continue
+		}
+		fresh = true
+		if err := os.WriteFile(s.blobPath(d), raw, 0o600); err != nil {
+			return Image{}, err
+		}
+	}
+	if s.dirty || fresh {
 		if err := syncFS(s.dir); err != nil {
 			return Image{}, err
 		}
 		s.dirty = false
 	}
-	entry := indexEntry{ID: id, Names: names, Digests: digests}
-	if old != nil {
-		entry.Names = append(slices.Clone(old.image.Names), names...)
-		entry.Digests = append(slices.Clone(old.image.Digests), digests...)
-	}
-	entry.Names = sortedSet(entry.Names)
-	entry.Digests = sortedSet(entry.Digests)
-	img, err := s.describe(raw, entry)
+	img, err := s.describe(a.config, entry)
 	if err != nil {
 		return Image{}, err
 	}
-	if old != nil && slices.Equal(old.image.Names, entry.Names) && slices.Equal(old.image.Digests, entry.Digests) {
+	if old != nil && slices.Equal(old.image.Names, entry.Names) && slices.Equal(old.image.Digests, entry.Digests) &&
+		slices.Equal(old.docs, entry.Docs) && reflect.DeepEqual(old.rights, entry.Rights) {
 		return clone(img.image), nil
 	}
 	next := map[string]*stored{}
@@ -490,7 +556,7 @@ func (s *store) add(raw []byte, names, digests []string) (Image, error) {
 			continue
 		}
 		kept := *o
-		kept.image.Names = without(o.image.Names, names...)
+		kept.image.Names = without(o.image.Names, a.names...)
 		next[oid] = &kept
 	}
 	next[id] = img
@@ -498,7 +564,15 @@ func (s *store) add(raw []byte, names, digests []string) (Image, error) {
 		return Image{}, err
 	}
 	s.images = next
+	s.tell()
 	return clone(img.image), nil
+}
+
+// tell says that there is something new to tell other nodes of.
+func (s *store) tell() {
+	if s.cfg.Changed != nil {
+		s.cfg.Changed()
+	}
 }
 
 func sortedSet(in []string) []string {
@@ -520,7 +594,7 @@ func clone(img Image) Image {
 func (s *store) writeIndex(images map[string]*stored) error {
 	index := indexFile{Version: 1}
 	for _, i := range images {
-		index.Images = append(index.Images, indexEntry{ID: i.image.ID, Names: i.image.Names, Digests: i.image.Digests})
+		index.Images = append(index.Images, indexEntry{ID: i.image.ID, Names: i.image.Names, Digests: i.image.Digests, Docs: i.docs, Rights: i.rights})
 	}
 	slices.SortFunc(index.Images, func(a, b indexEntry) int { return strings.Compare(a.ID, b.ID) })
 	data, err := json.MarshalIndent(index, "", " ")
@@ -536,7 +610,9 @@ func (s *store) list() []Image {
 	defer s.mu.Unlock()
 	out := make([]Image, 0, len(s.images))
 	for _, i := range s.images {
-		out = append(out, clone(i.image))
+		img := clone(i.image)
+		img.Pinned = s.pinned(img.ID)
+		out = append(out, img)
 	}
 	slices.SortFunc(out, func(a, b Image) int { return strings.Compare(a.ID, b.ID) })
 	return out
@@ -617,8 +693,22 @@ func (s *store) remove(ref string, inUse func(id string) error) error {
 		return err
 	}
 	s.images = next
-	if gone {
-		if err := os.Remove(s.blobPath(i.image.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	s.tell()
+	if !gone {
+		return nil
+	}
+	used := map[string]bool{}
+	for id, o := range next {
+		used[id] = true
+		for _, d := range o.docs {
+			used[d] = true
+		}
+	}
+	for _, d := range append([]string{i.image.ID}, i.docs...) {
+		if used[d] {
+			continue
+		}
+		if err := os.Remove(s.blobPath(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}
@@ -632,8 +722,8 @@ func (s *store) collect() error {
 		return err
 	}
 	for _, e := range entries {
-		id, isFile := strings.CutSuffix(e.Name(), ".json")
-		if isFile || id == emptyLayer || strings.HasPrefix(id, ".") {
+		id := e.Name()
+		if !e.IsDir() || id == emptyLayer || strings.HasPrefix(id, ".") {
 			continue
 		}
 		s.mu.Lock()
@@ -645,6 +735,15 @@ func (s *store) collect() error {
 		if err := s.discard(id); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// CollectLayers removes the layers that belong to no image, of pulls that came
+// to nothing.
+func (e *Engine) CollectLayers() error {
+	if err := e.images.collect(); err != nil {
+		return fmt.Errorf("remove unused layers: %w", err)
 	}
 	return nil
 }
@@ -663,6 +762,9 @@ func (e *Engine) RemoveImage(ctx context.Context, ref string) error {
 	err := e.images.remove(ref, func(id string) error {
 		if pod, c, used := e.inUse(id); used {
 			return fmt.Errorf("%w: by container %s of pod %s", ErrImageInUse, c, pod)
+		}
+		if at := e.mounted(id); at != "" {
+			return fmt.Errorf("%w: as the volume %s", ErrImageInUse, at)
 		}
 		return nil
 	})

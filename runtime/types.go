@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -30,6 +29,16 @@ type Config struct {
 	InsecureRegistries []string
 	// RootCAs verifies registries; nil means the host's own roots.
 	RootCAs *x509.CertPool
+	// RegistryDir holds a folder for each registry whose hosts are not what its
+	// name says: see hosts.go. Empty: none.
+	RegistryDir string
+	// MaxParallelPulls is how many images are pulled at once, 3 if 0.
+	MaxParallelPulls int
+	// Peers are asked for what they have before a registry is. Nil: nobody.
+	Peers Peers
+	// Changed is called when Holds may answer otherwise than before, with locks
+	// held: it must return at once.
+	Changed func()
 	// Log is where the engine tells what it does. Nil discards.
 	Log *slog.Logger
 	// Faults, if not nil, is called at each labelled step of a change with the
@@ -174,12 +183,17 @@ type Image struct {
 	Volumes      []string
 	Architecture string
 	Created      time.Time
+	Pinned       bool // its archive lies in the drop folder
 }
 
 // PullOptions are how to pull.
 type PullOptions struct {
-	// Auth is the registry's credential, nil for anonymous.
-	Auth authn.Authenticator
+	// Credentials are what fits a repository ("registry.lan:5000/team/app"), to
+	// be tried in this order; nothing, or nil, is nobody.
+	Credentials func(repository string) ([]Credential, error)
+	// Fresh wants what the registry says now: a registry that does not answer
+	// is an error, whatever other nodes have. A digest is always fresh.
+	Fresh bool
 	// Platform picks from an index, nil for this host's.
 	Platform *v1.Platform
 	// Progress, if not nil, is told of bytes fetched and to fetch. It is called

@@ -40,6 +40,7 @@ type unpacker struct {
 	parent     *os.File
 	parentPath string
 	dirs       []dirTime // set last: writing into a folder changes its time
+	record     *recorder // of the layer's recipe; nil: none is wanted
 }
 
 type dirTime struct {
@@ -47,14 +48,15 @@ type dirTime struct {
 	at   time.Time
 }
 
-// unpack writes a layer's tar into an empty folder, in overlayfs' form.
-func unpack(ctx context.Context, dir string, r io.Reader) error {
+// unpack writes a layer's tar into an empty folder, in overlayfs' form. record,
+// if there is one, reads what r does.
+func unpack(ctx context.Context, dir string, r io.Reader, record *recorder) error {
 	root, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	u := &unpacker{root: root}
+	u := &unpacker{root: root, record: record}
 	defer u.forget()
 	t := tar.NewReader(r)
 	for {
@@ -122,7 +124,7 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 	}
 	switch h.Typeflag {
 	case tar.TypeReg:
-		return u.file(parent, base, h, content)
+		return u.file(parent, base, name, h, content)
 	case tar.TypeDir:
 		return u.dir(parent, base, name, h)
 	case tar.TypeSymlink:
@@ -182,6 +184,7 @@ func (u *unpacker) clear(parent *os.File, base string, dir bool) error {
 	if isDir && dir {
 		return nil
 	}
+	u.record.spoil("an entry is replaced by a later one")
 	// RemoveAll follows no symlink below the folder that it is given.
 	if err := os.RemoveAll(at(parent, base)); err != nil {
 		return err
@@ -214,16 +217,18 @@ func (u *unpacker) whiteout(parent *os.File, base string) error {
 	return os.NewSyscallError("mknodat", err)
 }
 
-func (u *unpacker) file(parent *os.File, base string, h *tar.Header, content io.Reader) error {
+func (u *unpacker) file(parent *os.File, base, name string, h *tar.Header, content io.Reader) error {
 	fd, err := unix.Openat(int(parent.Fd()), base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return os.NewSyscallError("openat", err)
 	}
 	f := os.NewFile(uintptr(fd), base)
 	defer f.Close()
+	copied := u.record.file(name, h.Size)
 	if _, err := io.Copy(f, content); err != nil {
 		return err
 	}
+	copied()
 	if err := finish(f, h); err != nil {
 		return err
 	}

@@ -21,7 +21,7 @@ func unpackFiles(t testing.TB, dir string, files []file) error {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return unpack(t.Context(), dir, bytes.NewReader(data))
+	return unpack(t.Context(), dir, bytes.NewReader(data), nil)
 }
 
 func TestUnpack(t *testing.T) {
@@ -190,7 +190,7 @@ func FuzzUnpack(f *testing.F) {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		err := unpack(t.Context(), dir, bytes.NewReader(data))
+		err := unpack(t.Context(), dir, bytes.NewReader(data), nil)
 		for d := filepath.Dir(dir); d != filepath.Dir(parent); d = filepath.Dir(d) {
 			if left, rerr := os.ReadDir(d); rerr != nil || len(left) != 1 {
 				t.Fatalf("%s holds %v, %v (%v)", d, left, rerr, err)

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -57,6 +58,9 @@ type Dialer struct {
 type peer struct {
 	api *http2.Transport // h2
 	old *http.Transport  // http/1.1, for requests that change the protocol
+	// streams is conclave-stream/1. Its connections end when nothing was asked
+	// for a while: what comes on them is rare and long.
+	streams *http2.Transport
 	// addrs is what the kept connections were dialled by.
 	addrs []netip.AddrPort
 
@@ -258,6 +262,13 @@ func (d *Dialer) peer(id string) *peer {
 		WriteByteTimeout:   userTimeout,
 		DisableCompression: true,
 	}
+	p.streams = &http2.Transport{
+		DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
+			return d.keep(ctx, p, id, ProtoStream)
+		},
+		WriteByteTimeout: userTimeout, ReadIdleTimeout: keepAliveIdle, PingTimeout: userTimeout, IdleConnTimeout: keepAliveIdle,
+		DisableCompression: true,
+	}
 	p.old = &http.Transport{
 		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return d.dial(ctx, id, "http/1.1")
@@ -329,6 +340,7 @@ func (p *peer) drop() {
 		calls.retire()
 	}
 	p.api.CloseIdleConnections()
+	p.streams.CloseIdleConnections()
 	p.old.CloseIdleConnections()
 }
 
@@ -392,6 +404,25 @@ func (d *Dialer) HTTP(id string) http.RoundTripper {
 		}
 		return d.peer(id).api.RoundTrip(req)
 	})
+}
+
+// Stream asks a node, by GET of a path ("/conclave/v1/…"), for something long,
+// which is read as it comes. A status that is no success is a *CallError.
+func (d *Dialer) Stream(ctx context.Context, id, path string) (io.ReadCloser, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://node"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	res, err := d.peer(id).streams.RoundTrip(req)
+	if err == nil && res.StatusCode/100 != 2 {
+		body, _ := io.ReadAll(io.LimitReader(res.Body, 4<<10)) // what came of the reason will do
+		res.Body.Close()
+		err = &CallError{Code: res.StatusCode, Body: string(body)}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stream %s of node %s: %w", path, id, err)
+	}
+	return res.Body, nil
 }
 
 type roundTripper func(*http.Request) (*http.Response, error)

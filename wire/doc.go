@@ -8,6 +8,7 @@
 //
 //	conclave-raft/1   → Raft(), the peer has shown a node's certificate
 //	conclave-node/1   → Node(), the same
+//	conclave-stream/1 → Node(), the same
 //	conclave-join/1   → Node(), the peer may be nobody yet
 //	h2, http/1.1, none → the Kubernetes API
 //
@@ -28,7 +29,9 @@
 // each connection and accepts only the machine that has the key. Calls
 // between nodes are frames over ALPN conclave-node/1 (call.go), one connection
 // for each peer: a second caller costs no second handshake, and an idle
-// connection no timer. Joining and renewal are HTTP/2.
+// connection no timer. What is too long for a frame (a layer of an image) is
+// HTTP/2 over conclave-stream/1, on connections that end when they are not
+// used; so are joining and renewal.
 //
 // # Goroutines
 //

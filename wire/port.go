@@ -23,6 +23,8 @@ const (
 	ProtoRaft = "conclave-raft/1"
 	ProtoNode = "conclave-node/1"
 	ProtoJoin = "conclave-join/1" // joining and renewal
+	// ProtoStream carries what is too long for a call.
+	ProtoStream = "conclave-stream/1"
 )
 
 const (
@@ -233,7 +235,7 @@ func (p *Port) target(offered []string) *listener {
 	switch {
 	case slices.Contains(offered, ProtoRaft):
 		return p.raft
-	case slices.Contains(offered, ProtoNode), slices.Contains(offered, ProtoJoin):
+	case slices.Contains(offered, ProtoNode), slices.Contains(offered, ProtoJoin), slices.Contains(offered, ProtoStream):
 		return p.node
 	}
 	return nil

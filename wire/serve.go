@@ -15,8 +15,8 @@ import (
 )
 
 // ServeNode answers on connections of Node() until ctx ends or the listener is
-// closed; then it ends them all: calls of members, and HTTP/2 of those who join
-// or renew. A handler knows its peer by r.TLS. There is no timeout: a call may
+// closed; then it ends them all: calls of members, and HTTP/2 of members that ask
+// for something long and of those who join or renew. A handler knows its peer by r.TLS. There is no timeout: a call may
 // take long, and connections are the dialler's to close.
 func ServeNode(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	if log == nil {
@@ -57,7 +57,11 @@ func ServeNode(ctx context.Context, l net.Listener, h http.Handler, log *slog.Lo
 			conn.Close()
 		}
 		wg.Go(func() {
-			if c, ok := conn.(interface{ ConnectionState() tls.ConnectionState }); ok && c.ConnectionState().NegotiatedProtocol == ProtoJoin {
+			proto := ""
+			if c, ok := conn.(interface{ ConnectionState() tls.ConnectionState }); ok {
+				proto = c.ConnectionState().NegotiatedProtocol
+			}
+			if proto == ProtoJoin || proto == ProtoStream {
 				server.ServeConn(conn, &http2.ServeConnOpts{Context: ctx, BaseConfig: base, Handler: h})
 			} else {
 				serveCalls(ctx, conn, h, log)

@@ -89,7 +89,7 @@ func (c *testCerts) Client(id string) *tls.Config {
 
 func (c *testCerts) server() *tls.Config {
 	return &tls.Config{Certificates: []tls.Certificate{c.cert}, ClientAuth: tls.RequestClientCert,
-		NextProtos: []string{ProtoRaft, ProtoNode, ProtoJoin},
+		NextProtos: []string{ProtoRaft, ProtoNode, ProtoJoin, ProtoStream},
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			if cs.NegotiatedProtocol == ProtoJoin {
 				return nil
@@ -195,6 +195,17 @@ func TestProtocolsAreToldApart(t *testing.T) {
 	var refused *CallError
 	if _, err := d.Call(t.Context(), "a", "/refuse", nil); !errors.As(err, &refused) || refused.Code != 409 || refused.Body != "no\n" {
 		t.Errorf("refused call: %v", err)
+	}
+	if r, err := d.Stream(t.Context(), "a", "/x?say=more"); err != nil {
+		t.Errorf("stream: %v", err)
+	} else if got, err := io.ReadAll(r); err != nil || string(got) != "b true more" {
+		t.Errorf("stream: %q, %v", got, err)
+	}
+	if _, err := d.Stream(t.Context(), "a", "/refuse"); !errors.As(err, &refused) || refused.Code != 409 {
+		t.Errorf("refused stream: %v", err)
+	}
+	if _, err := d.Stream(t.Context(), "b", "/x"); err == nil {
+		t.Error("a stream from another node than was asked for")
 	}
 	get := func(rt http.RoundTripper, header http.Header) (*http.Response, error) {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://any/", nil)

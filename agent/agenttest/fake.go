@@ -47,7 +47,9 @@ type Runtime struct {
 	// OnExec answers Exec; nil: every command succeeds at once.
 	OnExec func(ctx context.Context, podID, id string, cmd []string, stdin io.Reader, stdout, stderr io.Writer) (int, error)
 	// OnPull answers Pull; nil: every image exists, empty.
-	OnPull func(ctx context.Context, ref string, auth agent.PullAuth) (agent.Image, error)
+	OnPull func(ctx context.Context, ref string, o agent.PullOptions) (agent.Image, error)
+	// OnEntitled answers Entitled; nil: everybody is.
+	OnEntitled func(ref string, c agent.Credentials) bool
 	// Measured is what Stats says of a pod and its containers; Disk what a
 	// container, as "POD/ID", has written.
 	Measured map[string]agent.Stats
@@ -60,6 +62,7 @@ type Runtime struct {
 	mu     sync.Mutex
 	pods   map[string]*fakePod
 	images map[string]agent.Image
+	mounts map[string]string // images by where they are shown
 	subs   map[chan struct{}]bool
 	pid    int
 	epoch  uint64 // of the fence, from 1
@@ -515,11 +518,11 @@ func (r *Runtime) Stats(podID, id string) (agent.Stats, error) {
 }
 
 // Pull implements agent.Runtime.
-func (r *Runtime) Pull(ctx context.Context, ref string, auth agent.PullAuth) (agent.Image, error) {
+func (r *Runtime) Pull(ctx context.Context, ref string, o agent.PullOptions) (agent.Image, error) {
 	i := agent.Image{ID: "sha256:" + ref, Names: []string{ref}, Size: 1000}
 	if r.OnPull != nil {
 		var err error
-		if i, err = r.OnPull(ctx, ref, auth); err != nil {
+		if i, err = r.OnPull(ctx, ref, o); err != nil {
 			return i, err
 		}
 	}
@@ -559,11 +562,13 @@ func (r *Runtime) Images() []agent.Image {
 func (r *Runtime) RemoveImage(_ context.Context, ref string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, ok := r.images[ref]; !ok {
-		return fmt.Errorf("image %s: %w", ref, agent.ErrImageNotFound)
+	for name, i := range r.images {
+		if name == ref || i.ID == ref {
+			delete(r.images, name)
+			return nil
+		}
 	}
-	delete(r.images, ref)
-	return nil
+	return fmt.Errorf("image %s: %w", ref, agent.ErrImageNotFound)
 }
 
 // Network is a fake agent.Network: it gives each pod the next address of
@@ -621,4 +626,42 @@ func (n *Network) Ready() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.err
+}
+
+// Entitled implements agent.Runtime.
+func (r *Runtime) Entitled(ref string, c agent.Credentials) bool {
+	return r.OnEntitled == nil || r.OnEntitled(ref, c)
+}
+
+// CollectLayers implements agent.Runtime: there are no layers.
+func (r *Runtime) CollectLayers() error { return nil }
+
+// MountImage implements agent.Runtime. It shows nothing.
+func (r *Runtime) MountImage(_ context.Context, id, target string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.mounts == nil {
+		r.mounts = map[string]string{}
+	}
+	r.mounts[target] = id
+	return nil
+}
+
+// ImageMounted implements agent.Runtime.
+func (r *Runtime) ImageMounted(target string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.mounts[target] != ""
+}
+
+// ImageInUse implements agent.Runtime.
+func (r *Runtime) ImageInUse(id string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, m := range r.mounts {
+		if m == id {
+			return true
+		}
+	}
+	return false
 }

@@ -350,8 +350,8 @@ func TestWarnings(t *testing.T) {
 		"seccomp":        {container: "securityContext: {seccompProfile: {type: RuntimeDefault}}", want: []string{"spec.containers[0].securityContext.seccompProfile: not supported by Conclave yet, it has no effect"}},
 		"user namespace": {spec: "hostUsers: false", want: []string{"spec.hostUsers: not supported by Conclave yet, it has no effect"}},
 		"host users":     {spec: "hostUsers: true"},
-		"volume": {spec: "volumes: [{name: a, nfs: {server: s, path: /p}}, {name: b, emptyDir: {sizeLimit: 1Mi}}, {name: d, persistentVolumeClaim: {claimName: b}}, {name: c, emptyDir: {medium: HugePages}}]", want: []string{
-			"spec.volumes[0].nfs: this type of volume is not supported by Conclave yet, the pod will not start",
+		"volume": {spec: "volumes: [{name: a, iscsi: {targetPortal: s, iqn: iqn.x, lun: 0}}, {name: b, emptyDir: {sizeLimit: 1Mi}}, {name: d, persistentVolumeClaim: {claimName: b}}, {name: c, emptyDir: {medium: HugePages}}]", want: []string{
+			"spec.volumes[0].iscsi: this type of volume is not supported by Conclave yet, the pod will not start",
 			"spec.volumes[3].emptyDir.medium: not supported by Conclave yet, it has no effect"}},
 		"double": {container: "env: [{name: A}, {name: A}]\nports: [{containerPort: 1}, {containerPort: 1}]\nresources: {limits: {memory: 100m}}", want: []string{
 			`spec.containers[0].env[1]: hides previous definition of "A", which may be dropped when using apply`,

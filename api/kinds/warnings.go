@@ -32,7 +32,6 @@ var podGaps = []gap{
 	{path: "hostUsers", but: []string{"true"}},
 	{path: "os.name", but: []string{string(corev1.Linux)}},
 	{path: "resourceClaims"},
-	{path: "hostnameOverride"},
 	{path: "schedulingGroup"},
 	{path: "evictionResponders"},
 	{path: "securityContext.seLinuxOptions"},
@@ -48,7 +47,6 @@ var podGaps = []gap{
 
 // containerGaps are below each container, of whichever kind.
 var containerGaps = []gap{
-	{path: "env[*].valueFrom.fileKeyRef"},
 	{path: "volumeDevices"},
 	{path: "volumeMounts[*].recursiveReadOnly", but: []string{string(corev1.RecursiveReadOnlyDisabled)}},
 	{path: "volumeMounts[*].bindMountOptions"},
@@ -61,7 +59,7 @@ var containerGaps = []gap{
 }
 
 // mountable are the types of volumes that nodes mount.
-var mountable = []string{"emptyDir", "hostPath", "configMap", "secret", "downwardAPI", "projected", "persistentVolumeClaim", "ephemeral"}
+var mountable = []string{"emptyDir", "hostPath", "configMap", "secret", "downwardAPI", "projected", "persistentVolumeClaim", "ephemeral", "csi", "nfs", "image"}
 
 // serviceGaps are below a service's spec.
 var serviceGaps = []gap{
@@ -179,8 +177,6 @@ func statefulSetWarnings(s *appsv1.StatefulSet) []string {
 
 // claimGaps are below a claim's spec.
 var claimGaps = []gap{
-	{path: "dataSource"},
-	{path: "dataSourceRef"},
 	{path: "volumeAttributesClassName"},
 	{path: "volumeMode", but: []string{string(corev1.PersistentVolumeFilesystem)}},
 }
@@ -199,7 +195,6 @@ func claimSpecWarnings(p *field.Path, spec *corev1.PersistentVolumeClaimSpec) []
 
 // volumeGaps are below a persistent volume's spec.
 var volumeGaps = []gap{
-	{path: "mountOptions"},
 	{path: "volumeAttributesClassName"},
 	{path: "volumeMode", but: []string{string(corev1.PersistentVolumeFilesystem)}},
 }
@@ -208,7 +203,7 @@ var volumeGaps = []gap{
 var localGaps = []gap{{path: "local.fsType"}}
 
 // mountableVolumes are the types of persistent volumes that nodes mount.
-var mountableVolumes = []string{"local", "hostPath"}
+var mountableVolumes = []string{"local", "hostPath", "csi", "nfs"}
 
 func volumeWarnings(v *corev1.PersistentVolume) []string {
 	var out []string
@@ -218,6 +213,9 @@ func volumeWarnings(v *corev1.PersistentVolume) []string {
 		}
 	}
 	out = append(out, gapWarnings(specPath, &v.Spec, slices.Concat(volumeGaps, localGaps))...)
+	if len(v.Spec.MountOptions) > 0 && v.Spec.CSI == nil && v.Spec.NFS == nil {
+		out = append(out, unsupported(specPath.Child("mountOptions")))
+	}
 	if v.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimRecycle {
 		out = append(out, specPath.Child("persistentVolumeReclaimPolicy").String()+": The Recycle reclaim policy is deprecated. Instead, the recommended approach is to use dynamic provisioning.")
 	}

@@ -220,7 +220,7 @@ func Image(ctx context.Context, root, name string) (string, error) {
 		return "", fmt.Errorf("no recipe for an image %q", name)
 	}
 	tar := filepath.Join(root, "bin", "images", name+".tar")
-	if fresh(root, recipe.GoProgram, tar) {
+	if fresh(root, cmp.Or(recipe.GoProgram, recipe.GoModule), tar) {
 		return tar, nil
 	}
 	if err := os.MkdirAll(filepath.Dir(tar), 0o755); err != nil {

@@ -147,7 +147,7 @@ func TestCSIKinds(t *testing.T) {
 			t.Fatalf("listed: %+v (%v)", all, err)
 		}
 		eventually(t, "the pod waits for a driver that is not there", func() error {
-			return wantEvent(t.Context(), c.Client, ns, "inline", "FailedMount", "volume")
+			return wantEvent(t.Context(), c.Client, ns, "inline", "FailedMount", "driver name csi.conclave.test not found in the list of registered CSI drivers")
 		})
 		if err := pods.Delete(t.Context(), "inline", metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)

@@ -42,7 +42,7 @@ func TestPodLifecycles(t *testing.T) {
 	}
 	t.Parallel()
 	ns := namespace(t, c)
-	runCases(t, c, ns, slices.Concat(startupCases(), sidecarCases(), restartRuleCases(), ephemeralCases()))
+	runCases(t, c, ns, slices.Concat(startupCases(), sidecarCases(), restartRuleCases(), ephemeralCases(), valueCases()))
 }
 
 func startupCases() []nodeCase {
@@ -62,22 +62,20 @@ func startupCases() []nodeCase {
 		}
 	}
 	comes := func(n *nodeTest, pod *corev1.Pod) {
-		starting := false
 		p := n.until(pod.Name, "comes up", readyNow, func(p *corev1.Pod) string {
-			s := statusOfContainer(p, "main")
-			if s.State.Running != nil && !*s.Started {
-				starting = true
-				if s.Ready {
-					return "it is ready before it has started"
-				}
+			if s := statusOfContainer(p, "main"); s.Ready && !*s.Started {
+				return "it is ready before it has started"
 			}
 			if restarts(p) > 0 {
 				return "it was restarted"
 			}
 			return ""
 		})
-		if s := statusOfContainer(p, "main"); !*s.Started || !starting {
-			n.Errorf("seen starting: %t; then %s", starting, shown(s))
+		s := statusOfContainer(p, "main")
+		for _, c := range p.Status.Conditions {
+			if took := c.LastTransitionTime.Sub(s.State.Running.StartedAt.Time); c.Type == corev1.PodReady && (!*s.Started || took < 11*time.Second) { // of 12 s, both in whole ones
+				n.Errorf("ready %s after its start: %s", took, shown(s))
+			}
 		}
 	}
 	slow := func(name, script string, h corev1.ProbeHandler) nodeCase {
@@ -206,6 +204,39 @@ func restartRuleCases() []nodeCase {
 				}
 				if out := n.log(pod.Name, "init"); out != "ran\nran\n" {
 					n.Errorf("the init container: %q", out)
+				}
+			},
+		},
+	}
+}
+
+// valueCases are what a pod is told of itself in newer ways.
+func valueCases() []nodeCase {
+	fromFile := func(key string, optional bool) corev1.EnvVar {
+		return corev1.EnvVar{Name: key, ValueFrom: &corev1.EnvVarSource{FileKeyRef: &corev1.FileKeySelector{VolumeName: "v", Path: "sub/env", Key: key, Optional: &optional}}}
+	}
+	unmounted := func(p *corev1.Pod) { p.Spec.Containers[0].VolumeMounts = nil }
+	writes := sh("init", `mkdir /v/sub; printf "# mine\nADDRESS='10.0.0.1 # all of it'\nLINES='one\ntwo'\n" > /v/sub/env`)
+	return []nodeCase{
+		{
+			"hostnameOverride", edited(nodePod("override", sh("main", "hostname; grep -c other.example.com /etc/hosts")), func(p *corev1.Pod) {
+				p.Spec.HostnameOverride, p.Spec.Hostname, p.Spec.Subdomain = new("other.example.com"), "ignored", "ignored"
+			}),
+			says("other.example.com", "1"),
+		},
+		{
+			"variables from a file", edited(nodePod("env-file", sh("main", `echo "$ADDRESS"; echo "$LINES"; echo "none: ${NONE-unset}"`, withEnv(fromFile("ADDRESS", false), fromFile("LINES", false), fromFile("NONE", true)))), inits(writes), mountShared, unmounted),
+			says("10.0.0.1 # all of it", "one", "two", "none: unset"),
+		},
+		{
+			"a variable that the file lacks", edited(nodePod("env-file-none", sh("main", "true", withEnv(fromFile("NONE", false)))), inits(writes), mountShared, unmounted),
+			func(n *nodeTest, pod *corev1.Pod) {
+				p := n.until(pod.Name, "waits", func(p *corev1.Pod) bool {
+					w := statusOfContainer(p, "main").State.Waiting
+					return w != nil && w.Reason == "CreateContainerConfigError"
+				}, nil)
+				if m := statusOfContainer(p, "main").State.Waiting.Message; m != `environment variable key "NONE" not found in file "sub/env"` {
+					n.Error(m)
 				}
 			},
 		},

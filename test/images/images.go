@@ -34,6 +34,7 @@ type Recipe struct {
 	Name       string   // as pods name it: "conclave.test/nginx:1"
 	Packages   []string // Debian packages; the shared libraries that they need come along
 	GoProgram  string   // import path of a program to build static as /NAME
+	GoModule   string   // folder of a module of its own, whose program is the same
 	Busybox    bool     // a shell and its tools in /bin, from busybox-static
 	Files      map[string]string
 	Entrypoint []string
@@ -55,6 +56,10 @@ var Recipes = map[string]Recipe{
 		Name: "conclave.test/tool:1", GoProgram: "conclave/test/tool", Busybox: true,
 		Entrypoint: []string{"/tool"},
 	},
+	"csi-hostpath": {
+		Name: "conclave.test/csi-hostpath:1", GoModule: "examples/csi-hostpath", Busybox: true,
+		Entrypoint: []string{"/csi-hostpath"},
+	},
 	"said": {
 		Name: "conclave.test/said:1", Busybox: true, Entrypoint: []string{"/bin/echo", "entrypoint"}, Cmd: []string{"cmd"},
 	},
@@ -70,6 +75,30 @@ var Recipes = map[string]Recipe{
 		},
 		Entrypoint: []string{"/usr/sbin/nginx", "-g", "daemon off;"}, Ports: []string{"80/tcp"},
 	},
+	"postgres": {
+		Name: "conclave.test/postgres:1", Packages: []string{"postgresql"}, Busybox: true,
+		Files: map[string]string{
+			"etc/passwd": "root:x:0:0:root:/root:/bin/sh\npostgres:x:999:999::/var/lib/postgresql:/bin/sh\n",
+			"etc/group":  "root:x:0:\npostgres:x:999:\n", "tmp/": "", "var/lib/postgresql/data/": "",
+			"bin/psql": psql("psql"), "bin/pg_isready": psql("pg_isready"),
+			// A volume's own folder may hold more than the database, and belong
+			// to somebody else: the database is a folder in it. It is made under
+			// another name first, so that half a database is never taken for one.
+			"start.sh": `set -e
+export PATH=$(echo /usr/lib/postgresql/*/bin):$PATH
+data=/var/lib/postgresql/data/pgdata
+if [ ! -s $data/PG_VERSION ]; then
+  rm -rf $data.new
+  initdb -D $data.new -U postgres -A trust --no-instructions
+  echo 'host all all all trust' >> $data.new/pg_hba.conf
+  mv $data.new $data
+fi
+chmod 0700 $data
+exec postgres -D $data -c listen_addresses='*' -c unix_socket_directories=/tmp "$@"
+`,
+		},
+		Entrypoint: []string{"/bin/sh", "/start.sh"}, User: "999", Env: []string{"PGHOST=/tmp", "PGUSER=postgres"}, Ports: []string{"5432/tcp"},
+	},
 	"redis": {
 		Name: "conclave.test/redis:1", Packages: []string{"redis-server", "redis-tools"}, Busybox: true,
 		Files: map[string]string{
@@ -79,6 +108,11 @@ var Recipes = map[string]Recipe{
 		Entrypoint: []string{"/usr/bin/redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--dir", "/data"},
 		Ports:      []string{"6379/tcp"}, WorkingDir: "/data",
 	},
+}
+
+// psql runs a program of the one version of PostgreSQL that there is.
+func psql(name string) string {
+	return "#!/bin/sh\nexec /usr/lib/postgresql/*/bin/" + name + " \"$@\"\n"
 }
 
 // Build makes the image of a recipe. It runs `go build` and `apt-get download`
@@ -96,6 +130,7 @@ func Build(ctx context.Context, r Recipe) (v1.Image, error) {
 		{len(r.Packages) > 0, func() error { return unpackDebian(ctx, root, r.Packages) }},
 		{r.Busybox, func() error { return addBusybox(ctx, root) }},
 		{r.GoProgram != "", func() error { return addProgram(ctx, root, r.GoProgram) }},
+		{r.GoModule != "", func() error { return addModule(ctx, root, r.GoModule) }},
 		{true, func() error { return addFiles(root, r.Files) }},
 	}
 	for _, s := range steps {
@@ -171,6 +206,17 @@ func addProgram(ctx context.Context, root, importPath string) error {
 	return err
 }
 
+// addModule builds the program of a module of ours, below the root of this one.
+func addModule(ctx context.Context, root, folder string) error {
+	here, err := run(ctx, "", nil, "go", "list", "-m", "-f", "{{.Dir}}", "conclave")
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(strings.TrimSpace(string(here)), folder)
+	_, err = run(ctx, dir, []string{"CGO_ENABLED=0"}, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(root, path.Base(folder)), ".")
+	return err
+}
+
 // addBusybox links every applet to one static busybox.
 func addBusybox(ctx context.Context, root string) error {
 	source, err := exec.LookPath("busybox")
@@ -216,14 +262,23 @@ func addFiles(root string, files map[string]string) error {
 		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 			return err
 		}
-		if err := os.WriteFile(to, []byte(content), 0o644); err != nil {
+		mode := fs.FileMode(0o644)
+		if strings.HasPrefix(content, "#!") {
+			mode = 0o755
+		}
+		if err := os.WriteFile(to, []byte(content), mode); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-var libraryRE = regexp.MustCompile(`^(lib|zlib)`)
+// followed are the packages that a package is no use without, and left those of
+// them that it merely can use: a compiler of 100 MB.
+var (
+	followed = regexp.MustCompile(`^(lib|zlib|tzdata$|postgresql(-client)?-\d)`)
+	left     = regexp.MustCompile(`^libllvm`)
+)
 
 // unpackDebian unpacks packages, and the shared libraries that they depend on,
 // without running any of their scripts.
@@ -236,7 +291,7 @@ func unpackDebian(ctx context.Context, root string, packages []string) error {
 		}
 		for line := range strings.Lines(out) {
 			dependency, ok := strings.CutPrefix(strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(line), "|")), "Depends: ")
-			if ok && libraryRE.MatchString(dependency) && !slices.Contains(wanted, dependency) {
+			if ok && followed.MatchString(dependency) && !left.MatchString(dependency) && !slices.Contains(wanted, dependency) {
 				wanted = append(wanted, dependency)
 			}
 		}

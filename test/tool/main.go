@@ -22,6 +22,7 @@ var commands = map[string]func(ctx context.Context, args []string) error{
 	"watch": watchPage,
 	"udp":   udp,
 	"dig":   dig,
+	"reach": reach,
 
 	"whoami": whoami,
 	"oidc":   oidc,

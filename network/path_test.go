@@ -1,0 +1,213 @@
+package network
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// drop makes a machine lose what it receives of UDP 8472 from somebody, and
+// returns what heals it.
+func (m *machine) drop(from *machine, exprs ...[]expr.Any) (heal func()) {
+	m.t.Helper()
+	t := &nftables.Table{Name: "lossy", Family: nftables.TableFamilyIPv4}
+	change := func(f func(*nftables.Conn)) {
+		m.in(func() error {
+			c, err := connect()
+			if err != nil {
+				return err
+			}
+			f(c)
+			return c.Flush()
+		})
+	}
+	change(func(c *nftables.Conn) {
+		c.AddTable(t)
+		ch := c.AddChain(&nftables.Chain{Table: t, Name: "raw", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
+		parts := append([][]expr.Any{sourceIs(expr.CmpOpEq, single(from.addr)), protoIs(udp), loadPort(reg0), compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(vxlanPort))}, exprs...)
+		c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: rule(append(parts, verdict(expr.VerdictDrop, ""))...)})
+	})
+	return func() { change(func(c *nftables.Conn) { c.DelTable(t) }) }
+}
+
+// A path that fails is named by both of its ends, with the reason, and no
+// other is; and it is well again once it is healed.
+func TestPaths(t *testing.T) {
+	l := newLAN(t)
+	all := nodes{l.node(1), l.node(2), l.node(3)}
+	for _, n := range all {
+		all.put(n.object())
+	}
+	for _, n := range all {
+		n.do(order{Do: "ready"})
+	}
+	fails := func(n *testNode, peer, reason string) {
+		t.Helper()
+		got := n.do(order{Do: "paths"}).Paths
+		if reason == "" && len(got) != 0 || reason != "" && (len(got) != 1 || got[0].Node != peer || !strings.Contains(got[0].Reason, reason)) {
+			t.Errorf("%s finds %q; want that to %s to fail: %q", n.config.Name, got, peer, reason)
+		}
+	}
+	well := func() {
+		t.Helper()
+		for _, n := range all {
+			fails(n, "", "")
+		}
+	}
+	well()
+	t.Run("dropped one way", func(t *testing.T) {
+		heal := all[2].drop(all[0].machine)
+		fails(all[0], "node3", "UDP 8472 is dropped on the way")
+		fails(all[2], "node1", "UDP 8472 is dropped on the way")
+		fails(all[1], "", "")
+		heal()
+		well()
+	})
+	t.Run("large packets do not pass", func(t *testing.T) {
+		length := one(&expr.Meta{Key: expr.MetaKeyLEN, Register: reg0})
+		heal := all[1].drop(all[0].machine, length, compare(expr.CmpOpGt, binaryutil.NativeEndian.PutUint32(1420)))
+		defer heal()
+		fails(all[0], "node2", "packets of 1450 bytes do not pass")
+	})
+	well()
+	t.Run("the link's MTU counts", func(t *testing.T) {
+		for _, n := range all {
+			n.in(func() error {
+				link, err := netlink.LinkByName("uplink")
+				if err != nil {
+					return err
+				}
+				return netlink.LinkSetMTU(link, 1400)
+			})
+			n.do(order{Do: "address", Address: n.addr}) // any pass sees it
+			n.in(func() error {
+				link, err := netlink.LinkByName(vxlanName)
+				if err == nil && link.Attrs().MTU != 1400-vxlanOverhead {
+					t.Errorf("%s: the overlay's MTU is %d", n.config.Name, link.Attrs().MTU)
+				}
+				return err
+			})
+		}
+		a, b := all[0].attach("a"), all[1].attach("b")
+		b.serve("b", 80)
+		a.expect("tcp4", b.addr.String()+":80", "b", "")
+		well()
+	})
+}
+
+func TestChecksum(t *testing.T) {
+	for _, b := range [][]byte{{}, {1}, {8, 0, 0, 0, 1, 2, 3}, {0xff, 0xff, 0xff, 0xff}} {
+		if len(b)%2 == 1 {
+			b = append(b, 0)
+		}
+		sum := checksum(b)
+		if got := checksum(append(b, byte(sum>>8), byte(sum))); got != 0 {
+			t.Errorf("% x: the sum %x over itself is %x", b, sum, got)
+		}
+	}
+}
+
+// Nodes that share a link and say so send packets of pods as they are; where
+// that does not work, they use the overlay.
+func TestDirectRoutes(t *testing.T) {
+	l := newLAN(t)
+	all := nodes{l.node(1), l.node(2), l.node(3)}
+	for _, n := range all[:2] {
+		n.stop()
+		n.config.Direct = true
+		n.start()
+	}
+	for _, n := range all {
+		all.put(n.object())
+	}
+	for _, n := range all {
+		n.do(order{Do: "ready"})
+	}
+	a, b, c := all[0].attach("a"), all[1].attach("b"), all[2].attach("c")
+	pods := map[string]*machine{"a": a, "b": b, "c": c}
+	for name, p := range pods {
+		p.serve(name, 80)
+	}
+	// over is the link over which a node reaches the pods of another.
+	over := func(n, to *testNode) (name string) {
+		n.in(func() error {
+			gateway := gatewayOf(netip.MustParsePrefix(to.object().Spec.PodCIDR))
+			routes, err := netlink.RouteGet(gateway.AsSlice())
+			if err != nil {
+				return err
+			}
+			link, err := netlink.LinkByIndex(routes[0].LinkIndex)
+			if err == nil {
+				name = link.Attrs().Name
+			}
+			return err
+		})
+		return name
+	}
+	works := func(t *testing.T, oneToTwo, twoToOne string) {
+		t.Helper()
+		for _, way := range []struct {
+			from, to *testNode
+			link     string
+		}{{all[0], all[1], oneToTwo}, {all[1], all[0], twoToOne}, {all[0], all[2], vxlanName}, {all[2], all[0], vxlanName}} {
+			if got := over(way.from, way.to); got != way.link {
+				t.Errorf("%s reaches the pods of %s over %s; want %s", way.from.config.Name, way.to.config.Name, got, way.link)
+			}
+		}
+		for from, p := range pods {
+			for to, q := range pods {
+				for _, network := range protocols {
+					if from != to {
+						p.expect(network, q.addr.String()+":80", to, p.addr.String())
+					}
+				}
+			}
+		}
+		for _, n := range all {
+			if got := n.do(order{Do: "paths"}).Paths; len(got) > 0 {
+				t.Errorf("%s: %v", n.config.Name, got)
+			}
+		}
+	}
+	works(t, "uplink", "uplink")
+	ports, targets := both(8080, 80)
+	ports[0].NodePort = 30080
+	all.put(serviceOf("web", "10.96.0.20", kind(corev1.ServiceTypeNodePort), ports...), sliceOf("web", targets, ep{addr: b.addr, node: "node2"}))
+	a.expect("tcp4", "10.96.0.20:8080", "b", a.addr.String())
+	all[0].expect("tcp4", "10.96.0.20:8080", "b", "10.244.1.1")
+	l.host(200).expect("tcp4", "192.168.77.1:30080", "b", "")
+
+	t.Run("where the network drops pods' addresses", func(t *testing.T) {
+		all[1].in(func() error {
+			c, err := connect()
+			if err != nil {
+				return err
+			}
+			lossy := c.AddTable(&nftables.Table{Name: "lossy", Family: nftables.TableFamilyIPv4})
+			ch := c.AddChain(&nftables.Chain{Table: lossy, Name: "raw", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
+			c.AddRule(&nftables.Rule{Table: lossy, Chain: ch, Exprs: rule(link(expr.MetaKeyIIFNAME, expr.CmpOpEq, "uplink"), sourceIs(expr.CmpOpEq, testPodCIDR), verdict(expr.VerdictDrop, ""))})
+			return c.Flush()
+		})
+		for range directFailures {
+			all[0].do(order{Do: "paths"})
+		}
+		nodes{all[0]}.put(all[0].object()) // its pass is not before the one that turns to the overlay
+		// What the second sends arrives, and is answered by the overlay now.
+		works(t, vxlanName, "uplink")
+	})
+	t.Run("torn down", func(t *testing.T) {
+		all[0].do(order{Do: "teardown"})
+		all[0].in(func() error {
+			return dropRoutes(func(r netlink.Route, link string) bool {
+				t.Errorf("a route to %s is left over %s", r.Dst, link)
+				return false
+			})
+		})
+	})
+}
