@@ -19,7 +19,30 @@ import (
 func (a *Agent) admit(by *podWorker, pod *corev1.Pod) (refused *failure, crowded bool) {
 	a.admission.Lock()
 	defer a.admission.Unlock()
-	var others, staying []*corev1.Pod
+	others, staying := a.neighbours(by)
+	node, allocatable := a.node.labelled(), a.node.allocatable()
+	if refused = a.permissible(pod); refused == nil {
+		refused = a.pressure.refuses(pod)
+	}
+	if refused != nil {
+		return refused, false
+	}
+	refused = admissible(pod, others, node, allocatable)
+	if refused == nil {
+		a.accepted[by.uid] = true
+		poke(a.reckon)
+		return nil, false
+	}
+	if len(staying) < len(others) && admissible(pod, staying, node, allocatable) == nil {
+		a.crowded[by] = true
+		return nil, true
+	}
+	return refused, false
+}
+
+// neighbours are the pods that take something of this node beside by's, and
+// those of them that the API does not know to be over. a.admission is held.
+func (a *Agent) neighbours(by *podWorker) (others, staying []*corev1.Pod) {
 	for _, w := range a.allWorkers() {
 		if w == by || !a.accepted[w.uid] {
 			continue
@@ -30,31 +53,34 @@ func (a *Agent) admit(by *podWorker, pod *corev1.Pod) (refused *failure, crowded
 		if v.rec.Down {
 			continue
 		}
-		others = append(others, v.pod)
-		if !removed && !terminalPhase(v.pod.Status.Phase) {
-			staying = append(staying, v.pod)
+		pod := w.holding()
+		others = append(others, pod)
+		if !removed && !terminalPhase(pod.Status.Phase) {
+			staying = append(staying, pod)
 		}
 	}
-	node, allocatable := a.node.labelled(), a.node.allocatable()
-	if refused = a.permissible(pod); refused != nil {
-		return refused, false
+	return others, staying
+}
+
+// requested is what pods take, in units: what is allocated to them, or what
+// they still have of more.
+func requested(pods []*corev1.Pod) map[corev1.ResourceName]int64 {
+	options := podresource.PodResourcesOptions{UseStatusResources: true, InPlacePodLevelResourcesVerticalScalingEnabled: true}
+	used := map[corev1.ResourceName]int64{}
+	for _, o := range pods {
+		for name, q := range podresource.PodRequests(o, options) {
+			used[name] += units(name, q.MilliValue(), q.Value())
+		}
 	}
-	refused = admissible(pod, others, node, allocatable)
-	if refused == nil {
-		a.accepted[by.uid] = true
-		return nil, false
-	}
-	if len(staying) < len(others) && admissible(pod, staying, node, allocatable) == nil {
-		a.crowded[by] = true
-		return nil, true
-	}
-	return refused, false
+	return used
 }
 
 // roomMade lets those that wait for room ask again: a pod is down.
 func (a *Agent) roomMade() {
+	poke(a.pressure.wake) // it may wait for this pod
 	a.admission.Lock()
 	defer a.admission.Unlock()
+	poke(a.reckon)
 	for w := range a.crowded {
 		delete(a.crowded, w)
 		w.mu.Lock()
@@ -62,15 +88,18 @@ func (a *Agent) roomMade() {
 		w.mu.Unlock()
 		poke(w.wake)
 	}
+	for w := range a.resizes {
+		poke(w.wake)
+	}
 }
 
 // permissible refuses what this node's kernel or administrator does not allow.
 func (a *Agent) permissible(pod *corev1.Pod) *failure {
 	if err := checkSysctls(pod, a.cfg.UnsafeSysctls); err != nil {
-		return &failure{"SysctlForbidden", "Pod was rejected: forbidden sysctl: " + err.Error()}
+		return &failure{Reason: "SysctlForbidden", Message: "Pod was rejected: forbidden sysctl: " + err.Error()}
 	}
 	if err := checkAppArmor(pod, appArmorHost()); err != nil {
-		return &failure{"AppArmor", "Pod was rejected: Cannot enforce AppArmor: " + err.Error()}
+		return &failure{Reason: "AppArmor", Message: "Pod was rejected: Cannot enforce AppArmor: " + err.Error()}
 	}
 	return nil
 }
@@ -78,7 +107,7 @@ func (a *Agent) permissible(pod *corev1.Pod) *failure {
 // admissible is admit's decision.
 func admissible(pod *corev1.Pod, others []*corev1.Pod, node *corev1.Node, allocatable corev1.ResourceList) *failure {
 	refuse := func(reason, format string, args ...any) *failure {
-		return &failure{reason, "Pod was rejected: " + fmt.Sprintf(format, args...)}
+		return &failure{Reason: reason, Message: "Pod was rejected: " + fmt.Sprintf(format, args...)}
 	}
 	if ok, err := nodeaffinity.GetRequiredNodeAffinity(pod).Match(node); err != nil || !ok {
 		return refuse("NodeAffinity", "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector")
@@ -86,12 +115,7 @@ func admissible(pod *corev1.Pod, others []*corev1.Pod, node *corev1.Node, alloca
 	if limit, ok := allocatable[corev1.ResourcePods]; ok && int64(len(others))+1 > limit.Value() {
 		return refuse("OutOfpods", "Node didn't have enough resource: pods, requested: 1, used: %d, capacity: %d", len(others), limit.Value())
 	}
-	used := map[corev1.ResourceName]int64{}
-	for _, o := range others {
-		for name, q := range podresource.PodRequests(o, podresource.PodResourcesOptions{}) {
-			used[name] += units(name, q.MilliValue(), q.Value())
-		}
-	}
+	used := requested(others)
 	requests := podresource.PodRequests(pod, podresource.PodResourcesOptions{})
 	for _, name := range sortedResources(requests) {
 		q := requests[name]

@@ -100,6 +100,20 @@ type Config struct {
 	// CredentialProviderConfig is kubelet's file of credential provider plugins,
 	// whose programs are in CredentialProviderBinDir. Empty: none.
 	CredentialProviderConfig, CredentialProviderBinDir string
+	// Reserved is kept back for the host and this program, beside the pods:
+	// processors, memory, storage and process ids ("pid").
+	Reserved corev1.ResourceList
+	// EvictionHard and EvictionSoft say when pods are evicted for the node's
+	// sake; EvictionTransition is how long a pressure is held up after its
+	// end, 5 minutes if 0.
+	EvictionHard, EvictionSoft Thresholds
+	EvictionTransition         time.Duration
+	// Readings, if not nil, says how much of everything there is, instead of
+	// the kernel.
+	Readings func() map[Signal]Reading
+	// PodPIDs bounds the processes of each pod, by the node's memory if 0; no
+	// bound if negative.
+	PodPIDs int64
 
 	Now func() time.Time
 	Log *slog.Logger
@@ -122,10 +136,15 @@ type Agent struct {
 	images   *imageKeeper
 
 	credentials *nodeCredentials
+	pressure    *pressureKeeper
+	meter       usageMeter
 
-	admission sync.Mutex          // one admission at a time; guards accepted and crowded
-	accepted  map[types.UID]bool  // pods whose resources count
-	crowded   map[*podWorker]bool // those that wait until others are down
+	admission sync.Mutex                 // one admission at a time; guards these
+	accepted  map[types.UID]bool         // pods whose resources count
+	crowded   map[*podWorker]bool        // those that wait until others are down
+	resizes   map[*podWorker]*corev1.Pod // those that wait for other resources, which they are
+
+	reckon chan struct{} // holds one token: the pods' sums may have changed
 
 	mu        sync.Mutex
 	goingDown bool            // with its host: see Shutdown
@@ -183,13 +202,15 @@ func New(cfg Config) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, log: cfg.Log.With("room", "agent"),
 		services: newServiceStore(), credentials: credentials,
-		accepted: map[types.UID]bool{}, crowded: map[*podWorker]bool{},
+		accepted: map[types.UID]bool{}, crowded: map[*podWorker]bool{}, resizes: map[*podWorker]*corev1.Pod{},
+		reckon:  make(chan struct{}, 1),
 		workers: map[types.UID]*podWorker{}, seen: map[types.UID]map[chan struct{}]bool{},
 	}
 	a.events = newRecorder(cfg.Client, cfg.NodeName, cfg.Now, a.log)
 	a.folders = newFolderKeeper(a)
 	a.plugins = newPlugins(a)
 	a.images = newImageKeeper(a)
+	a.pressure = newPressureKeeper(a)
 	a.objects = &objectStore{a: a, entries: map[objectKey]*objectEntry{}, wg: &a.wg}
 	if a.node, err = newNodeKeeper(a); err != nil {
 		return nil, err
@@ -224,6 +245,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { a.events.run(ctx); return nil })
 	group.Go(func() error { return a.node.run(ctx) })
 	group.Go(func() error { a.watchRuntime(ctx, hints); return nil })
+	group.Go(func() error { a.keepBounds(ctx); return nil })
+	group.Go(func() error { a.pressure.run(ctx); return nil })
 	group.Go(func() error {
 		return a.follow(ctx, "services", func() error {
 			return api.Follow(ctx, a.cfg.Client, servicesResource, "", metav1.ListOptions{}, a.services)
@@ -435,6 +458,7 @@ func (a *Agent) workerEnded(w *podWorker) {
 	a.admission.Lock()
 	delete(a.accepted, w.uid)
 	delete(a.crowded, w)
+	delete(a.resizes, w)
 	a.admission.Unlock()
 	a.folders.changed()
 	a.roomMade()

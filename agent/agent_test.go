@@ -59,7 +59,9 @@ func newWorld(t *testing.T, edit ...func(*world)) *world {
 		ClusterDNS: netip.MustParseAddr("10.96.0.10"), APIServer: netip.MustParseAddrPort("10.96.0.1:443"),
 		Authorize: func(*http.Request) error { return nil },
 		Version:   "v1.37.0", Zone: "z1",
+		Readings: func() map[agent.Signal]agent.Reading { return nil }, // of the machine that tests
 	}
+	w.config.EvictionHard = must(agent.ParseThresholds(agent.DefaultThresholds))(t)
 	if testing.Verbose() {
 		w.config.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
@@ -227,4 +229,15 @@ func show(v any) string {
 		return fmt.Sprint(v)
 	}
 	return string(data)
+}
+
+// must is for what cannot fail in a test that is right.
+func must[T any](v T, err error) func(*testing.T) T {
+	return func(t *testing.T) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
 }

@@ -42,11 +42,12 @@ func containerConfig(pod *corev1.Pod, c *corev1.Container, attempt int, image Im
 		Command: expandAll(c.Command, values), Args: expandAll(c.Args, values),
 		Env: list, WorkingDir: c.WorkingDir,
 		Mounts:    append(mounts, etc...),
-		Resources: linuxResources(c.Resources.Requests, c.Resources.Limits), OOMScoreAdj: &score,
+		Resources: containerResources(pod, c), OOMScoreAdj: &score,
 		UID: uid, GID: gid, Groups: groups(pod),
 		TTY: c.TTY, Stdin: c.Stdin, StdinOnce: c.StdinOnce,
 		LogPath: d.log(c.Name, attempt), LogMaxSize: logMaxSize, LogMaxFiles: logMaxFiles,
 	}
+	cfg.Resources.Unified = wholeOOM
 	if !pod.Spec.HostNetwork {
 		hostname, _ := podHostname(pod, domain)
 		cfg.Env = append([]string{"HOSTNAME=" + hostname}, cfg.Env...)

@@ -92,7 +92,7 @@ func shouldStart(pod *corev1.Pod, kind containerKind, c *corev1.Container, v con
 		return true
 	case kind == ephemeral:
 		return false
-	case v.end == nil, v.renew:
+	case v.end == nil, v.renew, v.replaced:
 		return true
 	case kind == initial && succeeded(v):
 		return !v.fresh

@@ -23,6 +23,8 @@
 //   - A pod's status is computed as a whole and written when it differs from
 //     what the API has. A status that could not be written is written later,
 //     in its newest form.
+//   - The spec of a worker's pod has the resources that the node has allocated;
+//     what the API asks for beyond is a wish until it fits (resize.go).
 //   - Users' data is removed only on the word of a PersistentVolume that is
 //     deleted, protected no longer and mounted by no pod here.
 //   - Before a CSI driver is called to mount something, a file says so; what it
@@ -49,6 +51,9 @@
 //     kubelet's folder, with one goroutine for each registration.
 //   - the keeper of the volumes' folders, with one goroutine for each folder
 //     that is being made or removed.
+//   - the keeper of the bounds of all pods, and the one that watches what the
+//     node is short of (eviction.go), with one goroutine for each alarm that
+//     the kernel rings.
 //   - the status writer with a few workers, the event recorder, the node
 //     loop, the runtime watcher, which turns the runtime's hints into wake-ups
 //     of the workers concerned, and the HTTP server of the kubelet API.

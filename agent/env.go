@@ -164,7 +164,7 @@ func envValueFrom(pod *corev1.Pod, c *corev1.Container, from *corev1.EnvVarSourc
 				return "", false, configError{fmt.Sprintf("container %q not found in pod %q", n, pod.Name)}
 			}
 		}
-		v, ok := resourceValue(target, from.ResourceFieldRef, src.allocatable)
+		v, ok := resourceValue(pod, target, from.ResourceFieldRef, src.allocatable)
 		if !ok {
 			return "", false, configError{"unsupported container resource: " + from.ResourceFieldRef.Resource}
 		}

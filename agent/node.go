@@ -35,14 +35,10 @@ const (
 	directAnnotation = "conclave.io/direct-routes" // read by the network
 	maxNodeImages    = 50
 
-	// What is kept back for the host, as Kubernetes' eviction thresholds do.
-	memoryReserve = 100 << 20
-	diskReserve   = 10 // per cent
-
-	pressureEvery = time.Minute // how often disk, memory and processes are looked at
-	readyFirst    = 20 * time.Millisecond
-	readyMax      = time.Second
-	nodeRetryMax  = 10 * time.Second
+	readyFirst   = 20 * time.Millisecond
+	readyMax     = time.Second
+	resyncEvery  = 5 * time.Minute
+	nodeRetryMax = 10 * time.Second
 )
 
 // nodeKeeper keeps this node's Node object. It writes only what differs from
@@ -51,6 +47,7 @@ type nodeKeeper struct {
 	a        *Agent
 	capacity corev1.ResourceList
 	info     corev1.NodeSystemInfo
+	pids     int64 // that the host can have
 	wake     chan struct{}
 
 	mu         sync.Mutex
@@ -76,6 +73,7 @@ func newNodeKeeper(a *Agent) (*nodeKeeper, error) {
 		corev1.ResourcePods:             *resource.NewQuantity(int64(a.cfg.MaxPods), resource.DecimalSI),
 		corev1.ResourceEphemeralStorage: *resource.NewQuantity(int64(disk.Blocks)*disk.Bsize, resource.BinarySI),
 	}
+	n.pids = maxPIDs()
 	n.info = systemInfo(a.cfg.Version)
 	return n, nil
 }
@@ -83,13 +81,19 @@ func newNodeKeeper(a *Agent) (*nodeKeeper, error) {
 // memory is the node's, in bytes.
 func (n *nodeKeeper) memory() int64 { return n.capacity.Memory().Value() }
 
-// allocatable is what pods can have.
+// allocatable is what pods can have: not what is reserved for the host, nor
+// what is to stay free lest pods be evicted.
 func (n *nodeKeeper) allocatable() corev1.ResourceList {
 	l := n.capacity.DeepCopy()
-	memory := l[corev1.ResourceMemory]
-	l[corev1.ResourceMemory] = *resource.NewQuantity(max(memory.Value()-memoryReserve, 0), resource.BinarySI)
-	disk := l[corev1.ResourceEphemeralStorage]
-	l[corev1.ResourceEphemeralStorage] = *resource.NewQuantity(disk.Value()/100*(100-diskReserve), resource.DecimalSI)
+	for name, s := range map[corev1.ResourceName]Signal{corev1.ResourceCPU: "", corev1.ResourceMemory: signalMemory, corev1.ResourceEphemeralStorage: signalNodefs} {
+		q := l[name]
+		q.Sub(n.a.cfg.Reserved[name])
+		q.Sub(*resource.NewQuantity(n.a.cfg.EvictionHard.of(s).amount(q.Value()), q.Format))
+		if q.Sign() < 0 {
+			q = *resource.NewQuantity(0, q.Format)
+		}
+		l[name] = q
+	}
 	return l
 }
 
@@ -208,7 +212,8 @@ func (n *nodeKeeper) run(ctx context.Context) error {
 			timer.Reset(unready)
 			unready, fails = min(2*unready, readyMax), 0
 		default:
-			timer.Reset(pressureEvery)
+			// Who sees a change pokes us; this is for what nobody saw.
+			timer.Reset(resyncEvery)
 			unready, fails = readyFirst, 0
 		}
 	}
@@ -363,7 +368,7 @@ func nodeImages(images []Image) []corev1.ContainerImage {
 // conditions are the four that a kubelet keeps, then those of others. One that
 // says what it said keeps its times: a Node that is well is never rewritten.
 func (n *nodeKeeper) conditions(old []corev1.NodeCondition) []corev1.NodeCondition {
-	memory, disk, processes := n.pressure()
+	pressure := n.a.pressure.conditions()
 	ready := corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "KubeletReady", Message: "kubelet is posting ready status"}
 	if err := n.a.cfg.Network.Ready(); err != nil {
 		ready.Status, ready.Reason = corev1.ConditionFalse, "KubeletNotReady"
@@ -373,9 +378,9 @@ func (n *nodeKeeper) conditions(old []corev1.NodeCondition) []corev1.NodeConditi
 		ready.Status, ready.Reason, ready.Message = corev1.ConditionFalse, "KubeletNotReady", messageShuttingDown
 	}
 	list := []corev1.NodeCondition{
-		pressureCondition(corev1.NodeMemoryPressure, memory, "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory", "kubelet has insufficient memory available", "kubelet has sufficient memory available"),
-		pressureCondition(corev1.NodeDiskPressure, disk, "KubeletHasDiskPressure", "KubeletHasNoDiskPressure", "kubelet has disk pressure", "kubelet has no disk pressure"),
-		pressureCondition(corev1.NodePIDPressure, processes, "KubeletHasInsufficientPID", "KubeletHasSufficientPID", "kubelet has insufficient PID available", "kubelet has sufficient PID available"),
+		pressureCondition(corev1.NodeMemoryPressure, pressure[corev1.NodeMemoryPressure], "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory", "kubelet has insufficient memory available", "kubelet has sufficient memory available"),
+		pressureCondition(corev1.NodeDiskPressure, pressure[corev1.NodeDiskPressure], "KubeletHasDiskPressure", "KubeletHasNoDiskPressure", "kubelet has disk pressure", "kubelet has no disk pressure"),
+		pressureCondition(corev1.NodePIDPressure, pressure[corev1.NodePIDPressure], "KubeletHasInsufficientPID", "KubeletHasSufficientPID", "kubelet has insufficient PID available", "kubelet has sufficient PID available"),
 		ready,
 	}
 	if n.a.cfg.Paths != nil {
@@ -429,24 +434,6 @@ func findNodeCondition(list []corev1.NodeCondition, t corev1.NodeConditionType) 
 		}
 	}
 	return nil
-}
-
-// pressure says what the host is short of.
-func (n *nodeKeeper) pressure() (memory, disk, processes bool) {
-	if m, err := meminfo(); err == nil {
-		memory = m["MemAvailable"] < memoryReserve
-	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(n.a.cfg.Dir, &fs); err == nil {
-		disk = fs.Bavail*100 < fs.Blocks*diskReserve || fs.Files > 0 && fs.Ffree*100 < fs.Files*5
-	}
-	var info unix.Sysinfo_t
-	if data, err := os.ReadFile("/proc/sys/kernel/pid_max"); err == nil && unix.Sysinfo(&info) == nil {
-		if limit, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil {
-			processes = int(info.Procs) > limit/10*9
-		}
-	}
-	return memory, disk, processes
 }
 
 // nodeStatusPatch holds each field of the status that differs; nil if none.

@@ -14,8 +14,9 @@ import (
 // observe gathers what step needs, and notes what has happened since.
 func (w *podWorker) observe() observed {
 	w.mu.Lock()
-	if newer(w.latest, w.pod) {
-		w.takeOver(w.latest)
+	wish := w.latest
+	if newer(wish, w.pod) {
+		w.takeOver(wish)
 	}
 	w.stale = w.stale || w.tokens.due(w.a.cfg.Now())
 	w.stale = w.stale || !w.republishAt.IsZero() && !w.a.cfg.Now().Before(w.republishAt)
@@ -24,16 +25,20 @@ func (w *podWorker) observe() observed {
 		w.changed = false
 		w.tryAgain()
 	}
-	goingDown, hurry := w.goingDown, w.hurry
+	evicted, goingDown, within := w.evicted, w.goingDown, w.within
 	w.mu.Unlock()
-	if goingDown && !w.rec.Started.IsZero() && w.rec.Failed == nil && !w.rec.Down && !removed && w.pod.DeletionTimestamp == nil && !terminalPhase(w.pod.Status.Phase) {
-		w.rec.Failed = &failure{reasonTerminated, messageTerminated}
+	if evicted != nil && w.rec.Failed == nil && !w.rec.Down && !w.rec.Started.IsZero() {
+		w.rec.Failed = evicted
+		w.event(nil, corev1.EventTypeWarning, evicted.Reason, evicted.Message)
 	}
+	if goingDown && !w.rec.Started.IsZero() && w.rec.Failed == nil && !w.rec.Down && !removed && w.pod.DeletionTimestamp == nil && !terminalPhase(w.pod.Status.Phase) {
+		w.rec.Failed = &failure{Reason: reasonTerminated, Message: messageTerminated}
+	}
+	w.allocate(wish)
 	o := observed{
-		hurry: hurry,
-		now:   w.a.cfg.Now(), removed: removed, stale: stale && w.volumes.done,
+		now: w.a.cfg.Now(), removed: removed, stale: stale && w.volumes.done,
 		accepted: !w.rec.Started.IsZero(), started: w.rec.Started, crowded: crowded,
-		failed: w.rec.Failed != nil, down: w.rec.Down,
+		failed: w.rec.Failed != nil, down: w.rec.Down, hurry: w.hurry(within),
 		volumes: w.opState("volumes", w.volumes), sandbox: w.opState("sandbox", w.sandbox),
 		teardown: w.opState("teardown", w.teardown), deletion: w.opState("deletion", w.deletion), fence: w.fenceState(),
 		containers: map[string]containerView{},
@@ -52,15 +57,29 @@ func (w *podWorker) observe() observed {
 			loop.turn = nil
 		}
 	}
+	o.resize = w.opState("resize", w.resizing)
+	o.resizeNeeded, o.resizeProgress = w.resizeNeeded(o.containers)
 	if o.down && w.pod.DeletionTimestamp != nil && w.ops["status"] == nil {
 		o.flushed = w.statusGone || equality.Semantic.DeepEqual(w.statusNow(o), w.pod.Status)
 	}
 	return o
 }
 
+// hurry is the longest that the pod may take to end, 0 if as long as it likes:
+// within what its host goes down, and what it was given when it was given up.
+func (w *podWorker) hurry(within time.Duration) time.Duration {
+	if f := w.rec.Failed; f != nil && f.Grace > 0 && (within == 0 || f.Grace < within) {
+		return f.Grace
+	}
+	return within
+}
+
 // takeOver makes a newer version of the pod the one that is worked on.
 func (w *podWorker) takeOver(pod *corev1.Pod) {
 	old := w.pod
+	if !w.rec.Started.IsZero() {
+		pod = withResources(pod, old) // others than those are to be allocated first
+	}
 	w.pod = pod
 	w.statusGone = w.statusGone && w.static == nil // a mirror comes back
 	w.stale = w.stale || !equality.Semantic.DeepEqual(old.Labels, pod.Labels) || !equality.Semantic.DeepEqual(old.Annotations, pod.Annotations) ||
@@ -147,7 +166,7 @@ func (w *podWorker) observeContainer(c *corev1.Container, s *numberedStatus, now
 		rec.End.FinishedAt = metav1.NewTime(now.Truncate(time.Second))
 	}
 	if !v.running {
-		v.end = rec.End
+		v.end, v.replaced = rec.End, rec.Replaced
 		v.retryAt = later(rec.Until, loop.retry)
 	}
 	return v
@@ -167,6 +186,11 @@ func later(a, b time.Time) time.Time {
 func (w *podWorker) checkRunning(c *corev1.Container, rec *containerRecord, v *containerView, id string) {
 	if rec.Asked != "" && rec.Asked != c.Image {
 		v.unhealthy = &unhealthy{message: fmt.Sprintf("Container %s definition changed, will be restarted", c.Name), grace: gracePeriod(w.pod, false)}
+		w.loop(c.Name).replaced = true
+		return
+	}
+	if behind(w.pod, c, rec) && needsRestart(c, rec.Resources) {
+		v.unhealthy = &unhealthy{message: fmt.Sprintf("Container %s resize requires restart", c.Name), grace: gracePeriod(w.pod, false)}
 		w.loop(c.Name).replaced = true
 		return
 	}
@@ -205,7 +229,11 @@ func (w *podWorker) started(c *corev1.Container, rec *containerRecord, s *number
 		rec.Last = rec.End
 	}
 	rec.End, rec.Attempt, rec.Sandbox, rec.Asked = nil, s.attempt, w.rec.Sandbox, c.Image
-	rec.Up, rec.Renew = false, false
+	rec.Up, rec.Renew, rec.Replaced = false, false, false
+	if rec.Resources, rec.Cgroup = loop.resources, loop.cgroup; rec.Resources == nil { // started by an earlier process
+		in := amounts(containerResources(w.pod, c))
+		rec.Resources, rec.Cgroup = &c.Resources, &in
+	}
 	image := loop.image
 	if image.ID != s.Image {
 		image, _ = w.a.cfg.Runtime.Image(s.Image)
@@ -276,5 +304,6 @@ func (w *podWorker) ended(c *corev1.Container, rec *containerRecord, s *numbered
 	} else {
 		rec.crashed(later(s.StartedAt, time.Time{}), finished)
 	}
+	rec.Replaced = loop.replaced
 	loop.replaced, loop.killed = false, false
 }

@@ -39,13 +39,17 @@ type podWorker struct {
 	removed   bool        // gone from the API
 	stale     bool        // its volumes may show what is no longer so
 	changed   bool        // what failed before may succeed now
-	goingDown bool        // with its host, within hurry
-	hurry     time.Duration
+	goingDown bool        // with its host
+	within    time.Duration
 	crowded   bool // there is no room for it before others are down
-	probes    map[probeKey]*probeResult
-	mounts    map[string]string  // the volumes of its claims, by the claims' names, as far as known
-	extra     map[objectKey]bool // what the pod's volumes need besides
-	shown     podView            // what the kubelet API serves
+	// reserved has the resources that were allocated to the pod last, nil if
+	// they are those that it came with.
+	reserved *corev1.Pod
+	evicted  *failure // why the node wants it to go, if it does
+	probes   map[probeKey]*probeResult
+	mounts   map[string]string  // the volumes of its claims, by the claims' names, as far as known
+	extra    map[objectKey]bool // what the pod's volumes need besides
+	shown    podView            // what the kubelet API serves
 
 	republishAt time.Time // when a driver wants to be asked anew
 
@@ -61,7 +65,9 @@ type podWorker struct {
 	tokens  tokenCache
 
 	volumes, sandbox, teardown, deletion attempts
-	fence                                attempts
+	fence, resizing                      attempts
+	resize                               resizeState
+	roomier                              bool   // the pod may take less than is shown
 	epoch                                uint64 // of the fence, in which the API allowed the pod
 	containers                           map[string]*containerLoop
 	statusSent                           corev1.PodStatus
@@ -105,11 +111,13 @@ type containerLoop struct {
 	waiting   *corev1.ContainerStateWaiting
 	pull      *pullBackOff
 	image     Image
-	announced time.Time     // the back-off that an event told of
-	replaced  bool          // stopped because its definition changed
-	killed    bool          // stopped because it was not healthy
-	hooked    string        // the start whose preStop hook was run
-	turn      chan struct{} // closed when a sidecar of a pod at its end is to end; nil if none waits
+	announced time.Time                    // the back-off that an event told of
+	replaced  bool                         // stopped because its definition changed
+	killed    bool                         // stopped because it was not healthy
+	hooked    string                       // the start whose preStop hook was run
+	turn      chan struct{}                // closed when a sidecar of a pod at its end is to end; nil if none waits
+	resources *corev1.ResourceRequirements // that the newest start has
+	cgroup    *cgroupAmounts               // and what its cgroup was set to
 }
 
 // operation is something under way in its own goroutine.
@@ -275,6 +283,8 @@ func (w *podWorker) act(a action, o observed) {
 		w.cancel(a.container)
 	case actRenew:
 		w.renew()
+	case actResize:
+		w.applyResources(o.containers)
 	case actAllow:
 		w.askFence()
 	case actTearDown:
@@ -291,7 +301,7 @@ func (w *podWorker) admit(now time.Time) {
 	w.mu.Unlock()
 	refused, crowded := w.a.admit(w, w.pod)
 	if w.a.isGoingDown() && w.static == nil {
-		refused, crowded = &failure{reasonShutdown, messageShutdown}, false
+		refused, crowded = &failure{Reason: reasonShutdown, Message: messageShutdown}, false
 	}
 	if crowded {
 		return
@@ -487,7 +497,7 @@ func (w *podWorker) setUpVolumes(ctx context.Context, pod *corev1.Pod, podIPs []
 // makeSandbox gives the pod its network and its process.
 func (w *podWorker) makeSandbox() {
 	pod := w.pod
-	known := slices.Contains(w.a.cfg.Runtime.Pods(), string(w.uid))
+	known, amounts := slices.Contains(w.a.cfg.Runtime.Pods(), string(w.uid)), amountsOf(pod)
 	var problem error
 	if ownUsers(pod) && w.rec.IDs == 0 {
 		if w.rec.IDs, problem = w.a.users.take(w.uid); problem == nil {
@@ -518,6 +528,9 @@ func (w *podWorker) makeSandbox() {
 				}
 			}
 			w.rec.IPs = ips
+			if !known || w.rec.Cgroup == nil {
+				w.rec.Cgroup = &amounts
+			}
 			w.sandbox.succeeded()
 		}
 	})
@@ -527,7 +540,7 @@ func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod, ids uint32) (
 	hostname, _ := podHostname(pod, w.a.cfg.ClusterDomain)
 	cfg := PodConfig{
 		ID: string(pod.UID), Namespace: pod.Namespace, Name: pod.Name, Hostname: hostname,
-		CgroupParent: cgroupParent(pod), Resources: podResources(pod),
+		CgroupParent: cgroupParent(pod), Resources: w.a.podResources(pod),
 		HostPID: pod.Spec.HostPID, HostIPC: pod.Spec.HostIPC, ShareProcesses: isTrue(pod.Spec.ShareProcessNamespace),
 		Fenced: w.a.fenced(pod), IDs: ids,
 	}
@@ -571,6 +584,8 @@ func (w *podWorker) startContainer(name string) {
 	pod, c := w.pod, containerNamed(w.pod, name)
 	rec, loop := w.rec.container(name), w.loop(name)
 	attempt, back := rec.Attempt+1, loop.pull
+	in := amounts(containerResources(pod, c))
+	loop.resources, loop.cgroup = &c.Resources, &in
 	services, ips, epoch := w.rec.Services, w.podIPs(), w.epoch
 	w.start(containerKey(name), starting, 0, func(ctx context.Context) func() {
 		src := w.sources(ctx, pod, ips)

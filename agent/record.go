@@ -29,8 +29,10 @@ type record struct {
 	// has for its own; 0 if it uses the host's.
 	IDs uint32 `json:"ids,omitempty"`
 	// Sandbox counts how often what the containers share was made.
-	Sandbox    int                         `json:"sandbox,omitempty"`
-	IPs        []string                    `json:"ips,omitempty"`
+	Sandbox int      `json:"sandbox,omitempty"`
+	IPs     []string `json:"ips,omitempty"`
+	// Cgroup is what the pod's cgroup is set to; nil until it is made.
+	Cgroup     *cgroupAmounts              `json:"cgroup,omitempty"`
 	Containers map[string]*containerRecord `json:"containers,omitempty"`
 	// Services are the variables that the pod's containers were last given,
 	// for a start with no master in sight.
@@ -41,6 +43,8 @@ type record struct {
 type failure struct {
 	Reason  string `json:"reason"`
 	Message string `json:"message"`
+	// Grace, if not 0, is how long the containers have at most to end.
+	Grace time.Duration `json:"grace,omitempty"`
 }
 
 // containerRecord is the history of one container.
@@ -58,6 +62,12 @@ type containerRecord struct {
 	Asked   string `json:"asked,omitempty"`
 	Image   string `json:"image,omitempty"`
 	ImageID string `json:"imageID,omitempty"`
+	// Resources are what that start has, as far as they were put in force.
+	// Cgroup is what its cgroup is set to.
+	Resources *corev1.ResourceRequirements `json:"resources,omitempty"`
+	Cgroup    *cgroupAmounts               `json:"cgroup,omitempty"`
+	// Replaced says that it was ended to be started anew.
+	Replaced bool `json:"replaced,omitempty"`
 	// End is how that start ended; nil while it has not.
 	End *corev1.ContainerStateTerminated `json:"end,omitempty"`
 	// Last is how the start before ended.

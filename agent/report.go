@@ -26,6 +26,7 @@ const sameStatusAgain = 10 * time.Second
 func (w *podWorker) statusNow(o observed) corev1.PodStatus {
 	in := statusInput{
 		observed: o, failure: w.rec.Failed, rejected: w.rec.Rejected, hostIPs: w.a.hostIPs(), podIPs: w.podIPs(), views: map[string]statusView{},
+		resize: w.resize, cgroup: w.rec.Cgroup,
 	}
 	newest := w.newestContainers()
 	for _, c := range everyContainer(w.pod) {
@@ -53,6 +54,7 @@ func (w *podWorker) backOffMessage(c *corev1.Container, rec *containerRecord) st
 func (w *podWorker) report(o observed, wait *waiter) {
 	status := w.statusNow(o)
 	w.announceBackOffs(o)
+	w.finishResize(o.resizeProgress)
 	w.show(o, status)
 	if w.pod.ResourceVersion == "" || o.removed || w.statusGone || w.ops["status"] != nil || equality.Semantic.DeepEqual(status, w.pod.Status) {
 		return
@@ -154,7 +156,8 @@ func (w *podWorker) show(o observed, status corev1.PodStatus) {
 	w.shown = v
 	w.mu.Unlock()
 	w.a.podShown(w.uid)
-	if v.rec.Down {
+	if v.rec.Down || w.roomier {
+		w.roomier = false
 		w.a.roomMade()
 	}
 }

@@ -47,8 +47,17 @@ type Runtime interface {
 	Subscribe() (<-chan struct{}, func())
 	Exec(ctx context.Context, podID, id string, cmd []string, tty bool, stdin io.Reader, stdout, stderr io.Writer, resize <-chan [2]uint16) (int, error)
 	Attach(ctx context.Context, podID, id string, stdin io.Reader, stdout, stderr io.Writer, resize <-chan [2]uint16) error
+	// UpdatePod changes the settings of a started pod's cgroup, UpdateContainer
+	// those of a running container's. What resources do not name stays; a limit
+	// of -1 is none.
+	UpdatePod(ctx context.Context, podID string, resources *specs.LinuxResources) error
+	UpdateContainer(ctx context.Context, podID, id string, resources *specs.LinuxResources) error
+	// SetBounds bounds what all pods take together.
+	SetBounds(b Bounds) error
 	// Stats measures a container, or the whole pod if id is empty.
 	Stats(podID, id string) (Stats, error)
+	// DiskUsage walks a container's writable layer.
+	DiskUsage(podID, id string) (bytes, inodes uint64, err error)
 	// Pull fetches an image. Its errors match ErrImageNotFound,
 	// ErrRegistryUnavailable, ErrInvalidImageName and ErrDiskFull.
 	Pull(ctx context.Context, ref string, o PullOptions) (Image, error)
@@ -207,5 +216,8 @@ type Stats struct {
 	MemoryUsage      uint64 // bytes, page cache included
 	MemoryWorkingSet uint64 // bytes that cannot be reclaimed at once
 	MemoryRSS        uint64
+	MemoryLimit      uint64 // 0: none
+	PageFaults       uint64
+	MajorFaults      uint64
 	Processes        uint64
 }

@@ -50,7 +50,7 @@ func (a *Agent) Shutdown(ctx context.Context, grace, critical time.Duration) {
 // giveUp ends the worker's pod for good, within grace.
 func (w *podWorker) giveUp(grace time.Duration) {
 	w.mu.Lock()
-	w.goingDown, w.hurry = true, grace
+	w.goingDown, w.within = true, grace
 	w.mu.Unlock()
 	poke(w.wake)
 }

@@ -18,6 +18,8 @@ type statusInput struct {
 	hostIPs  []string
 	podIPs   []string
 	views    map[string]statusView
+	resize   resizeState
+	cgroup   *cgroupAmounts // in force
 }
 
 // statusView is what the status says of a container, beyond containerView.
@@ -82,6 +84,9 @@ func podStatus(pod *corev1.Pod, in statusInput) corev1.PodStatus {
 	case in.failure != nil && !anyRunning(in.observed):
 		s.Phase, s.Reason, s.Message = corev1.PodFailed, in.failure.Reason, in.failure.Message
 	}
+	if !in.rejected {
+		podLevelStatus(pod, &s, in.cgroup, in.resizeProgress)
+	}
 	s.Conditions = conditions(pod, in, s, initDone)
 	return s
 }
@@ -97,7 +102,7 @@ func containerStatus(pod *corev1.Pod, kind containerKind, c *corev1.Container, i
 		}
 		s.VolumeMounts = mountStatuses(c)
 		if v.running {
-			s.AllocatedResources, s.Resources = c.Resources.Requests, actualResources(c)
+			s.AllocatedResources, s.Resources = c.Resources.Requests, actualResources(c, &rec)
 		}
 	}
 	if rec.Last != nil {
@@ -157,10 +162,12 @@ func fullContainerID(pod *corev1.Pod, name string, attempt int) string {
 	return containerIDPrefix + string(pod.UID) + "_" + containerID(name, attempt)
 }
 
-// actualResources are the settings as they are in force: what was asked for,
-// since cgroups get exactly that.
-func actualResources(c *corev1.Container) *corev1.ResourceRequirements {
+// actualResources are the settings as they are in force.
+func actualResources(c *corev1.Container, rec *containerRecord) *corev1.ResourceRequirements {
 	r := c.Resources.DeepCopy()
+	if rec.Resources != nil {
+		r = rec.Resources.DeepCopy()
+	}
 	r.Claims = nil
 	return r
 }
@@ -280,6 +287,10 @@ func conditions(pod *corev1.Pod, in statusInput, s corev1.PodStatus, initDone bo
 	}
 	list = append(list, disruption(in.failure, set)...)
 	list = append(list, set(corev1.PodReady, ready, reason, message), containersReady, set(corev1.PodScheduled, true, "", ""))
+	if f := in.failure; f != nil && f.Reason == reasonEvicted && !in.rejected {
+		list = append(list, corev1.PodCondition{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: corev1.PodReasonTerminationByKubelet, Message: f.Message, ObservedGeneration: pod.Generation})
+	}
+	list = append(list, resizeConditions(pod, in)...)
 	for i := range list {
 		c := &list[i]
 		c.LastTransitionTime = metav1.NewTime(in.now.Truncate(time.Second))
@@ -290,7 +301,7 @@ func conditions(pod *corev1.Pod, in statusInput, s corev1.PodStatus, initDone bo
 	}
 	var others []corev1.PodCondition
 	for _, c := range pod.Status.Conditions {
-		if findCondition(list, c.Type) == nil {
+		if findCondition(list, c.Type) == nil && !resizeCondition(c.Type) {
 			others = append(others, c)
 		}
 	}

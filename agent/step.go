@@ -9,21 +9,25 @@ import (
 // observed is all that step knows of a pod beyond its API object.
 type observed struct {
 	now      time.Time
-	accepted bool      // the node has admitted the pod
-	started  time.Time // when
-	crowded  bool      // it will once others are down
-	failed   bool      // the node gave the pod up
-	removed  bool      // the API has it no more
-	down     bool      // everything of it was taken down
+	accepted bool          // the node has admitted the pod
+	started  time.Time     // when
+	crowded  bool          // it will once others are down
+	failed   bool          // the node gave the pod up
+	hurry    time.Duration // the longest that it may take to end, 0 if it says
+	removed  bool          // the API has it no more
+	down     bool          // everything of it was taken down
 
 	volumes  opState // ConfigMaps, Secrets, tokens and files are in place
 	sandbox  opState // network and pod process are in place
 	teardown opState
 	deletion opState // removing the object from the API
 	fence    fenceState
-	stale    bool          // volumes must be brought up to date
-	flushed  bool          // the API has the newest status
-	hurry    time.Duration // what the pod may take to end, if not 0: its host goes down
+	resize   opState // putting allocated resources in force
+	stale    bool    // volumes must be brought up to date
+	flushed  bool    // the API has the newest status
+
+	resizeNeeded   bool // something allocated is to be put in force
+	resizeProgress bool // something allocated is not in force
 
 	containers map[string]containerView
 }
@@ -53,6 +57,7 @@ type containerView struct {
 	up        bool // it runs, and its hook and its startup probe are done
 	renew     bool // to be started again, however it ended
 	end       *corev1.ContainerStateTerminated
+	replaced  bool // it was ended to be started anew, whatever the restart policy
 	task      task
 	grace     time.Duration // of the stop under way
 	retryAt   time.Time     // no start before
@@ -78,6 +83,7 @@ const (
 	actTearDown                   // take down everything of the pod
 	actDelete                     // remove the object from the API
 	actRenew                      // have all containers begin again
+	actResize                     // put allocated resources in force
 	actAllow                      // have the API allow a fenced pod to run here
 	actForget                     // nobody knows the pod any more: end the worker
 )
@@ -94,7 +100,7 @@ type action struct {
 	until     time.Time
 }
 
-var deadlineExceeded = failure{"DeadlineExceeded", "Pod was active on the node longer than the specified deadline"}
+var deadlineExceeded = failure{Reason: "DeadlineExceeded", Message: "Pod was active on the node longer than the specified deadline"}
 
 // step decides what to do next for a pod. It is called again after each action
 // until it answers actWait: every action changes what is observed.
@@ -124,6 +130,9 @@ func step(pod *corev1.Pod, o observed) action {
 		if f.up && !f.ask.busy && !w.later(f.ask.retryAt) {
 			return action{kind: actAllow}
 		}
+	}
+	if o.resizeNeeded && o.sandbox.done && !o.resize.busy && !w.later(o.resize.retryAt) {
+		return action{kind: actResize}
 	}
 	if asked, a := stepRenewal(pod, o, &w); asked {
 		return a

@@ -72,6 +72,8 @@ func (d *discovery) build(s *Server, t *table) {
 			Name: r.plural, SingularName: strings.ToLower(r.gvk.Kind), Namespaced: r.namespaced, Kind: r.gvk.Kind, Verbs: metav1.Verbs{"create"},
 		})
 	}
+	l := list(metricsVersion)
+	l.APIResources = append(l.APIResources, metricsResources()...)
 	for _, l := range d.resources {
 		slices.SortFunc(l.APIResources, func(a, b metav1.APIResource) int { return cmp.Compare(a.Name, b.Name) })
 	}

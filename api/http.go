@@ -140,6 +140,9 @@ func (x *exchange) resource(ctx context.Context) error {
 	if review := x.s.reviews[t.Resource]; review != nil && t.Subresource == "" {
 		return x.review(ctx, review)
 	}
+	if t.Resource.GroupVersion() == metricsVersion {
+		return x.metrics(ctx)
+	}
 	res := x.s.table.Load().byGVR[t.Resource]
 	if res == nil {
 		return errNoSuchPath

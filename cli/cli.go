@@ -99,7 +99,7 @@ func foundFlags() []cli.Flag {
 
 // nodeFlags are the settings of a node.
 func nodeFlags() []cli.Flag {
-	return []cli.Flag{
+	return append(resourceFlags(), []cli.Flag{
 		&cli.StringFlag{Name: "address", Usage: "this machine's address, by which the others reach it (default: found)", EnvVars: env("address")},
 		&cli.StringFlag{Name: "name", Usage: "the node's name (default: the host's)", EnvVars: env("name")},
 		&cli.StringSliceFlag{Name: "label", Usage: "label `K=V` of the node; may be repeated", EnvVars: env("label")},
@@ -122,7 +122,7 @@ func nodeFlags() []cli.Flag {
 		&cli.StringSliceFlag{Name: "allowed-unsafe-sysctls", Usage: "`SYSCTL` that pods may set beside the safe ones, or a prefix and *; may be repeated", EnvVars: env("allowed-unsafe-sysctls")},
 		&cli.StringFlag{Name: "log-level", Value: "info", Usage: "debug, info, warn or error", EnvVars: env("log-level")},
 		&cli.PathFlag{Name: "config", Usage: "YAML `FILE` with any of these settings, by their names", EnvVars: env("config")},
-	}
+	}...)
 }
 
 func serverConfig(c *cli.Context) (ServerConfig, error) {
@@ -146,6 +146,9 @@ func serverConfig(c *cli.Context) (ServerConfig, error) {
 	config.ShutdownGrace, config.ShutdownGraceCritical = settings.duration("shutdown-grace-period"), settings.duration("shutdown-grace-period-critical-pods")
 	if config.ShutdownGraceCritical < 0 || config.ShutdownGrace < config.ShutdownGraceCritical {
 		return config, fmt.Errorf("--shutdown-grace-period-critical-pods %v: it is a part of --shutdown-grace-period, which is %v", config.ShutdownGraceCritical, config.ShutdownGrace)
+	}
+	if config.NodeResources, err = readResources(settings); err != nil {
+		return config, err
 	}
 	if text := settings.text("address"); text != "" {
 		if config.Address, err = netip.ParseAddr(text); err != nil || !config.Address.Is4() || config.Address.IsLoopback() || config.Address.IsUnspecified() {

@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
@@ -61,14 +62,15 @@ const leaseDuration = 3 * time.Second
 
 // ServerConfig is one node. The zero value of a field is its flag's default.
 type ServerConfig struct {
-	DataDir               string
-	Name                  string     // the host's name if empty
-	Address               netip.Addr // found and followed if invalid
-	Labels                map[string]string
-	NoMaster              bool
-	DirectRoutes          bool
-	CgroupParent          string
-	StaticPods            string // folder; DataDir/manifests if empty
+	DataDir      string
+	Name         string     // the host's name if empty
+	Address      netip.Addr // found and followed if invalid
+	Labels       map[string]string
+	NoMaster     bool
+	DirectRoutes bool
+	CgroupParent string
+	StaticPods   string // folder; DataDir/manifests if empty
+	NodeResources
 	InsecureRegistries    []string
 	RegistryDir           string // folders with hosts.toml; the data folder's registries/ if empty
 	MaxParallelPulls      int
@@ -418,9 +420,11 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		Unseal:    func(sealed []byte) ([]byte, error) { return sealer.Open(sealed, podContext) },
 		ImageGC:   s.config.ImageGC, DockerConfigs: s.dockerConfigs(),
 		CredentialProviderConfig: s.config.CredentialProviders, CredentialProviderBinDir: s.config.CredentialProviderBin,
-		Faults:    fault(s.config.DataDir),
-		StaticDir: cmp.Or(s.config.StaticPods, s.path("manifests")),
-		Version:   serverVersion().GitVersion, Log: s.log.With("room", "agent"),
+		Faults:     fault(s.config.DataDir),
+		StaticDir:  cmp.Or(s.config.StaticPods, s.path("manifests")),
+		CgroupRoot: filepath.Join(s.config.CgroupParent, "kubepods"), MaxPods: s.config.MaxPods, Reserved: s.config.Reserved,
+		EvictionHard: s.config.EvictionHard, EvictionSoft: s.config.EvictionSoft, EvictionTransition: s.config.EvictionTransition, PodPIDs: s.config.PodPIDs,
+		Version: serverVersion().GitVersion, Log: s.log.With("room", "agent"),
 	})
 	return err
 }
@@ -1504,11 +1508,19 @@ func (e engineRuntime) Subscribe() (<-chan struct{}, func()) {
 	return hints, cancel
 }
 
+func (e engineRuntime) UpdateContainer(ctx context.Context, podID, id string, r *specs.LinuxResources) error {
+	return e.Engine.UpdateResources(ctx, podID, id, r)
+}
+
+func (e engineRuntime) SetBounds(b agent.Bounds) error {
+	return e.Engine.SetBounds(runtime.Bounds(b))
+}
+
 func (e engineRuntime) Stats(podID, id string) (agent.Stats, error) {
 	u, err := e.Engine.Stats(podID, id)
 	return agent.Stats{
 		Time: u.Time, CPUNanoseconds: uint64(u.CPU), MemoryUsage: u.Memory, MemoryWorkingSet: u.WorkingSet,
-		MemoryRSS: u.RSS, Processes: u.PIDs,
+		MemoryRSS: u.RSS, MemoryLimit: u.MemoryLimit, PageFaults: u.PageFaults, MajorFaults: u.MajorFaults, Processes: u.PIDs,
 	}, err
 }
 

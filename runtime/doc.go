@@ -23,7 +23,7 @@
 //	RunDir/POD/containers/ID.json    what became of each container
 //	RunDir/POD/stderr                what its process said before it died
 //	CGROUP/runtime                   the pod processes, and the holders of userns.go
-//	CGROUP/QOS/podPOD/ID             the containers
+//	CGROUP/kubepods/QOS/podPOD/ID    the containers
 //
 // # What always holds
 //

@@ -72,6 +72,9 @@ type container struct {
 // containersDir is the folder of all root filesystems.
 func (c Config) containersDir() string { return filepath.Join(c.Root, "containers") }
 
+// podsCgroup is the cgroup of all pods, below the root of each hierarchy.
+func (c Config) podsCgroup() string { return filepath.Join("/", c.CgroupParent, "kubepods") }
+
 // withDefaults fills in what was left out.
 func (c Config) withDefaults() (Config, error) {
 	if c.Root == "" {

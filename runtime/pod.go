@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -94,7 +95,7 @@ func (e *Engine) podFile(c PodConfig) (proto.Pod, error) {
 		Hostname:       c.Hostname,
 		NetNS:          c.NetNS,
 		QOS:            qos,
-		CgroupPath:     filepath.Join("/", e.cfg.CgroupParent, qos, "pod"+c.ID),
+		CgroupPath:     filepath.Join(e.cfg.podsCgroup(), qos, "pod"+c.ID),
 		IDs:            c.IDs,
 		HostPID:        c.HostPID,
 		HostIPC:        c.HostIPC,
@@ -182,6 +183,59 @@ func (e *Engine) startPod(ctx context.Context, cfg proto.Pod) error {
 		return err
 	}
 	return nil
+}
+
+// UpdatePod changes the settings of a started pod's cgroup. What r does not
+// name stays.
+func (e *Engine) UpdatePod(ctx context.Context, podID string, r *specs.LinuxResources) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("update pod %s: %w", podID, err)
+		}
+	}()
+	e.mu.Lock()
+	p := e.pods[podID]
+	e.mu.Unlock()
+	if p == nil {
+		return ErrPodNotFound
+	}
+	p.op.Lock()
+	defer p.op.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	merged := mergeResources(p.cfg.Resources, e.resources(r))
+	m, err := cg.Open(p.cfg.CgroupPath, merged)
+	if err != nil {
+		return err
+	}
+	to := cg.Resources(merged)
+	to.SkipDevices = true
+	if err := m.Set(to); err != nil {
+		return fmt.Errorf("limit cgroup %s: %w", p.cfg.CgroupPath, err)
+	}
+	p.cfg.Resources = merged
+	return proto.WriteFile(filepath.Join(p.dir, proto.PodFile), p.cfg)
+}
+
+// mergeResources is base with what r names.
+func mergeResources(base, r *specs.LinuxResources) *specs.LinuxResources {
+	if base == nil || r == nil {
+		return cmp.Or(r, base)
+	}
+	out := *base
+	if r.CPU != nil {
+		cpu := *cmp.Or(base.CPU, new(specs.LinuxCPU))
+		cpu.Shares, cpu.Quota, cpu.Period = cmp.Or(r.CPU.Shares, cpu.Shares), cmp.Or(r.CPU.Quota, cpu.Quota), cmp.Or(r.CPU.Period, cpu.Period)
+		out.CPU = &cpu
+	}
+	if r.Memory != nil {
+		memory := *cmp.Or(base.Memory, new(specs.LinuxMemory))
+		memory.Limit, memory.Swap = cmp.Or(r.Memory.Limit, memory.Limit), cmp.Or(r.Memory.Swap, memory.Swap)
+		out.Memory = &memory
+	}
+	out.Pids = cmp.Or(r.Pids, base.Pids)
+	return &out
 }
 
 // lockPod returns the pod of that ID, made if it is new, with its op held.

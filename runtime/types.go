@@ -56,7 +56,7 @@ type PodConfig struct {
 	Hostname string
 	// NetNS is the path of the network namespace; empty means the host's.
 	NetNS string
-	// CgroupParent is relative to Config.CgroupParent: "burstable",
+	// CgroupParent is relative to the cgroup of all pods: "burstable",
 	// "besteffort" or empty.
 	CgroupParent string
 	// Resources bound the whole pod, nil for no bounds.

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	corev1 "k8s.io/api/core/v1"
 
 	"conclave/agent"
@@ -49,6 +50,12 @@ type Runtime struct {
 	OnPull func(ctx context.Context, ref string, o agent.PullOptions) (agent.Image, error)
 	// OnEntitled answers Entitled; nil: everybody is.
 	OnEntitled func(ref string, c agent.Credentials) bool
+	// Measured is what Stats says of a pod and its containers; Disk what a
+	// container, as "POD/ID", has written.
+	Measured map[string]agent.Stats
+	Disk     map[string]uint64
+	// OnUpdate may refuse new resources of a container.
+	OnUpdate func(podID, id string, to *specs.LinuxResources) error
 	// StartPodError fails StartPod.
 	StartPodError error
 
@@ -62,6 +69,8 @@ type Runtime struct {
 	down   bool   // the fence is
 	// Started are all containers started, in order.
 	started []agent.ContainerConfig
+	updates []string
+	bounds  agent.Bounds
 }
 
 type fakePod struct {
@@ -421,10 +430,89 @@ func (r *Runtime) Attach(ctx context.Context, podID, id string, stdin io.Reader,
 	return nil
 }
 
+// UpdatePod implements agent.Runtime.
+func (r *Runtime) UpdatePod(_ context.Context, podID string, to *specs.LinuxResources) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.pods[podID]
+	if p == nil {
+		return fmt.Errorf("pod %s does not exist", podID)
+	}
+	p.config.Resources = to
+	r.updates = append(r.updates, podID)
+	return nil
+}
+
+// SetBounds implements agent.Runtime.
+func (r *Runtime) SetBounds(b agent.Bounds) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.bounds = b
+	return nil
+}
+
+// Bounds are what was set last.
+func (r *Runtime) Bounds() agent.Bounds {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.bounds
+}
+
+// DiskUsage implements agent.Runtime.
+func (r *Runtime) DiskUsage(podID, id string) (bytes, inodes uint64, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.Disk[podID+"/"+id], 1, nil
+}
+
+// UpdateContainer implements agent.Runtime.
+func (r *Runtime) UpdateContainer(_ context.Context, podID, id string, to *specs.LinuxResources) error {
+	if r.OnUpdate != nil {
+		if err := r.OnUpdate(podID, id, to); err != nil {
+			return err
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.find(podID, id)
+	if c == nil || c.State != agent.Running {
+		return fmt.Errorf("container %s does not run", id)
+	}
+	c.config.Resources = to
+	r.updates = append(r.updates, id)
+	return nil
+}
+
+// Updates are the pods and containers whose resources were changed, in order.
+func (r *Runtime) Updates() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.updates)
+}
+
+// Resources are what a pod has now, or a container of it if id is not empty.
+func (r *Runtime) Resources(podID, id string) *specs.LinuxResources {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c := r.find(podID, id); c != nil {
+		return c.config.Resources
+	}
+	if p := r.pods[podID]; p != nil && id == "" {
+		return p.config.Resources
+	}
+	return nil
+}
+
 // Stats implements agent.Runtime.
 func (r *Runtime) Stats(podID, id string) (agent.Stats, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if s, ok := r.Measured[podID]; ok {
+		return s, nil
+	}
+	if p := r.pods[podID]; p != nil && id == "" {
+		return agent.Stats{Time: time.Now(), MemoryWorkingSet: 2 << 20, Processes: 1}, nil
+	}
 	c := r.find(podID, id)
 	if c == nil || c.State != agent.Running {
 		return agent.Stats{}, fmt.Errorf("container %s does not run", id)

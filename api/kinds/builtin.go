@@ -98,6 +98,7 @@ func Builtin() []*Kind {
 			Validate: check(validatePod), ValidateUpdate: checkTwo(validatePodUpdate), ValidateStatusUpdate: checkTwo(validatePodStatusUpdate),
 			Subs: []Sub{
 				{Name: "ephemeralcontainers", Prepare: two(prepareEphemeralContainers), Validate: checkTwo(validateEphemeralContainers)},
+				{Name: "resize", Prepare: two(preparePodResize), Validate: checkTwo(validatePodResize)},
 			},
 			Warnings: warn(podWarnings), FieldNames: podFieldNames, Fields: selectable(podFields),
 			Columns: podColumns, Cells: cells(podCells),

@@ -351,7 +351,6 @@ func TestWarnings(t *testing.T) {
 		"host users":     {spec: "hostUsers: true"},
 		"volume": {spec: "volumes: [{name: a, iscsi: {targetPortal: s, iqn: iqn.x, lun: 0}}, {name: b, emptyDir: {sizeLimit: 1Mi}}, {name: d, persistentVolumeClaim: {claimName: b}}, {name: c, emptyDir: {medium: HugePages}}]", want: []string{
 			"spec.volumes[0].iscsi: this type of volume is not supported by Conclave yet, the pod will not start",
-			"spec.volumes[1].emptyDir.sizeLimit: not supported by Conclave yet unless medium is Memory, it has no effect",
 			"spec.volumes[3].emptyDir.medium: not supported by Conclave yet, it has no effect"}},
 		"double": {container: "env: [{name: A}, {name: A}]\nports: [{containerPort: 1}, {containerPort: 1}]\nresources: {limits: {memory: 100m}}", want: []string{
 			`spec.containers[0].env[1]: hides previous definition of "A", which may be dropped when using apply`,

@@ -164,6 +164,9 @@ func (e *problems) container(p *field.Path, c *corev1.Container, scope container
 		at := p.Child("resizePolicy").Index(i)
 		oneOf(e, at.Child("resourceName"), r.ResourceName, corev1.ResourceCPU, corev1.ResourceMemory)
 		oneOf(e, at.Child("restartPolicy"), r.RestartPolicy, corev1.NotRequired, corev1.RestartContainer)
+		if scope.spec != nil && scope.spec.RestartPolicy == corev1.RestartPolicyNever && r.RestartPolicy != corev1.NotRequired && !isSidecar(c) {
+			e.invalid(at, r.RestartPolicy, "must be 'NotRequired' when `restartPolicy` is 'Never'")
+		}
 		if slices.ContainsFunc(c.ResizePolicy[:i], func(o corev1.ContainerResizePolicy) bool { return o.ResourceName == r.ResourceName }) {
 			e.duplicate(at, r.ResourceName)
 		}

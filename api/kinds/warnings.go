@@ -29,7 +29,6 @@ type gap struct {
 var podGaps = []gap{
 	{path: "os.name", but: []string{string(corev1.Linux)}},
 	{path: "resourceClaims"},
-	{path: "resources"},
 	{path: "schedulingGroup"},
 	{path: "evictionResponders"},
 	{path: "volumes[*].emptyDir.mode"},
@@ -40,7 +39,6 @@ var podGaps = []gap{
 // containerGaps are below each container, of whichever kind.
 var containerGaps = []gap{
 	{path: "volumeDevices"},
-	{path: "resizePolicy"},
 	{path: "resources.claims"},
 }
 
@@ -219,8 +217,6 @@ func podSpecWarnings(p *field.Path, spec *corev1.PodSpec) []string {
 		}
 		if e := spec.Volumes[i].EmptyDir; e != nil && e.Medium != corev1.StorageMediumDefault && e.Medium != corev1.StorageMediumMemory {
 			out = append(out, unsupported(at.Child("emptyDir", "medium")))
-		} else if e != nil && e.SizeLimit != nil && e.Medium != corev1.StorageMediumMemory {
-			out = append(out, at.Child("emptyDir", "sizeLimit").String()+": not supported by Conclave yet unless medium is Memory, it has no effect")
 		}
 	}
 	for at, c := range containersOf(p, spec) {

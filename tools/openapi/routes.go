@@ -150,6 +150,7 @@ var subresources = map[string][]subresource{
 		{name: "attach", gvk: corev1.SchemeGroupVersion.WithKind("PodAttachOptions"), connect: corev1.PodAttachOptions{}, methods: []string{"GET", "POST"}},
 		{name: "ephemeralcontainers", gvk: corev1.SchemeGroupVersion.WithKind("Pod"), update: corev1.Pod{}},
 		{name: "portforward", gvk: corev1.SchemeGroupVersion.WithKind("PodPortForwardOptions"), connect: corev1.PodPortForwardOptions{}, methods: []string{"GET", "POST"}},
+		{name: "resize", gvk: corev1.SchemeGroupVersion.WithKind("Pod"), update: corev1.Pod{}},
 		{name: "log", gvk: corev1.SchemeGroupVersion.WithKind("Pod"), connect: corev1.PodLogOptions{}, methods: []string{"GET"}},
 	},
 	"serviceaccounts": {

@@ -172,7 +172,7 @@ func Kill(path string, wait func() error) error {
 }
 
 // Find returns the paths of the cgroups below parent whose name starts with
-// prefix, at most two levels down, as they are in any hierarchy.
+// prefix, at most three levels down, as they are in any hierarchy.
 func Find(parent, prefix string) ([]string, error) {
 	dirs, err := Hierarchies()
 	if err != nil {
@@ -180,7 +180,7 @@ func Find(parent, prefix string) ([]string, error) {
 	}
 	var out []string
 	for _, d := range dirs {
-		for _, pattern := range []string{"*", "*/*"} {
+		for _, pattern := range []string{"*", "*/*", "*/*/*"} {
 			found, err := filepath.Glob(filepath.Join(d, parent, pattern))
 			if err != nil {
 				return nil, err

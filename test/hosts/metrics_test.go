@@ -1,0 +1,60 @@
+package hosts
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// TestMetrics reads what nodes and pods use as people and their tools do.
+func TestMetrics(t *testing.T) {
+	c := three(t)
+	t.Parallel()
+	ns := namespace(t, c)
+	pod := nodePod("busy", sh("spins", "while :; do :; done", func(c *corev1.Container) { c.Resources.Limits = amounts("cpu=50m memory=32Mi") }), sh("rests", forever))
+	pod.Labels = map[string]string{"app": "busy"}
+	createPod(t, c, ns, pod)
+	createPod(t, c, ns, nodePod("other", sh("rests", forever)))
+	waitForPod(t, c, ns, "busy", corev1.PodRunning)
+	waitForPod(t, c, ns, "other", corev1.PodRunning)
+	node := nodeOf(t, c, ns, "busy").Name
+
+	out := kubectl(t, c, "top", "nodes", "--no-headers")
+	for _, h := range c.Hosts {
+		mustContain(t, "top nodes", out, h.Name)
+	}
+	out = kubectl(t, c, "top", "pods", "-n", ns, "--containers", "--no-headers", "-l", "app=busy")
+	if lines := strings.Split(strings.TrimSpace(out), "\n"); len(lines) != 2 || strings.Contains(out, "other") {
+		t.Errorf("top pods -l app=busy:\n%s", out)
+	}
+	// It spins as fast as its limit allows.
+	eventually(t, "the rate is that of the limit", func() error {
+		out := kubectl(t, c, "top", "pods", "-n", ns, "--containers", "--no-headers", "-l", "app=busy")
+		for _, line := range strings.Split(out, "\n") {
+			if f := strings.Fields(line); len(f) == 4 && f[1] == "spins" {
+				var milli int
+				if _, err := fmt.Sscanf(f[2], "%dm", &milli); err == nil && milli > 20 && milli < 80 {
+					return nil
+				}
+			}
+		}
+		return fmt.Errorf("top says\n%s", out)
+	})
+	raw := kubectl(t, c, "get", "--raw", "/apis/metrics.k8s.io/v1beta1/namespaces/"+ns+"/pods/busy")
+	mustContain(t, "the pod's metrics", raw, `"kind":"PodMetrics","apiVersion":"metrics.k8s.io/v1beta1"`, `"window":"`, `"name":"rests"`)
+	if out, err := c.Kubectl(t.Context(), "get", "--raw", "/apis/metrics.k8s.io/v1beta1/nodes/nobody"); err == nil {
+		t.Errorf("a node that is not there has metrics: %s", out)
+	}
+	mustContain(t, "the table", kubectl(t, c, "get", "nodes.metrics.k8s.io", node), "NAME", "CPU", "MEMORY", "WINDOW", node)
+
+	proxy := "/api/v1/nodes/" + node + "/proxy"
+	mustContain(t, "the summary", kubectl(t, c, "get", "--raw", proxy+"/stats/summary"), `"usageNanoCores":`, `"imageFs":`, `"rxBytes":`, `"ephemeral-storage":`, `"maxpid":`)
+	mustContain(t, "resource metrics", kubectl(t, c, "get", "--raw", proxy+"/metrics/resource"),
+		fmt.Sprintf(`container_cpu_usage_seconds_total{container="spins",namespace=%q,pod="busy"} `, ns), "node_memory_working_set_bytes ")
+	mustContain(t, "container metrics", kubectl(t, c, "get", "--raw", proxy+"/metrics/cadvisor"),
+		`container_memory_working_set_bytes{container="spins",`, fmt.Sprintf(`container_network_receive_bytes_total{interface="eth0",namespace=%q,pod="busy"} `, ns),
+		`container_spec_cpu_quota{container="spins",`, "machine_memory_bytes ")
+	mustContain(t, "the kubelet's metrics", kubectl(t, c, "get", "--raw", proxy+"/metrics"), "kubelet_running_pods ", "process_resident_memory_bytes ")
+}
