@@ -61,7 +61,7 @@ func BenchmarkOneChange(b *testing.B) {
 	c := seen(objects...)
 	seenHeap := heapNow()
 	path := filepath.Join(b.TempDir(), "ns")
-	if err := errors.Join(inNewNamespace(path, func() error {
+	if err := errors.Join(inNewNamespace(path, "", func() error {
 		var k kernel
 		base := testBase
 		start, used := time.Now(), cpuTime()
@@ -115,7 +115,7 @@ func BenchmarkFirstPacket(b *testing.B) {
 		}
 		b.Run(name, func(b *testing.B) {
 			path := filepath.Join(b.TempDir(), "ns")
-			if err := errors.Join(inNewNamespace(path, func() error { return firstPackets(b, services) }), removeNamespace(path)); err != nil {
+			if err := errors.Join(inNewNamespace(path, "", func() error { return firstPackets(b, services) }), removeNamespace(path)); err != nil {
 				b.Fatal(err)
 			}
 		})

@@ -10,29 +10,23 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"conclave/test/cluster"
 )
 
-// amounts reads "cpu=100m memory=16Mi"; empty is none.
-func amounts(text string) corev1.ResourceList {
+// amountsIn reads "cpu=100m memory=16Mi"; empty is none.
+func amountsIn(text string) corev1.ResourceList {
 	if text == "" {
 		return nil
 	}
-	list := corev1.ResourceList{}
-	for _, f := range strings.Fields(text) {
-		name, q, _ := strings.Cut(f, "=")
-		list[corev1.ResourceName(name)] = resource.MustParse(q)
-	}
-	return list
+	return amounts(strings.FieldsFunc(text, func(r rune) bool { return r == ' ' || r == '=' })...)
 }
 
 // sized is a container with requests and limits that runs until it is ended.
 func sized(name, requests, limits string, edit ...func(*corev1.Container)) corev1.Container {
 	c := sh(name, forever, edit...)
-	c.Resources = corev1.ResourceRequirements{Requests: amounts(requests), Limits: amounts(limits)}
+	c.Resources = corev1.ResourceRequirements{Requests: amountsIn(requests), Limits: amountsIn(limits)}
 	return c
 }
 
@@ -220,7 +214,7 @@ func TestResize(t *testing.T) {
 			if got.UID != plain.UID || !equality.Semantic.DeepEqual(got.Spec, plain.Spec) {
 				t.Fatalf("the subresource shows %s, the pod is %s", shown(got.Spec), shown(plain.Spec))
 			}
-			got.Spec.Containers[0].Resources = corev1.ResourceRequirements{Requests: amounts("cpu=30m memory=28Mi"), Limits: amounts("cpu=60m memory=40Mi")}
+			got.Spec.Containers[0].Resources = corev1.ResourceRequirements{Requests: amountsIn("cpu=30m memory=28Mi"), Limits: amountsIn("cpu=60m memory=40Mi")}
 			_, err = c.Client.CoreV1().Pods(ns).UpdateResize(t.Context(), pod.Name, got, metav1.UpdateOptions{})
 			if apierrors.IsConflict(err) {
 				continue
