@@ -48,7 +48,7 @@ func TestForkBomb(t *testing.T) {
 func (h *testHost) cgroup(t *testing.T, pod string) string {
 	t.Helper()
 	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/pids"} {
-		dir := filepath.Join(root, h.cfg.CgroupParent, "pod"+pod)
+		dir := filepath.Join(root, h.cfg.podsCgroup(), "pod"+pod)
 		if _, err := os.Stat(dir); err == nil {
 			return dir
 		}
