@@ -96,8 +96,9 @@
 // observations), pulse (overdue leaders), confirm (whether this node may lead;
 // it ends with the answer), watchRetirement (whether this node is still
 // wanted), raft's own goroutines, and two for each pipeline to a
-// follower. While this node leads there is one more, which keeps the masters,
-// and now and then one that prepares a node. A write, a verification of the
+// follower. While this node leads there are two more, one that keeps the masters
+// and one that compares their states (compare.go), and now and then one that
+// prepares a node. A write, a verification of the
 // leader and a question to it each have a goroutine that ends with their
 // answer; none is left when Run returns. The store and the watchers have none.
 // [LeaseClient.Run] has a loop, and one goroutine for each renewal.
