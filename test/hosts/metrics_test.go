@@ -13,7 +13,7 @@ func TestMetrics(t *testing.T) {
 	c := three(t)
 	t.Parallel()
 	ns := namespace(t, c)
-	pod := nodePod("busy", sh("spins", "while :; do :; done", func(c *corev1.Container) { c.Resources.Limits = amounts("cpu=50m memory=32Mi") }), sh("rests", forever))
+	pod := nodePod("busy", sh("spins", "while :; do :; done", func(c *corev1.Container) { c.Resources.Limits = amountsIn("cpu=50m memory=32Mi") }), sh("rests", forever))
 	pod.Labels = map[string]string{"app": "busy"}
 	createPod(t, c, ns, pod)
 	createPod(t, c, ns, nodePod("other", sh("rests", forever)))

@@ -60,7 +60,7 @@ func TestPressure(t *testing.T) {
 	})
 
 	// One that is killed for its own limit, and one that forks without end.
-	createPod(t, c, ns, nodePod("eats", sh("c1", "exec tail < /dev/zero", func(c *corev1.Container) { c.Resources.Limits = amounts("memory=32Mi") })))
+	createPod(t, c, ns, nodePod("eats", sh("c1", "exec tail < /dev/zero", func(c *corev1.Container) { c.Resources.Limits = amountsIn("memory=32Mi") })))
 	dead := waitForPod(t, c, ns, "eats", corev1.PodFailed).Status.ContainerStatuses[0].State.Terminated
 	if dead == nil || dead.Reason != "OOMKilled" || dead.ExitCode != 137 {
 		t.Errorf("%+v", dead)
