@@ -249,11 +249,34 @@ func (n *Node) Transfer(ctx context.Context) error {
 	if r == nil {
 		return fmt.Errorf("handing over leadership: %w", ErrNoLeader)
 	}
-	err := await(ctx, func() error { return n.future(func() raft.Future { return r.LeadershipTransfer() }) })
+	err := await(ctx, func() error { return n.transfer(n.future, r) })
 	if err != nil {
 		return fmt.Errorf("handing over leadership: %w", err)
 	}
 	return nil
+}
+
+// transferAgain is how long no leadership is handed over after that failed. raft
+// leaves a message for the goroutine that replicates to the chosen follower,
+// and waits for ever to leave a second one where that goroutine is stuck in a
+// call (of rpcTimeout, and raft's own pause of 10 s) and the leadership ends
+// meanwhile: raft.go, leadershipTransfer, triggerDeferErrorCh. It then believes
+// in a handing over for ever, and refuses all writes when it leads again.
+const transferAgain = rpcTimeout + 11*time.Second
+
+var errTransferFailed = errors.New("handing over failed a moment ago")
+
+// transfer hands leadership over, by way of run, unless that failed lately.
+func (n *Node) transfer(run func(func() raft.Future) error, r *raft.Raft) error {
+	if failed := n.transferFailed.Load(); failed != nil && time.Since(*failed) < transferAgain {
+		return errTransferFailed
+	}
+	err := run(func() raft.Future { return r.LeadershipTransfer() })
+	if err != nil {
+		now := time.Now()
+		n.transferFailed.Store(&now)
+	}
+	return err
 }
 
 // readyWait bounds the preparation of successors.

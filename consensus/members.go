@@ -199,18 +199,23 @@ func (m *masters) step() time.Duration {
 	if c.step == handOver {
 		n.readySuccessors(m.l.ctx)
 	}
-	err := n.future(func() raft.Future {
-		id := raft.ServerID(c.id)
-		switch c.step {
-		case promote:
-			return r.AddVoter(id, raft.ServerAddress(id), 0, changeWait)
-		case demote:
-			return r.DemoteVoter(id, 0, changeWait)
-		case handOver:
-			return r.LeadershipTransfer()
-		}
-		return r.RemoveServer(id, 0, changeWait)
-	})
+	var err error
+	if id := raft.ServerID(c.id); c.step == handOver {
+		err = n.transfer(n.future, r)
+	} else {
+		err = n.future(func() raft.Future {
+			switch c.step {
+			case promote:
+				return r.AddVoter(id, raft.ServerAddress(id), 0, changeWait)
+			case demote:
+				return r.DemoteVoter(id, 0, changeWait)
+			}
+			return r.RemoveServer(id, 0, changeWait)
+		})
+	}
+	if errors.Is(err, errTransferFailed) {
+		return wishWait
+	}
 	if err != nil {
 		n.log.Warn("changing the masters", "step", c.step.String(), "node", c.id, "error", err)
 		return pendingWait

@@ -48,14 +48,15 @@ type Node struct {
 
 	running atomic.Bool
 	// confirmed: nobody whom this node could ask knows of a newer incarnation.
-	confirmed atomic.Bool
-	raft      atomic.Pointer[raft.Raft] // nil before Run has begun and after it ended
-	trans     *transport                // fixed before raft is set
-	notify    chan bool                 // raft's word on our leadership
-	changed   signal                    // leader, state, configuration or leadership changed
-	fatal     chan error                // the machine's last word
-	ended     chan struct{}             // closed when Run has ended
-	futures   gate                      // raft forgets some of its open futures when it shuts down
+	confirmed      atomic.Bool
+	raft           atomic.Pointer[raft.Raft] // nil before Run has begun and after it ended
+	trans          *transport                // fixed before raft is set
+	notify         chan bool                 // raft's word on our leadership
+	changed        signal                    // leader, state, configuration or leadership changed
+	fatal          chan error                // the machine's last word
+	ended          chan struct{}             // closed when Run has ended
+	transferFailed atomic.Pointer[time.Time]
+	futures        gate // raft forgets some of its open futures when it shuts down
 
 	proposals proposals
 	verify    batcher[index] // on the leader
@@ -359,7 +360,8 @@ func (n *Node) watchRaft(ctx context.Context, seen <-chan raft.Observation) erro
 func (n *Node) handOver() {
 	r := n.raft.Load()
 	if r.State() == raft.Leader && voters(r.GetConfiguration().Configuration()) > 1 {
-		if err := r.LeadershipTransfer().Error(); err != nil { // bounded by raft's election time-out
+		err := n.transfer(func(start func() raft.Future) error { return start().Error() }, r) // bounded by raft's election time-out
+		if err != nil {
 			n.log.Warn("handing over leadership before the stop failed", "error", err)
 		}
 	}
