@@ -203,6 +203,9 @@ func (s *Server) Run(ctx context.Context) error {
 	return s.forget()
 }
 
+// lockPatience is how long a process before this one may take to end.
+const lockPatience = 2 * time.Second
+
 // claimFolder makes the data folder, keeps every other conclave out of it, and
 // mounts the part of it that must not outlive a reboot.
 func (s *Server) claimFolder() (release func(), err error) {
@@ -213,7 +216,13 @@ func (s *Server) claimFolder() (release func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("data folder: %w", err)
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	// The one before may have been killed and still be on its way out.
+	held := func() error { return unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
+	err = held()
+	for patience := time.Now().Add(lockPatience); err != nil && time.Now().Before(patience); err = held() {
+		time.Sleep(20 * time.Millisecond)
+	}
+	if err != nil {
 		lock.Close()
 		return nil, fmt.Errorf("conclave runs already with data folder %s: stop it first, or see `conclave status`", s.config.DataDir)
 	}

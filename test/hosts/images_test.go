@@ -446,7 +446,7 @@ func TestImageVolume(t *testing.T) {
 		pod.Spec.Containers[0].Image = busybox
 		putPod(t, c, ns, pod)
 		podRuns(t, c, ns, "kitten")
-		out := kubectl(t, c, "exec", "-n", ns, "kitten", "--", "sh", "-c", `cat /volume/dir/file /volume/file /part/file; touch /volume/new; /volume/program; /volume/bin/busybox true; echo; grep -E ' /(volume|part) ' /proc/mounts`)
+		out := kubectl(t, c, "exec", "-n", ns, "kitten", "--", "sh", "-c", `exec 2>&1; cat /volume/dir/file /volume/file /part/file; echo; touch /volume/new; /volume/program; /volume/bin/busybox true; grep -E ' /(volume|part) ' /proc/mounts`)
 		mustContain(t, "the volume", out, "121\n")
 		for line := range strings.Lines(out) {
 			if strings.Contains(line, " /volume ") || strings.Contains(line, " /part ") {

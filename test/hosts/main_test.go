@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -75,7 +76,7 @@ func own(t *testing.T, hosts int, args ...string) *cluster.Cluster {
 func ownOf(t *testing.T, config cluster.Config) *cluster.Cluster {
 	t.Helper()
 	needRoot(t)
-	config.Name = labName("o") + string(rune('a'+owned.Add(1)%26)) // tests may run side by side
+	config.Name = labName("o") + strconv.FormatInt(int64(owned.Add(1)), 36) // tests may run side by side
 	c, err := cluster.New(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
