@@ -270,7 +270,7 @@ func ask(c *cli.Context, method, path string, body io.Reader, answer any) error 
 
 func runStatus(c *cli.Context) error {
 	var s Status
-	if err := ask(c, http.MethodGet, "/status", nil, &s); err != nil {
+	if err := ask(c, http.MethodGet, "/status?paths", nil, &s); err != nil {
 		return err
 	}
 	switch c.String("output") {

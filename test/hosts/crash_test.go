@@ -108,8 +108,9 @@ func (w *crashWalk) live(label, when string) {
 	if when == "end" {
 		w.arm(label)
 	}
-	if err := w.c.Client.CoreV1().Pods(w.ns).Delete(w.Context(), name, metav1.DeleteOptions{}); err != nil {
-		w.Fatal(err)
+	err := w.c.Client.CoreV1().Pods(w.ns).Delete(w.Context(), name, metav1.DeleteOptions{})
+	if lost := when == "end" && apierrors.ReasonForError(err) == metav1.StatusReasonUnknown; err != nil && !lost {
+		w.Fatal(err) // the answer is lost where conclave dies before it is written
 	}
 	gone := func() bool { _, err := w.try(name); return apierrors.IsNotFound(err) }
 	if when == "end" {

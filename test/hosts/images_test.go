@@ -389,11 +389,12 @@ func TestOneDownloadFeedsTheCluster(t *testing.T) {
 		t.Errorf("the first node took %d blobs, not the config and the one layer that it did not have", n)
 	}
 	eventually(t, "the other nodes are told", func() error {
-		out, err := c.On(t.Context(), hosts[2].Name, c.Binary, "image", "ls")
-		if err == nil && !strings.Contains(out, image) {
-			err = errors.New(out)
+		for _, h := range hosts[1:] {
+			if out, err := c.On(t.Context(), h.Name, c.Binary, "image", "ls"); err != nil || !strings.Contains(out, image) {
+				return fmt.Errorf("%s says %q: %w", h.Name, out, err)
+			}
 		}
-		return err
+		return nil
 	})
 	putPod(t, c, ns, imagePod("second", hosts[1].Name, image))
 	podRuns(t, c, ns, "second")
