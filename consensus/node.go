@@ -272,6 +272,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	}
 	defer func() {
 		err = errors.Join(err, n.disk.close())
+		n.store.end()
 		close(n.ended)
 		n.changed.fire()
 	}()

@@ -32,6 +32,7 @@ type Store struct {
 	resources map[string]*resource
 	all       topic       // every event; its bounds are the window's
 	bytes     int         // of the events in the window
+	ended     bool        // nothing will be applied any more
 	touched   []*resource // with events that no watcher was woken for yet
 	waiters   map[*waiter]struct{}
 	// sum is the sum of all records' marks, and sums what it was lately.
@@ -311,8 +312,27 @@ func (s *Store) Revision() uint64 {
 	return s.revision
 }
 
-// WaitFor returns once a revision is applied.
+// end lets go of all who wait: this replica has ended, and what they wait for
+// will never be applied here.
+func (s *Store) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = true
+	for w := range s.waiters {
+		close(w.done)
+		delete(s.waiters, w)
+	}
+}
+
+// WaitFor returns once a revision is applied; ErrNoLeader if it never will be,
+// because the replica has ended.
 func (s *Store) WaitFor(ctx context.Context, revision uint64) error {
+	reached := func() error {
+		if s.revision >= revision {
+			return nil
+		}
+		return fmt.Errorf("waiting for revision %d: this replica has ended: %w", revision, ErrNoLeader)
+	}
 	s.mu.RLock()
 	if s.revision >= revision {
 		s.mu.RUnlock()
@@ -320,16 +340,18 @@ func (s *Store) WaitFor(ctx context.Context, revision uint64) error {
 	}
 	s.mu.RUnlock()
 	s.mu.Lock()
-	if s.revision >= revision {
-		s.mu.Unlock()
-		return nil
+	if s.revision >= revision || s.ended {
+		defer s.mu.Unlock()
+		return reached()
 	}
 	w := &waiter{revision: revision, done: make(chan struct{})}
 	s.waiters[w] = struct{}{}
 	s.mu.Unlock()
 	select {
 	case <-w.done:
-		return nil
+		s.mu.RLock()
+		defer s.mu.RUnlock()
+		return reached()
 	case <-ctx.Done():
 		s.mu.Lock()
 		delete(s.waiters, w)

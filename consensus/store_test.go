@@ -707,3 +707,25 @@ func TestResultsSurviveTheWire(t *testing.T) {
 		}
 	}
 }
+
+// TestWaitEndsWithTheReplica: a write by way of a replica that is taken out of
+// the configuration is committed elsewhere and never applied here. Whoever
+// waits for it must be told, not wait for ever.
+func TestWaitEndsWithTheReplica(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewStore()
+		told := make(chan error)
+		go func() { told <- s.WaitFor(t.Context(), 7) }()
+		synctest.Wait()
+		s.end()
+		if err := <-told; !errors.Is(err, ErrNoLeader) {
+			t.Errorf("who waited is told %v", err)
+		}
+		if err := s.WaitFor(t.Context(), 7); !errors.Is(err, ErrNoLeader) {
+			t.Errorf("who comes later is told %v", err)
+		}
+		if err := s.WaitFor(t.Context(), 0); err != nil {
+			t.Errorf("what is there: %v", err)
+		}
+	})
+}

@@ -196,7 +196,7 @@ func TestTerminalResize(t *testing.T) {
 			t.Run(protocol+" "+sub, func(t *testing.T) {
 				q := url.Values{"container": {"main"}, "stdin": {"true"}, "stdout": {"true"}, "tty": {"true"}}
 				if sub == "exec" {
-					q["command"] = []string{"sh", "-c", "trap 'stty size' WINCH; while true; do sleep 0.2; done"}
+					q["command"] = []string{"sh", "-c", "trap 'stty size' WINCH; stty size; while true; do sleep 0.2; done"} // it may have its size before the trap
 				}
 				e, err := executor(sub, q)
 				if err != nil {
