@@ -161,7 +161,8 @@ func (n *Node) pause(ctx context.Context, changed <-chan struct{}) {
 	}
 }
 
-// errEnded is why a node that is stopped does nothing more.
+// errEnded is why a node that is stopped does nothing more. It is no outcome of a
+// write: what is waited for may well have been written.
 var errEnded = errors.New("this node's consensus has ended")
 
 // given says whether to stop trying: the caller's context, or the node, has

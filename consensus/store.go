@@ -324,14 +324,14 @@ func (s *Store) end() {
 	}
 }
 
-// WaitFor returns once a revision is applied; ErrNoLeader if it never will be,
-// because the replica has ended.
+// WaitFor returns once a revision is applied, or with an error when it never
+// will be, because the replica has ended.
 func (s *Store) WaitFor(ctx context.Context, revision uint64) error {
 	reached := func() error {
 		if s.revision >= revision {
 			return nil
 		}
-		return fmt.Errorf("waiting for revision %d: this replica has ended: %w", revision, ErrNoLeader)
+		return fmt.Errorf("waiting for revision %d: %w", revision, errEnded)
 	}
 	s.mu.RLock()
 	if s.revision >= revision {

@@ -718,10 +718,10 @@ func TestWaitEndsWithTheReplica(t *testing.T) {
 		go func() { told <- s.WaitFor(t.Context(), 7) }()
 		synctest.Wait()
 		s.end()
-		if err := <-told; !errors.Is(err, ErrNoLeader) {
+		if err := <-told; !errors.Is(err, errEnded) || errors.Is(err, ErrNoLeader) {
 			t.Errorf("who waited is told %v", err)
 		}
-		if err := s.WaitFor(t.Context(), 7); !errors.Is(err, ErrNoLeader) {
+		if err := s.WaitFor(t.Context(), 7); !errors.Is(err, errEnded) {
 			t.Errorf("who comes later is told %v", err)
 		}
 		if err := s.WaitFor(t.Context(), 0); err != nil {
