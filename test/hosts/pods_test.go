@@ -339,7 +339,7 @@ func TestKubectlDebug(t *testing.T) {
 	n := &nodeTest{t, c, ns}
 	n.create(edited(nodePod("app", sh("main", "exec httpd -f -p 8080 -h /")), always))
 	n.until("app", "runs", readyNow, nil)
-	out := onTerminal(t, c, "", "-n", ns, "debug", "-it", "app", "--image=conclave.test/busybox:1", "--target=main", "--profile=general", "-c", "look", "--", "sh", "-c", "'ps; tty; ls /proc/1/root/bin/httpd'")
+	out := onTerminal(t, c, "go\n", "-n", ns, "debug", "-it", "app", "--image=conclave.test/busybox:1", "--target=main", "--profile=general", "-c", "look", "--", "sh", "-c", "'read go; ps; tty; ls /proc/1/root/bin/httpd'")
 	mustContain(t, "debug -it", out, "httpd -f -p 8080", "/dev/pts/", "/proc/1/root/bin/httpd")
 	n.until("app", "has ended to be looked at", func(p *corev1.Pod) bool { return statusOfContainer(p, "look").State.Terminated != nil }, nil)
 	mustContain(t, "logs of an ephemeral container", kubectl(t, c, "-n", ns, "logs", "app", "-c", "look"), "httpd -f -p 8080")

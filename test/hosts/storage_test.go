@@ -86,10 +86,11 @@ func waitForPod(t *testing.T, c *cluster.Cluster, ns, name string, phase corev1.
 
 func logOf(t *testing.T, c *cluster.Cluster, ns, pod, container string) string {
 	t.Helper()
-	raw, err := c.Client.CoreV1().Pods(ns).GetLogs(pod, &corev1.PodLogOptions{Container: container}).DoRaw(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	var raw []byte
+	eventually(t, "the log of "+pod, func() (err error) { // its node may just be back
+		raw, err = c.Client.CoreV1().Pods(ns).GetLogs(pod, &corev1.PodLogOptions{Container: container}).DoRaw(t.Context())
+		return err
+	})
 	return string(raw)
 }
 
