@@ -110,6 +110,7 @@ chaos: deps-test build ## two minutes of faults against seven hosts, checked for
 	$(BIN) lab chaos --lab chaos --nodes 7 --duration 2m --report bin/chaos.html $(if $(SEED),--seed $(SEED))
 
 bench: deps-test build kubectl ## measure the rows of the targets, each beside its target
+	@command -v runc >/dev/null || $(MAKE) --no-print-directory apt PACKAGES=runc
 	go run ./test/bench
 
 lint: deps ## gofmt, vet, and the rules of the house

@@ -341,6 +341,11 @@ func (s *Server) adminHandler(stop context.CancelFunc) http.Handler {
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	// And who says over gossip that it has an image or a layer, as a pull would
+	// see it now; a name is whole: docker.io/library/nginx:1.
+	answer("GET /debug/holders", func(r *http.Request) (any, error) {
+		return imagePeers{s}.announcing(r.FormValue("key")), nil
+	})
 	answer("GET /status", func(r *http.Request) (any, error) { return s.status(r.Context(), r.URL.Query().Has("paths")), nil })
 	answer("GET /recover", func(r *http.Request) (any, error) { return s.planRecovery(r.Context()) })
 	answer("POST /recover", func(r *http.Request) (any, error) {

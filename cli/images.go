@@ -81,13 +81,26 @@ func (p imagePeers) alive() []gossip.Member {
 	return all
 }
 
+// holders are those of the other nodes that gossip says have what a key names.
+func (p imagePeers) holders(key string) []gossip.Member {
+	return slices.DeleteFunc(p.alive(), func(m gossip.Member) bool { return !m.Holds.Has(key) })
+}
+
 func (p imagePeers) Holders(key string) (ids []string) {
-	for _, m := range p.alive() {
-		if m.Holds.Has(key) {
-			ids = append(ids, m.ID)
-		}
+	for _, m := range p.holders(key) {
+		ids = append(ids, m.ID)
 	}
 	return ids
+}
+
+// announcing are the names of the holders, in order.
+func (p imagePeers) announcing(key string) []string {
+	names := []string{}
+	for _, m := range p.holders(key) {
+		names = append(names, m.Name)
+	}
+	slices.Sort(names)
+	return names
 }
 
 // Owner is the live node whose id and the key together weigh most: each key has

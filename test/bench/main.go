@@ -70,7 +70,9 @@ func (b *bench) run(ctx context.Context) error {
 	var failed error
 	for _, p := range []part{
 		{"binary", b.binary}, {"scheduler", b.scheduler}, {"one node", b.oneNode}, {"three nodes", b.threeNodes},
-		{"API writes", b.writes}, {"leader killed", b.leaderKilled}, {"host dead", b.hostDead},
+		{"full node", b.fullNode},
+		{"API writes", b.writes}, {"watchers", b.watchers}, {"state", b.state},
+		{"leader killed", b.leaderKilled}, {"host dead", b.hostDead}, {"masters", b.masters},
 	} {
 		if !wanted.MatchString(p.name) {
 			continue

@@ -249,6 +249,11 @@ func (b *bench) cost(ctx context.Context, c *cluster.Cluster, what, memory, cpu 
 
 func leaderOf(ctx context.Context, c *cluster.Cluster) (string, error) {
 	out, err := c.Ask(ctx, "status")
+	return leaderIn(out, err)
+}
+
+// leaderIn finds the leader in what `conclave status` printed.
+func leaderIn(out string, err error) (string, error) {
 	if err != nil {
 		return "", err
 	}

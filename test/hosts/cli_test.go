@@ -67,6 +67,14 @@ func page(t *testing.T, client *http.Client, url string) string {
 	return string(body)
 }
 
+// socketClient speaks HTTP through a Unix socket, each question on a connection
+// of its own.
+func socketClient(path string) *http.Client {
+	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", path)
+	}}}
+}
+
 // TestCommands shows what kubectl does with this cluster, command by command.
 func TestCommands(t *testing.T) {
 	c := three(t)
@@ -221,11 +229,7 @@ func TestCommands(t *testing.T) {
 		{"proxy on a socket", "[sig-cli] Kubectl client Proxy server should support --unix-socket=/path [Conformance]", func(t *testing.T) {
 			socket := filepath.Join(c.Dir, "proxy.sock")
 			mustContain(t, "proxy", running(t, c, "proxy", "--unix-socket="+socket), "Starting to serve on "+socket)
-			client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-			}}}
-			defer client.CloseIdleConnections()
-			mustContain(t, "/api/", page(t, client, "http://localhost/api/"), `"APIVersions"`, `"v1"`)
+			mustContain(t, "/api/", page(t, socketClient(socket), "http://localhost/api/"), `"APIVersions"`, `"v1"`)
 		}},
 		{"guestbook", "[sig-cli] Kubectl client Guestbook application should create and stop a working application [Conformance]", func(t *testing.T) {
 			showGuestbook(t, c, ns)

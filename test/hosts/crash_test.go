@@ -95,7 +95,8 @@ func (w *crashWalk) live(label, when string) {
 	if when == "start" {
 		w.arm(label)
 	}
-	pod = w.create(pod)
+	_, err := w.c.Client.CoreV1().Pods(w.ns).Create(w.Context(), pod, metav1.CreateOptions{})
+	w.answered(err, when == "start")
 	if when == "start" {
 		w.crash(what, func() bool { p, err := w.try(name); return err == nil && readyNow(p) })
 	}
@@ -108,15 +109,13 @@ func (w *crashWalk) live(label, when string) {
 	if when == "end" {
 		w.arm(label)
 	}
-	err := w.c.Client.CoreV1().Pods(w.ns).Delete(w.Context(), name, metav1.DeleteOptions{})
-	if lost := when == "end" && apierrors.ReasonForError(err) == metav1.StatusReasonUnknown; err != nil && !lost {
-		w.Fatal(err) // the answer is lost where conclave dies before it is written
-	}
+	err = w.c.Client.CoreV1().Pods(w.ns).Delete(w.Context(), name, metav1.DeleteOptions{})
+	w.answered(err, when == "end")
 	gone := func() bool { _, err := w.try(name); return apierrors.IsNotFound(err) }
 	if when == "end" {
 		w.crash(what, gone)
 	}
-	uid := string(pod.UID)
+	uid := string(p.UID)
 	eventually(w.T, "nothing is left after "+what, func() error {
 		if !gone() {
 			return errors.New("the API has the pod")
@@ -126,6 +125,15 @@ func (w *crashWalk) live(label, when string) {
 	raw, err := os.ReadFile(filepath.Join(diary, "diary"))
 	if got := string(raw); err != nil || got != "init\nmain begins\nmain ends\n" {
 		w.Errorf("%s: the pod's diary: %q %v", what, got, err)
+	}
+}
+
+// answered ends the test if a question failed, unless conclave may have died of
+// it before the answer was out: that answer is lost, what was asked is done.
+func (w *crashWalk) answered(err error, dies bool) {
+	w.Helper()
+	if lost := dies && apierrors.ReasonForError(err) == metav1.StatusReasonUnknown; err != nil && !lost {
+		w.Fatal(err)
 	}
 }
 

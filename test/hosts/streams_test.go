@@ -492,10 +492,7 @@ func TestExecsLeakNothing(t *testing.T) {
 func usageOf(t *testing.T, c *cluster.Cluster, uid string) (u usage) {
 	t.Helper()
 	h := c.Hosts[0]
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", c.Socket(h))
-	}}}
-	text := page(t, client, "http://conclave/debug/pprof/goroutine?debug=1")
+	text := page(t, socketClient(c.Socket(h)), "http://conclave/debug/pprof/goroutine?debug=1")
 	if _, err := fmt.Sscanf(text, "goroutine profile: total %d", &u.goroutines); err != nil {
 		t.Fatalf("%v: %s", err, text)
 	}

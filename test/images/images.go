@@ -115,30 +115,38 @@ func psql(name string) string {
 	return "#!/bin/sh\nexec /usr/lib/postgresql/*/bin/" + name + " \"$@\"\n"
 }
 
-// Build makes the image of a recipe. It runs `go build` and `apt-get download`
-// as the recipe asks.
+// Unpack lays out the files of a recipe's image below a folder. It runs
+// `go build` and `apt-get download` as the recipe asks.
+func Unpack(ctx context.Context, r Recipe, root string) error {
+	for _, s := range []struct {
+		wanted bool
+		do     func() error
+	}{
+		{true, func() error { return os.MkdirAll(root, 0o755) }},
+		{len(r.Packages) > 0, func() error { return unpackDebian(ctx, root, r.Packages) }},
+		{r.Busybox, func() error { return addBusybox(ctx, root) }},
+		{r.GoProgram != "", func() error { return addProgram(ctx, root, r.GoProgram) }},
+		{r.GoModule != "", func() error { return addModule(ctx, root, r.GoModule) }},
+		{true, func() error { return addFiles(root, r.Files) }},
+	} {
+		if s.wanted {
+			if err := s.do(); err != nil {
+				return fmt.Errorf("image %s: %w", r.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// Build makes the image of a recipe.
 func Build(ctx context.Context, r Recipe) (v1.Image, error) {
 	root, err := os.MkdirTemp("", "conclave-image-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(root)
-	steps := []struct {
-		wanted bool
-		do     func() error
-	}{
-		{len(r.Packages) > 0, func() error { return unpackDebian(ctx, root, r.Packages) }},
-		{r.Busybox, func() error { return addBusybox(ctx, root) }},
-		{r.GoProgram != "", func() error { return addProgram(ctx, root, r.GoProgram) }},
-		{r.GoModule != "", func() error { return addModule(ctx, root, r.GoModule) }},
-		{true, func() error { return addFiles(root, r.Files) }},
-	}
-	for _, s := range steps {
-		if s.wanted {
-			if err := s.do(); err != nil {
-				return nil, fmt.Errorf("image %s: %w", r.Name, err)
-			}
-		}
+	if err := Unpack(ctx, r, root); err != nil {
+		return nil, err
 	}
 	var layer bytes.Buffer
 	if err := writeTar(&layer, root); err != nil {
