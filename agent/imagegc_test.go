@@ -132,9 +132,10 @@ func TestEntitledImages(t *testing.T) {
 func TestImageVolumes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		fail := true
+		var fail atomic.Bool
+		fail.Store(true)
 		w.runtime.OnPull = func(_ context.Context, ref string, o agent.PullOptions) (agent.Image, error) {
-			if ref == "content:1" && (fail || !o.Fresh) {
+			if ref == "content:1" && (fail.Load() || !o.Fresh) {
 				return agent.Image{}, agent.ErrImageNotFound
 			}
 			return agent.Image{ID: "sha256:" + ref}, nil
@@ -147,7 +148,7 @@ func TestImageVolumes(t *testing.T) {
 		if s := state(w.get("a"), "web"); s.State.Waiting == nil || s.State.Waiting.Reason != "ImagePullBackOff" || !strings.Contains(s.State.Waiting.Message, "content:1") {
 			t.Errorf("%s", show(s))
 		}
-		fail = false
+		fail.Store(false)
 		after(10 * time.Second)
 		if p := w.get("a"); p.Status.Phase != corev1.PodRunning {
 			t.Errorf("%s", show(p.Status))

@@ -28,8 +28,15 @@ type encodings struct {
 }
 
 // newRecord takes ownership of the object and stamps it with the revision.
+//
+// From here on the object is many goroutines' to read, and reading must not
+// write: a resource.Quantity keeps its text when it is first asked for, as
+// encodings do through pointers. So it is asked for once before.
 func newRecord(o Object, revision uint64) *record {
 	o.SetResourceVersion(strconv.FormatUint(revision, 10))
+	if s, ok := o.(interface{ Size() int }); ok {
+		s.Size()
+	}
 	return &record{object: o, revision: revision, namespace: o.GetNamespace(), name: o.GetName()}
 }
 

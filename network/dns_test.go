@@ -389,12 +389,13 @@ func TestForwarding(t *testing.T) {
 		}
 	})
 	t.Run("a server that asks us back is left out", func(t *testing.T) {
+		made := make(chan struct{}) // before it is asked
 		var r *resolver
-		var f *forwarder
-		up := newUpstream(t, "udp", func(q, m *dns.Msg) { *m = *r.answer(q, true) })
+		up := newUpstream(t, "udp", func(q, m *dns.Msg) { <-made; *m = *r.answer(q, true) })
 		other := newUpstream(t, "udp", good)
 		r = testResolver(dnsCluster(), up.addr, other.addr)
-		f = r.up
+		close(made)
+		f := r.up
 		if m := ask(f, "example.org.", true); len(m.Answer) != 1 {
 			t.Errorf("got %s", render(m))
 		}

@@ -306,11 +306,11 @@ func TestParallelPulls(t *testing.T) {
 	for i := range 5 {
 		r.push(t, fmt.Sprintf("app%d:1", i), testImage(t, fmt.Sprint(i)))
 	}
-	var now, most atomic.Int64
-	gate := make(chan struct{})
+	var now atomic.Int64
+	gate, begun := make(chan struct{}), make(chan int64, 16)
 	r.do(func(_ http.ResponseWriter, req *http.Request) bool {
 		if strings.Contains(req.URL.Path, "/manifests/") {
-			most.Store(max(most.Load(), now.Add(1)))
+			begun <- now.Add(1)
 			<-gate
 			now.Add(-1)
 		}
@@ -326,6 +326,10 @@ func TestParallelPulls(t *testing.T) {
 			}
 		})
 	}
+	<-begun
+	if most := <-begun; most != 2 {
+		t.Errorf("the second began as one of %d", most)
+	}
 	// One that waits can be given up.
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
@@ -334,7 +338,10 @@ func TestParallelPulls(t *testing.T) {
 	}
 	close(gate)
 	g.Wait()
-	if most.Load() > 2 {
-		t.Errorf("%d images were pulled at once", most.Load())
+	close(begun)
+	for most := range begun {
+		if most > 2 {
+			t.Errorf("%d images were pulled at once", most)
+		}
 	}
 }

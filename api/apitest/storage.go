@@ -278,6 +278,9 @@ func (s *Storage) Write(ctx context.Context, w api.Write) (api.Record, error) {
 		object = old.object.DeepCopyObject().(api.Object)
 	}
 	object.SetResourceVersion(strconv.FormatUint(s.revision, 10))
+	if sized, ok := object.(interface{ Size() int }); ok {
+		sized.Size() // quantities keep their texts now, not when they are shared
+	}
 	rec := &record{object: object, revision: s.revision}
 	e.Record = rec
 	switch w.Verb {
