@@ -199,14 +199,14 @@ func (b *bench) hostDead(ctx context.Context) error {
 				return err
 			}
 			if err := trusted(ctx, c); err != nil {
-				return err
+				return fmt.Errorf("the nodes are given no pods: %w", err)
 			}
 			if err := spread(ctx, c); err != nil {
-				return err
+				return fmt.Errorf("spread the served application: %w", err)
 			}
 			victim, _, err := runningOn(ctx, c, app, "")
 			if err != nil {
-				return err
+				return fmt.Errorf("find %s: %w", app, err)
 			}
 			watcher := survivor(c, victim)
 			if c.Client, err = c.ClientFor(watcher, func(r *rest.Config) { r.Timeout = 2 * time.Second }); err != nil {
@@ -214,7 +214,7 @@ func (b *bench) hostDead(ctx context.Context) error {
 			}
 			result, err := watchPage(ctx, c, watcher)
 			if err != nil {
-				return err
+				return fmt.Errorf("fetch by way of host %s: %w", watcher, err)
 			}
 			start := time.Now()
 			if err := c.PowerOff(victim); err != nil {

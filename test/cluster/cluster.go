@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -119,12 +120,15 @@ func (c *Cluster) Connect(ctx context.Context) error {
 	return err
 }
 
-// ClientFor is a client that talks to one host, the kubeconfig's own if empty.
+// ClientFor is a client that talks to one host, the kubeconfig's own if empty,
+// by connections of its own: those that client-go would lend it may be of the
+// time before the host lost its power, and take seconds to find that out.
 func (c *Cluster) ClientFor(host string, change func(*rest.Config)) (*kubernetes.Clientset, error) {
 	config, err := c.RESTConfig(host)
 	if err != nil {
 		return nil, err
 	}
+	config.Dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
 	change(config)
 	return kubernetes.NewForConfig(config)
 }
