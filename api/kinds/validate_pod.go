@@ -294,7 +294,7 @@ func (e *problems) podSecurityContext(of *field.Path, spec *corev1.PodSpec) {
 			name string
 		}{{spec.HostNetwork, "hostNetwork"}, {spec.HostPID, "HostPID"}, {spec.HostIPC, "HostIPC"}} {
 			if with.set {
-				e.forbidden(of.Child(with.name), "when `pod.Spec.HostUsers` is false")
+				e.forbidden(of.Child(with.name), "when `hostUsers` is false")
 			}
 		}
 	}

@@ -40,6 +40,11 @@ func (e *problems) storage(p *field.Path, list corev1.ResourceList) {
 	}
 }
 
+// IsBlock says that a volume is a device and not a file system.
+func IsBlock(mode *corev1.PersistentVolumeMode) bool {
+	return mode != nil && *mode == corev1.PersistentVolumeBlock
+}
+
 func (e *problems) volumeMode(p *field.Path, mode *corev1.PersistentVolumeMode) {
 	if mode != nil {
 		maybeOneOf(e, p, *mode, corev1.PersistentVolumeBlock, corev1.PersistentVolumeFilesystem)

@@ -38,7 +38,6 @@ var podGaps = []gap{
 
 // containerGaps are below each container, of whichever kind.
 var containerGaps = []gap{
-	{path: "volumeDevices"},
 	{path: "resources.claims"},
 }
 
@@ -162,7 +161,6 @@ func statefulSetWarnings(s *appsv1.StatefulSet) []string {
 // claimGaps are below a claim's spec.
 var claimGaps = []gap{
 	{path: "volumeAttributesClassName"},
-	{path: "volumeMode", but: []string{string(corev1.PersistentVolumeFilesystem)}},
 }
 
 func claimWarnings(c *corev1.PersistentVolumeClaim) []string {
@@ -180,20 +178,26 @@ func claimSpecWarnings(p *field.Path, spec *corev1.PersistentVolumeClaimSpec) []
 // volumeGaps are below a persistent volume's spec.
 var volumeGaps = []gap{
 	{path: "volumeAttributesClassName"},
-	{path: "volumeMode", but: []string{string(corev1.PersistentVolumeFilesystem)}},
 }
 
 // localGaps are those of a volume that is local.
 var localGaps = []gap{{path: "local.fsType"}}
 
-// mountableVolumes are the types of persistent volumes that nodes mount.
-var mountableVolumes = []string{"local", "hostPath", "csi", "nfs"}
+// mountableVolumes are the types of persistent volumes that nodes mount, and
+// deviceVolumes those among them that can be block devices.
+var (
+	mountableVolumes = []string{"local", "hostPath", "csi", "nfs"}
+	deviceVolumes    = []string{"local", "csi"}
+)
 
 func volumeWarnings(v *corev1.PersistentVolume) []string {
 	var out []string
 	for _, source := range persistentSourcesOf(&v.Spec.PersistentVolumeSource) {
-		if !slices.Contains(mountableVolumes, source) {
+		switch {
+		case !slices.Contains(mountableVolumes, source):
 			out = append(out, specPath.Child(source).String()+": this type of volume is not supported by Conclave yet, pods that use it will not start")
+		case IsBlock(v.Spec.VolumeMode) && !slices.Contains(deviceVolumes, source):
+			out = append(out, specPath.Child("volumeMode").String()+": a volume of type "+source+" is no block device, pods that use it will not start")
 		}
 	}
 	out = append(out, gapWarnings(specPath, &v.Spec, slices.Concat(volumeGaps, localGaps))...)
