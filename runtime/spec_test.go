@@ -50,7 +50,7 @@ func TestSpecGolden(t *testing.T) {
 			Resources:       &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(64 << 20))}, Unified: map[string]string{"memory.oom.group": "1"}},
 			OOMScoreAdj:     ptr(-997),
 			AddCapabilities: []string{"NET_ADMIN", "cap_sys_admin"}, DropCapabilities: []string{"KILL"},
-			ReadOnlyRoot: true, NoNewPrivileges: true, TTY: true,
+			ReadOnlyRoot: true, NoNewPrivileges: true, TTY: true, AppArmor: "k8s-web",
 		}},
 		"device": {testSpecHost(true), p, ContainerConfig{ID: "web_3", Devices: []specs.LinuxDevice{{Path: "/dev/xvda", Type: "b", Major: 7, Minor: 3}}, Resources: &specs.LinuxResources{
 			Devices: []specs.LinuxDeviceCgroup{{Allow: true, Type: "b", Major: ptr(int64(7)), Minor: ptr(int64(3)), Access: "r"}},

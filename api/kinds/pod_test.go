@@ -365,6 +365,9 @@ func TestWarnings(t *testing.T) {
 		"hook":           {container: "lifecycle: {preStop: {exec: {command: [a]}}, stopSignal: SIGTERM}"},
 		"sidecar":        {spec: "initContainers: [{name: a, image: b, restartPolicy: Always}]"},
 		"device":         {spec: "volumes: [{name: a, persistentVolumeClaim: {claimName: b}}]", container: "volumeDevices: [{name: a, devicePath: /dev/a}]"},
+		"projected": {spec: "volumes: [{name: a, projected: {sources: [{downwardAPI: {}}, {clusterTrustBundle: {name: a, path: b}}, {podCertificate: {signerName: a/b, keyType: RSA3072, credentialBundlePath: c}}]}}]", want: []string{
+			"spec.volumes[0].projected.sources[1].clusterTrustBundle: this type of source is not supported by Conclave yet, the pod will not start",
+			"spec.volumes[0].projected.sources[2].podCertificate: this type of source is not supported by Conclave yet, the pod will not start"}},
 		"user namespace": {spec: "hostUsers: false", container: "securityContext: {procMount: Unmasked}"},
 		"host users":     {spec: "hostUsers: true"},
 		"volume": {spec: "volumes: [{name: a, iscsi: {targetPortal: s, iqn: iqn.x, lun: 0}}, {name: b, emptyDir: {sizeLimit: 1Mi}}, {name: d, persistentVolumeClaim: {claimName: b}}, {name: c, emptyDir: {medium: HugePages}}]", want: []string{
@@ -414,5 +417,56 @@ func TestVolumeWarnings(t *testing.T) {
 		if got := strings.Join(volumeWarnings(v), "; "); got != want {
 			t.Errorf("%s: %q, want %q", source, got, want)
 		}
+	}
+}
+
+// TestAppArmorAnnotations: what pods said before there were fields.
+func TestAppArmorAnnotations(t *testing.T) {
+	k := table["pods"]
+	const key = "container.apparmor.security.beta.kubernetes.io/"
+	at := "metadata.annotations[" + key
+	for name, tc := range map[string]struct {
+		annotation, spec, container string
+		becomes                     string // the container's field
+		want                        []string
+	}{
+		"local":       {annotation: "c: localhost/web", becomes: "Localhost web"},
+		"default":     {annotation: "c: runtime/default", becomes: "RuntimeDefault"},
+		"unconfined":  {annotation: "c: unconfined", becomes: "Unconfined"},
+		"empty":       {annotation: "c: ''"},
+		"as the pod":  {annotation: "c: unconfined", spec: "securityContext: {appArmorProfile: {type: Unconfined}}"},
+		"both":        {annotation: "c: localhost/web", container: "securityContext: {appArmorProfile: {type: Localhost, localhostProfile: web}}", becomes: "Localhost web"},
+		"type":        {annotation: "c: unconfined", container: "securityContext: {appArmorProfile: {type: Localhost, localhostProfile: web}}", becomes: "Localhost web", want: []string{"spec.containers[0].securityContext.appArmorProfile.type: Forbidden: apparmor type in annotation and field must match"}},
+		"profile":     {annotation: "c: localhost/x", container: "securityContext: {appArmorProfile: {type: Localhost, localhostProfile: web}}", becomes: "Localhost web", want: []string{"spec.containers[0].securityContext.appArmorProfile.localhostProfile: Forbidden: apparmor profile in annotation and field must match"}},
+		"no profile":  {annotation: "c: odd", want: []string{at + `c]: Invalid value: "odd": invalid AppArmor profile name: "odd"`}},
+		"nobody":      {annotation: "d: unconfined", want: []string{at + `d]: Invalid value: "d": container not found`}},
+		"nameless":    {annotation: "c: localhost/"},
+		"not for all": {annotation: "c: unconfined", spec: "securityContext: {appArmorProfile: {type: RuntimeDefault}}", becomes: "Unconfined"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := strings.Replace(podWith(tc.spec, tc.container), "namespace: default}", "namespace: default, annotations: {"+key+tc.annotation+"}}", 1)
+			pod := parse[*corev1.Pod](t, "pods", text)
+			k.PrepareForCreate(pod)
+			expect(t, k.Validate(pod), tc.want...)
+			got := ""
+			if sc := pod.Spec.Containers[0].SecurityContext; sc != nil && sc.AppArmorProfile != nil {
+				got = strings.TrimSpace(string(sc.AppArmorProfile.Type) + " " + ptr.Deref(sc.AppArmorProfile.LocalhostProfile, ""))
+			}
+			if got != tc.becomes {
+				t.Errorf("its field says %q, want %q", got, tc.becomes)
+			}
+			if w := k.Warnings(pod, nil); len(w) != 1 || !strings.HasSuffix(w[0], `]: deprecated since v1.30; use the "appArmorProfile" field instead`) {
+				t.Errorf("warnings %q", w)
+			}
+			if len(tc.want) > 0 {
+				return
+			}
+			pod.ResourceVersion = "1"
+			changed := pod.DeepCopy()
+			name, _, _ := strings.Cut(tc.annotation, ":")
+			delete(changed.Annotations, key+name)
+			expect(t, k.ValidateUpdate(changed, pod), at+name+"]: Forbidden: may not remove or update AppArmor annotations")
+			expect(t, k.ValidateUpdate(pod, changed), at+name+"]: Forbidden: may not add AppArmor annotations")
+		})
 	}
 }
