@@ -21,7 +21,7 @@ func workloadRows() []*Kind {
 		New: empty[corev1.ReplicationController], NewList: empty[corev1.ReplicationControllerList],
 		GetScale: replicationScale, SetScale: setReplicationScale,
 		Default:  one(defaultReplicationController),
-		Validate: check(validateReplicationController), ValidateUpdate: checkTwo(validateReplicationControllerUpdate), ValidateStatusUpdate: checkTwo(validateReplicationControllerStatus),
+		Validate: check(judgeReplicationController.create), ValidateUpdate: checkTwo(judgeReplicationController.update), ValidateStatusUpdate: checkTwo(validateReplicationControllerStatus),
 		Warnings:   warn(func(rc *corev1.ReplicationController) []string { return templateWarnings(specPath, rc.Spec.Template) }),
 		FieldNames: []string{"status.replicas"},
 		Fields: selectable(func(rc *corev1.ReplicationController) fields.Set {
@@ -34,7 +34,7 @@ func workloadRows() []*Kind {
 		GVK: appsv1.SchemeGroupVersion.WithKind("DaemonSet"), Plural: "daemonsets", ShortNames: []string{"ds"}, Categories: []string{"all"}, Namespaced: true,
 		New: empty[appsv1.DaemonSet], NewList: empty[appsv1.DaemonSetList],
 		Default:  one(defaultDaemonSet),
-		Validate: check(validateDaemonSet), ValidateUpdate: checkTwo(validateDaemonSetUpdate), ValidateStatusUpdate: checkTwo(validateDaemonSetStatus),
+		Validate: check(judgeDaemonSet.create), ValidateUpdate: checkTwo(judgeDaemonSet.update), ValidateStatusUpdate: checkTwo(validateDaemonSetStatus),
 		Warnings: warn(func(d *appsv1.DaemonSet) []string { return templateWarnings(specPath, &d.Spec.Template) }),
 		Columns:  daemonSetColumns, Cells: cells(daemonSetCells),
 	}, func(d *appsv1.DaemonSet) *appsv1.DaemonSetSpec { return &d.Spec },
@@ -81,7 +81,7 @@ func workloadRows() []*Kind {
 		specAndStatus(Kind{
 			GVK: policyv1.SchemeGroupVersion.WithKind("PodDisruptionBudget"), Plural: "poddisruptionbudgets", ShortNames: []string{"pdb"}, Namespaced: true,
 			New: empty[policyv1.PodDisruptionBudget], NewList: empty[policyv1.PodDisruptionBudgetList],
-			Validate: check(validateBudget), ValidateUpdate: checkTwo(validateBudgetUpdate), ValidateStatusUpdate: checkTwo(validateBudgetStatus),
+			Validate: check(judgeBudget.create), ValidateUpdate: checkTwo(judgeBudget.update), ValidateStatusUpdate: checkTwo(validateBudgetStatus),
 			Columns: budgetColumns, Cells: cells(budgetCells),
 		}, func(b *policyv1.PodDisruptionBudget) *policyv1.PodDisruptionBudgetSpec { return &b.Spec },
 			func(b *policyv1.PodDisruptionBudget) *policyv1.PodDisruptionBudgetStatus { return &b.Status }),
