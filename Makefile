@@ -87,7 +87,9 @@ csi-sanity: bin/csi-sanity ## the community's checks of CSI drivers, against the
 	cd examples/csi-hostpath && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o ../../bin/csi-hostpath .
 	@dir=$$(mktemp -d) && mkdir $$dir/state && { bin/csi-hostpath -endpoint $$dir/csi.sock -node here -state $$dir/state & driver=$$!; } && \
 	  until [ -S $$dir/csi.sock ]; do sleep 0.1; done && \
-	  bin/csi-sanity --csi.endpoint $$dir/csi.sock --csi.mountdir $$dir/target --csi.stagingdir $$dir/staging; result=$$?; \
+	  result=0; for type in mount block; do \
+	    bin/csi-sanity --csi.endpoint $$dir/csi.sock --csi.mountdir $$dir/target --csi.stagingdir $$dir/staging --csi.testvolumeaccesstype $$type || result=1; \
+	  done; \
 	  kill $$driver; rm -rf --one-file-system $$dir; exit $$result
 
 test: deps-test build kubectl s3 units hosts ## all tests: units, nodes in one process, hosts

@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"conclave/api"
+	"conclave/api/kinds"
 )
 
 // claimedVolume finds the volume behind a pod's claim and sees that it can be
@@ -48,21 +49,33 @@ func (w *podWorker) claimedVolume(ctx context.Context, pod *corev1.Pod, claimNam
 		return nil, fmt.Errorf("persistentvolume %q not found", claim.Spec.VolumeName)
 	case v.Spec.ClaimRef == nil || v.Spec.ClaimRef.UID != claim.UID:
 		return nil, fmt.Errorf("PVC %s/%s and PV %s do not name each other", pod.Namespace, claimName, v.Name)
-	case v.Spec.VolumeMode != nil && *v.Spec.VolumeMode == corev1.PersistentVolumeBlock:
-		return nil, errors.New("block volumes are not supported by Conclave")
 	case !api.Fits(v, w.a.node.labelled()):
 		return nil, fmt.Errorf("volume node affinity check failed: no matching NodeSelectorTerms: volume %s cannot be mounted on node %s", v.Name, w.a.cfg.NodeName)
 	}
 	return v, nil
 }
 
-// setUpClaim makes the volume behind a claim ready to be mounted: a link below
-// the pod's own volumes says where it is.
+// setUpClaim makes the volume behind a claim ready to be mounted, or to be a
+// container's device: a link below the pod's own volumes says where it is.
 func (w *podWorker) setUpClaim(ctx context.Context, pod *corev1.Pod, volume *corev1.Volume, own bool) error {
 	name, _ := api.ClaimName(pod, volume)
 	v, err := w.claimedVolume(ctx, pod, name, volume.Ephemeral != nil)
+	if err == nil {
+		err = checkMode(pod, volume.Name, v.Spec.VolumeMode)
+	}
 	if err != nil {
 		return err
+	}
+	link := filepath.Join(w.dirs.volumes, volume.Name)
+	if kinds.IsBlock(v.Spec.VolumeMode) {
+		path, err := w.mapDevice(ctx, pod, volume, v)
+		if err == nil {
+			err = pointTo(link, path)
+		}
+		if err != nil {
+			return mapFailure{err}
+		}
+		return nil
 	}
 	var path string
 	switch {
@@ -99,7 +112,7 @@ func (w *podWorker) setUpClaim(ctx context.Context, pod *corev1.Pod, volume *cor
 	default:
 		return errors.New("volumes of this type are not supported by Conclave")
 	}
-	return pointTo(filepath.Join(w.dirs.volumes, volume.Name), path)
+	return pointTo(link, path)
 }
 
 // pointTo makes a link say where a volume is.

@@ -32,6 +32,10 @@ func containerConfig(pod *corev1.Pod, c *corev1.Container, attempt int, image Im
 	if err != nil {
 		return cfg, skipped, err
 	}
+	devices, rules, err := volumeDevices(pod, c, d)
+	if err != nil {
+		return cfg, skipped, err
+	}
 	etc, err := etcMounts(c, d, attempt)
 	if err != nil {
 		return cfg, skipped, err
@@ -42,12 +46,13 @@ func containerConfig(pod *corev1.Pod, c *corev1.Container, attempt int, image Im
 		Command: expandAll(c.Command, values), Args: expandAll(c.Args, values),
 		Env: list, WorkingDir: c.WorkingDir,
 		Mounts:    append(mounts, etc...),
+		Devices:   devices,
 		Resources: containerResources(pod, c), OOMScoreAdj: &score,
 		UID: uid, GID: gid, Groups: groups(pod),
 		TTY: c.TTY, Stdin: c.Stdin, StdinOnce: c.StdinOnce,
 		LogPath: d.log(c.Name, attempt), LogMaxSize: logMaxSize, LogMaxFiles: logMaxFiles,
 	}
-	cfg.Resources.Unified = wholeOOM
+	cfg.Resources.Unified, cfg.Resources.Devices = wholeOOM, rules
 	if !pod.Spec.HostNetwork {
 		hostname, _ := podHostname(pod, domain)
 		cfg.Env = append([]string{"HOSTNAME=" + hostname}, cfg.Env...)

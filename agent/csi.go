@@ -424,6 +424,7 @@ type mounted struct {
 	Handle    string `json:"volumeHandle"`
 	Name      string `json:"specVolID"`
 	Ephemeral bool   `json:"ephemeral,omitempty"`
+	Block     bool   `json:"block,omitempty"` // it is a device
 	// Boot is of the host's run in which the driver said that it is mounted,
 	// and Mount that there is a mount since.
 	Boot  string `json:"boot,omitempty"`
@@ -482,11 +483,63 @@ func (m *mounted) done(dir, target string) error {
 	return m.write(dir)
 }
 
+// Where things are below kubelet's folder. A driver may mount no more of it than
+// what drivers know of kubelet's own: the pods' folders and plugins, or of the
+// latter what is in csiFolder; so what a driver is told is where kubelet has it.
+// A volume that is a device has folders of its own: its mode is part of what a
+// driver was asked for.
+
+// csiFolder is, below plugins, what is staged; devicesFolder, within it, is of
+// devices, staged and published.
+const (
+	csiFolder     = "kubernetes.io/csi"
+	devicesFolder = csiFolder + "/volumeDevices"
+)
+
+// record is the folder of a pod's volume, with the record in it.
+func (p *plugins) record(uid, name string, block bool) string {
+	return filepath.Join(p.dir, "pods", uid, podFolder(block), "kubernetes.io~csi", name)
+}
+
+func podFolder(block bool) string {
+	if block {
+		return "volumeDevices"
+	}
+	return "volumes"
+}
+
+// published is what a driver is to mount for a pod, or for a device to make.
+func (p *plugins) published(m *mounted, dir string) string {
+	if !m.Block {
+		return filepath.Join(dir, "mount")
+	}
+	uid := filepath.Base(filepath.Dir(filepath.Dir(filepath.Dir(dir))))
+	return filepath.Join(p.dir, "plugins", devicesFolder, "publish", m.id(), uid)
+}
+
+// staged is where a volume is mounted once for all pods of the node, and the
+// folder with the record of it.
+func (p *plugins) staged(m *mounted) (dir, target string) {
+	if m.Block {
+		root := filepath.Join(p.dir, "plugins", devicesFolder)
+		return filepath.Join(root, m.id()), filepath.Join(root, "staging", m.id())
+	}
+	dir = filepath.Join(p.dir, "plugins", csiFolder, m.Driver, api.VolumeDigest(m.Handle))
+	return dir, filepath.Join(dir, "globalmount")
+}
+
+// id is a volume's among those of all drivers.
+func (m *mounted) id() string { return api.VolumeDigest(m.Driver + "^" + m.Handle) }
+
 // records are all that is mounted for pods, or for one pod.
-func (p *plugins) records(uid string) (dirs []string) {
-	dirs, err := filepath.Glob(filepath.Join(p.dir, "pods", cmp.Or(uid, "*"), "volumes", "kubernetes.io~csi", "*"))
+func (p *plugins) records(uid string) []string {
+	return p.glob("pods", cmp.Or(uid, "*"), "volume*", "kubernetes.io~csi", "*")
+}
+
+func (p *plugins) glob(parts ...string) []string {
+	dirs, err := filepath.Glob(filepath.Join(append([]string{p.dir}, parts...)...))
 	if err != nil {
-		return nil // the pattern is ours
+		return nil // the patterns are ours
 	}
 	return dirs
 }
@@ -519,23 +572,15 @@ func (p *plugins) inUse() []corev1.UniqueVolumeName {
 	return slices.Sorted(maps.Keys(p.using))
 }
 
-func (p *plugins) stage(driver, handle string) string {
-	return filepath.Join(p.dir, "plugins", "kubernetes.io", "csi", driver, api.VolumeDigest(handle))
-}
-
 // sweep takes back what is staged and mounted by no pod: somebody did not live
 // to do it.
 func (p *plugins) sweep(ctx context.Context, d *driver) {
-	dirs, err := filepath.Glob(filepath.Join(p.dir, "plugins", "kubernetes.io", "csi", d.name, "*"))
-	if err != nil {
-		return
-	}
-	for _, dir := range dirs {
+	for _, dir := range slices.Concat(p.glob("plugins", csiFolder, d.name, "*"), p.glob("plugins", devicesFolder, "*")) {
 		m, err := readMounted(dir)
-		if err != nil {
+		if err != nil || m.Driver != d.name {
 			continue
 		}
-		if err := p.unstage(ctx, d, m.Handle); err != nil {
+		if err := p.unstage(ctx, d, m); err != nil {
 			p.a.log.Warn("a volume that nobody mounts cannot be unstaged", "driver", d.name, "volume", m.Handle, "err", err)
 		}
 	}
@@ -543,21 +588,20 @@ func (p *plugins) sweep(ctx context.Context, d *driver) {
 
 // unstage undoes what is mounted once for all pods of the node, unless one has
 // it still.
-func (p *plugins) unstage(ctx context.Context, d *driver, handle string) error {
-	defer p.lock(d.name, handle)()
+func (p *plugins) unstage(ctx context.Context, d *driver, m *mounted) error {
+	defer p.lock(d.name, m.Handle)()
 	for _, other := range p.records("") {
-		if m, err := readMounted(other); err == nil && m.Driver == d.name && m.Handle == handle {
+		if o, err := readMounted(other); err == nil && o.id() == m.id() && o.Block == m.Block {
 			return nil
 		}
 	}
-	dir := p.stage(d.name, handle)
+	dir, target := p.staged(m)
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	target := filepath.Join(dir, "globalmount")
 	ctx, cancel := context.WithTimeout(ctx, csiWait)
 	defer cancel()
-	if err := csi.NodeUnstage(ctx, d.call, handle, p.told(target)); err != nil {
+	if err := csi.NodeUnstage(ctx, d.call, m.Handle, p.told(target)); err != nil {
 		return err
 	}
 	return removeMount(dir, target)
@@ -599,7 +643,11 @@ func (p *plugins) tearDown(ctx context.Context, uid string) error {
 		p.findUsed()
 	}
 	root := filepath.Join(p.dir, "pods", uid)
-	for _, path := range []string{filepath.Join(root, "volumes", "kubernetes.io~csi"), filepath.Join(root, "volumes"), root} {
+	var left []string
+	for _, block := range []bool{false, true} {
+		left = append(left, filepath.Join(root, podFolder(block), "kubernetes.io~csi"), filepath.Join(root, podFolder(block)))
+	}
+	for _, path := range append(left, root) {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -612,7 +660,7 @@ func (p *plugins) unpublish(ctx context.Context, m *mounted, dir string) error {
 	if err != nil {
 		return err
 	}
-	target := filepath.Join(dir, "mount")
+	target := p.published(m, dir)
 	err = func() error {
 		defer p.lock(m.Driver, m.Handle)()
 		ctx, cancel := context.WithTimeout(ctx, csiWait)
@@ -620,10 +668,16 @@ func (p *plugins) unpublish(ctx context.Context, m *mounted, dir string) error {
 		if err := csi.NodeUnpublish(ctx, d.call, m.Handle, p.told(target)); err != nil {
 			return err
 		}
-		return removeMount(dir, target)
+		if err := removeMount(dir, target); err != nil || !m.Block {
+			return err
+		}
+		if err := os.Remove(filepath.Dir(target)); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+			return err // what other pods have of it is there too
+		}
+		return nil
 	}()
 	if err != nil || m.Ephemeral {
 		return err
 	}
-	return p.unstage(ctx, d, m.Handle)
+	return p.unstage(ctx, d, m)
 }

@@ -21,6 +21,7 @@ import (
 
 	"conclave/api"
 	"conclave/api/csi"
+	"conclave/api/kinds"
 )
 
 const (
@@ -42,6 +43,7 @@ type csiMount struct {
 	handle     string
 	name       string // of the volume: the persistent one's, or the pod's own
 	ephemeral  bool
+	block      bool
 	readOnly   bool
 	attributes map[string]string
 	modes      []corev1.PersistentVolumeAccessMode
@@ -52,14 +54,16 @@ type csiMount struct {
 	growWith   *corev1.SecretReference
 }
 
-// setUpCSI has a volume mounted by its driver and returns where. v is the
-// persistent volume, nil if it is the pod's own.
+// setUpCSI has a volume mounted by its driver, or made a device, and returns
+// where. v is the persistent volume, nil if it is the pod's own; own says that
+// its files may be given to the pod's group.
 func (w *podWorker) setUpCSI(ctx context.Context, pod *corev1.Pod, volume *corev1.Volume, v *corev1.PersistentVolume, own bool) (path string, err error) {
 	m := &csiMount{w: w, pod: pod}
 	name := ""
 	if v != nil {
 		s := v.Spec.CSI
 		name, m.handle, m.name, m.attributes, m.modes, m.fsType, m.options = s.Driver, s.VolumeHandle, v.Name, s.VolumeAttributes, v.Spec.AccessModes, s.FSType, v.Spec.MountOptions
+		m.block = kinds.IsBlock(v.Spec.VolumeMode)
 		m.readOnly = s.ReadOnly || volume.PersistentVolumeClaim != nil && volume.PersistentVolumeClaim.ReadOnly
 		m.stageWith, m.mountWith, m.growWith = s.NodeStageSecretRef, s.NodePublishSecretRef, s.NodeExpandSecretRef
 	} else {
@@ -91,15 +95,19 @@ func (w *podWorker) setUpCSI(ctx context.Context, pod *corev1.Pod, volume *corev
 		}
 	}
 	defer w.a.plugins.lock(name, m.handle)()
-	dir := filepath.Join(w.a.plugins.dir, "pods", string(pod.UID), "volumes", "kubernetes.io~csi", m.name)
-	path = filepath.Join(dir, "mount")
+	dir := w.a.plugins.record(string(pod.UID), m.name, m.block)
+	path = w.a.plugins.published(m.record(), dir)
 	rec, err := readMounted(dir)
 	again := err == nil && rec.holds(path)
+	if again && m.block {
+		_, missing := deviceAt(path)
+		again = missing == nil
+	}
 	if again && !w.republish() {
 		return path, m.grow(ctx, volume, v, path)
 	}
 	if rec == nil {
-		rec = &mounted{Driver: name, Handle: m.handle, Name: m.name, Ephemeral: m.ephemeral}
+		rec = m.record()
 		if err := rec.write(dir); err != nil {
 			return "", err
 		}
@@ -109,6 +117,11 @@ func (w *podWorker) setUpCSI(ctx context.Context, pod *corev1.Pod, volume *corev
 	defer cancel()
 	if err := m.mount(ctx, path, again); err != nil {
 		return "", fmt.Errorf("kubernetes.io/csi: %w", err)
+	}
+	if m.block {
+		if _, err := deviceAt(path); err != nil {
+			return "", fmt.Errorf("kubernetes.io/csi: driver %s has published no block device: %w", name, err)
+		}
 	}
 	if err := rec.done(dir, path); err != nil {
 		return "", err
@@ -124,6 +137,11 @@ func (w *podWorker) setUpCSI(ctx context.Context, pod *corev1.Pod, volume *corev
 		}
 	}
 	return path, m.grow(ctx, volume, v, path)
+}
+
+// record is what is written before the driver is called.
+func (m *csiMount) record() *mounted {
+	return &mounted{Driver: m.driver.name, Handle: m.handle, Name: m.name, Ephemeral: m.ephemeral, Block: m.block}
 }
 
 // modesOfDriver are the ways in which a driver's volumes come and go.
@@ -150,7 +168,7 @@ func (m *csiMount) ours() bool {
 }
 
 func (m *csiMount) capability() csi.Capability {
-	c := csi.Capability{FSType: m.fsType, MountFlags: m.options, Mode: csi.ModeOf(m.modes, m.driver.can[csi.NodeSingleMulti])}
+	c := csi.Capability{Block: m.block, FSType: m.fsType, MountFlags: m.options, Mode: csi.ModeOf(m.modes, m.driver.can[csi.NodeSingleMulti])}
 	if gid := fsGroup(m.pod); gid != nil && m.driver.can[csi.VolumeMountGroup] && m.ours() {
 		c.MountGroup = strconv.FormatInt(*gid, 10)
 	}
@@ -167,11 +185,10 @@ func (m *csiMount) mount(ctx context.Context, path string, again bool) error {
 	}
 	request := csi.Mount{VolumeID: m.handle, PublishContext: attached, VolumeContext: m.attributes, Capability: m.capability()}
 	if !m.ephemeral && m.driver.can[csi.StageUnstage] {
-		dir := p.stage(m.driver.name, m.handle)
-		target := filepath.Join(dir, "globalmount")
+		dir, target := p.staged(m.record())
 		request.Staging = p.told(target)
 		if rec, err := readMounted(dir); err != nil || !rec.holds(target) {
-			rec := &mounted{Driver: m.driver.name, Handle: m.handle, Name: m.name}
+			rec := m.record()
 			if err := rec.write(dir); err != nil {
 				return err
 			}
@@ -182,11 +199,19 @@ func (m *csiMount) mount(ctx context.Context, path string, again bool) error {
 				return err
 			}
 			if err := csi.NodeStage(ctx, m.driver.call, request); err != nil {
+				if m.block {
+					return fmt.Errorf("blockMapper.stageVolumeForBlock failed: %w", err)
+				}
 				return fmt.Errorf("MountDevice failed for volume %q: %w", m.name, err)
 			}
 			if err := rec.done(dir, target); err != nil {
 				return err
 			}
+		}
+	}
+	if m.block { // the driver makes the file, but not its folder
+		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+			return err
 		}
 	}
 	request.Target, request.ReadOnly = p.told(path), m.readOnly
@@ -308,7 +333,8 @@ func (m *csiMount) grow(ctx context.Context, volume *corev1.Volume, v *corev1.Pe
 	}
 	staging := ""
 	if m.driver.can[csi.StageUnstage] {
-		staging = m.w.a.plugins.told(filepath.Join(m.w.a.plugins.stage(m.driver.name, m.handle), "globalmount"))
+		_, target := m.w.a.plugins.staged(m.record())
+		staging = m.w.a.plugins.told(target)
 	}
 	if m.driver.can[csi.NodeExpand] {
 		secrets, err := m.secret(ctx, m.growWith)

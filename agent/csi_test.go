@@ -1,11 +1,13 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -111,6 +113,61 @@ func TestTearDownWithoutDriver(t *testing.T) {
 	}
 	if len(p.records("u")) != 1 {
 		t.Error("the record is gone")
+	}
+}
+
+// What a driver made a device for a pod is taken back, from where kubelet has
+// such things, and unstaged when no pod has it any more.
+func TestTearDownDevice(t *testing.T) {
+	a := &Agent{cfg: Config{Dir: t.TempDir()}, log: slog.New(slog.DiscardHandler)}
+	a.node = &nodeKeeper{a: a, wake: make(chan struct{}, 1)}
+	p := newPlugins(a)
+	a.plugins = p
+	var calls []string
+	d := &driver{name: "d", call: func(_ context.Context, method string, _ []byte) ([]byte, error) {
+		calls = append(calls, filepath.Base(method))
+		return nil, nil
+	}}
+	p.drivers["d"] = d
+	m := &mounted{Driver: "d", Handle: "h", Name: "pvc-1", Block: true}
+	folder, staging := p.staged(m)
+	if err := errors.Join(m.write(folder), os.MkdirAll(staging, 0o750)); err != nil {
+		t.Fatal(err)
+	}
+	paths := map[string]string{}
+	for _, uid := range []string{"one", "two"} {
+		dir := p.record(uid, m.Name, true)
+		paths[uid] = p.published(m, dir)
+		if err := errors.Join(m.write(dir), os.MkdirAll(filepath.Dir(paths[uid]), 0o750), os.WriteFile(paths[uid], nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		if want := filepath.Join(p.dir, "plugins/kubernetes.io/csi/volumeDevices/publish", m.id(), uid); paths[uid] != want {
+			t.Errorf("published at %s, want %s", paths[uid], want)
+		}
+	}
+	p.sweep(t.Context(), d) // which finds it in use
+	for _, step := range []struct {
+		uid  string
+		want string
+	}{{"one", "NodeUnpublishVolume"}, {"two", "NodeUnpublishVolume NodeUnstageVolume"}} {
+		calls = nil
+		if err := p.tearDown(t.Context(), step.uid); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(calls, " "); got != step.want {
+			t.Errorf("pod %s: called %s, want %s", step.uid, got, step.want)
+		}
+		if _, err := os.Lstat(paths[step.uid]); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", paths[step.uid], err)
+		}
+	}
+	if len(p.inUse()) > 0 {
+		t.Errorf("in use are %v", p.inUse())
+	}
+	for _, dir := range []string{folder, staging, filepath.Dir(paths["one"]), filepath.Join(p.dir, "pods", "one")} {
+		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", dir, err)
+		}
 	}
 }
 

@@ -38,6 +38,7 @@ type pressureKeeper struct {
 
 	// Of the loop.
 	since   map[Signal]time.Time                   // a soft threshold is met
+	unended map[thresholdKey]bool                  // it was met, and there is not enough yet
 	lastMet map[corev1.NodeConditionType]time.Time // for the transition
 	victim  *podWorker                             // evicted last
 	until   time.Time                              // when it is not waited for any more
@@ -128,6 +129,13 @@ func (p *pressureKeeper) run(ctx context.Context) {
 	}
 }
 
+// thresholdKey tells thresholds apart: of a signal there is at most one of each
+// kind.
+type thresholdKey struct {
+	signal Signal
+	soft   bool
+}
+
 // met is a threshold that there is less than.
 type met struct {
 	Threshold
@@ -166,20 +174,23 @@ func (p *pressureKeeper) look(ctx context.Context) (next time.Duration, readings
 }
 
 // judge finds the thresholds that are met, soft ones for as long as their
-// grace, and says whether one is near.
+// grace, or were and are not made up for, and says whether one is near.
 func (p *pressureKeeper) judge(readings map[Signal]Reading, now time.Time) (found []met, near bool) {
 	hard, soft := p.a.cfg.EvictionHard, p.a.cfg.EvictionSoft
 	for _, t := range hard.of(signalMemory) {
 		t.Signal = signalPods
 		hard = append(slices.Clone(hard), t)
 	}
-	still := map[Signal]bool{}
+	still, unended := map[Signal]bool{}, map[thresholdKey]bool{}
 	for _, t := range slices.Concat(hard, soft) {
 		r, ok := readings[t.Signal]
 		if !ok || r.Capacity == 0 {
 			continue
 		}
-		least := t.amount(r.Capacity)
+		key, least := thresholdKey{t.Signal, t.Grace > 0}, t.amount(r.Capacity)
+		if p.unended[key] {
+			least = t.enough(r.Capacity)
+		}
 		near = near || r.Available < 2*least
 		if r.Available >= least {
 			continue
@@ -193,8 +204,10 @@ func (p *pressureKeeper) judge(readings map[Signal]Reading, now time.Time) (foun
 				continue
 			}
 		}
+		unended[key] = true
 		found = append(found, met{t, r})
 	}
+	p.unended = unended
 	for s := range p.since {
 		if !still[s] {
 			delete(p.since, s)
@@ -285,7 +298,7 @@ func (p *pressureKeeper) relieve(ctx context.Context, found []met) (evicted bool
 		if conditionFor(m.Signal) == corev1.NodeDiskPressure {
 			// What nobody needs goes before anybody's pod.
 			p.a.reclaimDisk(ctx)
-			if r, ok := p.read()[m.Signal]; ok && r.Available >= m.amount(r.Capacity) {
+			if r, ok := p.read()[m.Signal]; ok && r.Available >= m.enough(r.Capacity) {
 				continue
 			}
 		}

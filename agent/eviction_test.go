@@ -144,6 +144,53 @@ func TestEvictionOneByOne(t *testing.T) {
 	})
 }
 
+// TestMinimumReclaim: once there was too little, there is to be more than the
+// threshold before it is enough.
+func TestMinimumReclaim(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g gauges
+		g.set("memory.available", 150<<20, 1<<30)
+		w := newWorld(t, func(w *world) {
+			w.config.Readings, w.runtime.Measured = g.read, map[string]agent.Stats{}
+			w.config.EvictionHard = must(must(agent.ParseThresholds("memory.available<100Mi"))(t).WithReclaim(map[string]string{"memory.available": "100Mi"}))(t)
+		})
+		for i, name := range []string{"first", "second", "third"} {
+			w.runtime.Measured[string(w.create(pod(name)).UID)] = agent.Stats{MemoryWorkingSet: uint64(90-i) << 20}
+		}
+		running := func() (names []string) {
+			for _, name := range []string{"first", "second", "third"} {
+				if w.get(name).Status.Phase == corev1.PodRunning {
+					names = append(names, name)
+				}
+			}
+			return names
+		}
+		after(2 * time.Minute)
+		if got := running(); len(got) != 3 { // never below the threshold, so it is enough
+			t.Fatalf("there run %v", got)
+		}
+		for _, step := range []struct {
+			mib  int64
+			want int // how many run when there are that many
+		}{{50, 2}, {150, 1}} {
+			g.set("memory.available", step.mib<<20, 1<<30)
+			for len(running()) > step.want {
+				time.Sleep(100 * time.Millisecond)
+			}
+		}
+		g.set("memory.available", 200<<20, 1<<30)
+		after(2 * time.Minute)
+		g.set("memory.available", 150<<20, 1<<30)
+		after(4 * time.Minute)
+		if got := running(); !slices.Equal(got, []string{"third"}) {
+			t.Errorf("there run %v", got)
+		}
+		if got := w.events("Evicted"); len(got) != 2 || !strings.Contains(got[1], "Threshold quantity: 100Mi, available: 150Mi.") {
+			t.Errorf("%q", got)
+		}
+	})
+}
+
 func TestSoftEviction(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g gauges
@@ -243,6 +290,20 @@ func TestThresholds(t *testing.T) {
 		_, err := agent.ParseThresholds(text)
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", text, err)
+		}
+	}
+	for name, test := range map[string]struct{ amount, want string }{
+		"memory.available":   {"1Gi", ""},
+		"imagefs.available":  {"5%", ""},
+		"nodefs.inodesFree":  {"0", ""},
+		"memory.free":        {"1", "write SIGNAL=AMOUNT"},
+		"nodefs.available":   {"-1", "neither an amount nor a share"},
+		"imagefs.inodesFree": {"-5%", "a share is at least"},
+		"pid.available":      {"", "neither an amount nor a share"},
+	} {
+		_, err := agent.Thresholds{}.WithReclaim(map[string]string{name: test.amount})
+		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s=%s: %v", name, test.amount, err)
 		}
 	}
 }

@@ -415,7 +415,8 @@ func (w *podWorker) setUp() {
 	w.a.objects.hold(w.uid, keys)
 	ips, fresh := w.podIPs(), !w.hasRun()
 	w.start("volumes", idle, 0, func(ctx context.Context) func() {
-		err := w.setUpVolumes(ctx, pod, ips, fresh)
+		errs := w.setUpVolumes(ctx, pod, ips, fresh)
+		err := errors.Join(errs...)
 		w.a.fault("volumes.set-up")
 		return func() {
 			w.a.folders.changed()
@@ -424,7 +425,7 @@ func (w *podWorker) setUp() {
 				return
 			}
 			if !errors.Is(err, context.Canceled) && (w.volumes.fails >= quietFails || !errors.Is(err, errNotYet)) {
-				w.event(nil, corev1.EventTypeWarning, "FailedMount", err.Error())
+				w.sayVolumes(errs)
 			}
 			done := w.volumes.done
 			w.volumes.failed(w.a.cfg.Now())
@@ -436,6 +437,24 @@ func (w *podWorker) setUp() {
 			}
 		}
 	})
+}
+
+// sayVolumes tells why volumes cannot be mounted, and why others cannot be mapped.
+func (w *podWorker) sayVolumes(errs []error) {
+	var unmounted, unmapped []error
+	for _, err := range errs {
+		if errors.As(err, &mapFailure{}) {
+			unmapped = append(unmapped, err)
+		} else {
+			unmounted = append(unmounted, err)
+		}
+	}
+	if len(unmounted) > 0 {
+		w.event(nil, corev1.EventTypeWarning, "FailedMount", errors.Join(unmounted...).Error())
+	}
+	if len(unmapped) > 0 {
+		w.event(nil, corev1.EventTypeWarning, "FailedMapVolume", errors.Join(unmapped...).Error())
+	}
 }
 
 // republication is when a driver wants to be asked anew.
@@ -456,19 +475,19 @@ func (w *podWorker) hasRun() bool {
 	return false
 }
 
-// setUpVolumes does so; fresh says that nothing of the pod has run yet.
-func (w *podWorker) setUpVolumes(ctx context.Context, pod *corev1.Pod, podIPs []string, fresh bool) error {
+// setUpVolumes does so and returns what went wrong with each; fresh says that
+// nothing of the pod has run yet.
+func (w *podWorker) setUpVolumes(ctx context.Context, pod *corev1.Pod, podIPs []string, fresh bool) (errs []error) {
 	if err := os.MkdirAll(w.dirs.disk, 0o750); err != nil {
-		return err
+		return []error{err}
 	}
 	src := volumeSources{sources: w.sources(ctx, pod, podIPs), fsGroup: fsGroup(pod), user: commonUser(pod)}
 	src.token = func(p *corev1.ServiceAccountTokenProjection) ([]byte, error) { return w.tokens.get(ctx, pod, p) }
 	if w.a.plugins.wanted(pod) {
 		if err := w.a.plugins.prepare(); err != nil {
-			return err
+			return []error{err}
 		}
 	}
-	var errs []error
 	for i := range pod.Spec.Volumes {
 		v := &pod.Spec.Volumes[i]
 		var err error
@@ -488,10 +507,14 @@ func (w *podWorker) setUpVolumes(ctx context.Context, pod *corev1.Pod, podIPs []
 			err = setUpVolume(pod, v, w.dirs, src)
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("MountVolume.SetUp failed for volume %q : %w", v.Name, err))
+			step := "MountVolume.SetUp"
+			if errors.As(err, &mapFailure{}) {
+				step = "MapVolume.SetUpDevice"
+			}
+			errs = append(errs, fmt.Errorf("%s failed for volume %q : %w", step, v.Name, err))
 		}
 	}
-	return errors.Join(errs...)
+	return errs
 }
 
 // makeSandbox gives the pod its network and its process.

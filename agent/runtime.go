@@ -150,6 +150,7 @@ type ContainerConfig struct {
 	Env                               []string
 	WorkingDir                        string
 	Mounts                            []specs.Mount
+	Devices                           []specs.LinuxDevice // Resources has the rules for them
 	Resources                         *specs.LinuxResources
 	OOMScoreAdj                       *int
 	UID, GID                          *int64

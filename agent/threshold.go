@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -31,15 +32,22 @@ type Reading struct{ Available, Capacity int64 }
 
 var signals = []Signal{signalMemory, signalNodefs, signalNodeInodes, signalImagefs, signalImageInodes, signalPIDs}
 
-// Threshold is the least that there is to be of a Signal: an amount, or a share
-// of all that there is.
+// Threshold is the least that there is to be of a Signal.
 type Threshold struct {
-	Signal   Signal
-	Quantity resource.Quantity
-	Percent  float64 // 0: Quantity
+	Signal Signal
+	Least  Amount
 	// Grace is how long there may be less, and how long the evicted pod has at
 	// most: 0 for a hard threshold.
 	Grace time.Duration
+	// Reclaim is how much more than the least there is to be, once there was
+	// less, before it is enough.
+	Reclaim Amount
+}
+
+// Amount is one of a Signal's resource, or a share of all that there is of it.
+type Amount struct {
+	Quantity resource.Quantity
+	Percent  float64 // 0: Quantity
 }
 
 // Thresholds are when pods are evicted.
@@ -64,22 +72,46 @@ func ParseThresholds(text string) (Thresholds, error) {
 		if len(out.of(t.Signal)) > 0 {
 			return nil, fmt.Errorf("%s is named twice", t.Signal)
 		}
-		amount = strings.TrimSpace(amount)
-		if share, percent := strings.CutSuffix(amount, "%"); percent {
-			f, err := strconv.ParseFloat(share, 64)
-			if err != nil || !(f >= 0 && f < 100) {
-				return nil, fmt.Errorf("%q: a share is at least 0%% and less than 100%%", item)
-			}
-			t.Percent = f
-		} else {
-			q, err := resource.ParseQuantity(amount)
-			if err != nil || q.Sign() < 0 {
-				return nil, fmt.Errorf("%q: %q is neither an amount nor a share", item, amount)
-			}
-			t.Quantity = q
+		var err error
+		if t.Least, err = parseAmount(strings.TrimSpace(amount)); err != nil {
+			return nil, fmt.Errorf("%q: %w", item, err)
 		}
-		if t.Percent > 0 || !t.Quantity.IsZero() { // 0 switches a threshold off
+		if !t.Least.zero() { // 0 switches a threshold off
 			out = append(out, t)
+		}
+	}
+	return out, nil
+}
+
+func parseAmount(text string) (a Amount, err error) {
+	if share, percent := strings.CutSuffix(text, "%"); percent {
+		if a.Percent, err = strconv.ParseFloat(share, 64); err != nil || !(a.Percent >= 0 && a.Percent < 100) {
+			return a, errors.New("a share is at least 0% and less than 100%")
+		}
+		return a, nil
+	}
+	if a.Quantity, err = resource.ParseQuantity(text); err != nil || a.Quantity.Sign() < 0 {
+		return a, fmt.Errorf("%q is neither an amount nor a share", text)
+	}
+	return a, nil
+}
+
+// WithReclaim are the thresholds with what is to be reclaimed of their signals,
+// by name: "500Mi" or "5%".
+func (t Thresholds) WithReclaim(amounts map[string]string) (Thresholds, error) {
+	out := slices.Clone(t)
+	for name, text := range amounts {
+		if !slices.Contains(signals, Signal(name)) {
+			return nil, fmt.Errorf("%q: write SIGNAL=AMOUNT, where SIGNAL is one of %v", name, signals)
+		}
+		amount, err := parseAmount(text)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		for i := range out {
+			if out[i].Signal == Signal(name) {
+				out[i].Reclaim = amount
+			}
 		}
 	}
 	return out, nil
@@ -105,9 +137,16 @@ func (t Thresholds) amount(all int64) int64 {
 	return most
 }
 
-func (t Threshold) amount(all int64) int64 {
-	if t.Percent > 0 {
-		return int64(float64(all) * t.Percent / 100)
+func (t Threshold) amount(all int64) int64 { return t.Least.of(all) }
+
+// enough is how much ends a threshold that was met.
+func (t Threshold) enough(all int64) int64 { return t.Least.of(all) + t.Reclaim.of(all) }
+
+func (a Amount) zero() bool { return a.Percent == 0 && a.Quantity.IsZero() }
+
+func (a Amount) of(all int64) int64 {
+	if a.Percent > 0 {
+		return int64(float64(all) * a.Percent / 100)
 	}
-	return t.Quantity.Value()
+	return a.Quantity.Value()
 }

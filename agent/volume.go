@@ -553,6 +553,12 @@ func tearDownVolumes(d podDirs) error {
 	}
 	for _, v := range volumes {
 		dir := filepath.Join(d.volumes, v.Name())
+		if v.Type()&fs.ModeSymlink != 0 { // it leads to what is not the pod's, a mount perhaps
+			if err := os.Remove(dir); err != nil {
+				return err
+			}
+			continue
+		}
 		if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EPERM) {
 			return fmt.Errorf("unmount %s: %w", dir, err)
 		}

@@ -121,23 +121,38 @@ func Allows(c *storagev1.StorageClass, node *corev1.Node) bool {
 	})
 }
 
-// Suits says whether a volume has what a claim asks for: class, size, access
-// modes, mode and labels. That it may be taken already is another matter.
+// Suits says whether a volume has what a claim asks for. That it may be taken
+// already is another matter.
 func Suits(v *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim) bool {
+	return Mismatch(v, c) == ""
+}
+
+// Mismatch says what a volume has not of what a claim asks for: size, class,
+// mode, access modes or labels. It is empty if there is nothing.
+func Mismatch(v *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim) string {
 	has, asks := v.Spec.Capacity[corev1.ResourceStorage], c.Spec.Resources.Requests[corev1.ResourceStorage]
-	if has.Cmp(asks) < 0 || VolumeClass(v) != kinds.ClaimClass(c) || !sameMode(v.Spec.VolumeMode, c.Spec.VolumeMode) {
-		return false
+	switch {
+	case has.Cmp(asks) < 0:
+		return "requested PV is too small"
+	case VolumeClass(v) != kinds.ClaimClass(c):
+		return "storageClassName does not match"
+	case !SameMode(v, c):
+		return "incompatible volumeMode"
+	case slices.ContainsFunc(c.Spec.AccessModes, func(m corev1.PersistentVolumeAccessMode) bool { return !slices.Contains(v.Spec.AccessModes, m) }):
+		return "incompatible accessMode"
+	case c.Spec.Selector == nil:
+		return ""
 	}
-	for _, mode := range c.Spec.AccessModes {
-		if !slices.Contains(v.Spec.AccessModes, mode) {
-			return false
-		}
+	if s, err := metav1.LabelSelectorAsSelector(c.Spec.Selector); err != nil || !s.Matches(labels.Set(v.Labels)) {
+		return "its labels do not match the claim's selector"
 	}
-	if c.Spec.Selector == nil {
-		return true
-	}
-	s, err := metav1.LabelSelectorAsSelector(c.Spec.Selector)
-	return err == nil && s.Matches(labels.Set(v.Labels))
+	return ""
+}
+
+// SameMode says whether a volume is a device where a claim asks for one, and a
+// file system where it asks for that.
+func SameMode(v *corev1.PersistentVolume, c *corev1.PersistentVolumeClaim) bool {
+	return kinds.IsBlock(v.Spec.VolumeMode) == kinds.IsBlock(c.Spec.VolumeMode)
 }
 
 // VolumeClass is the class that a volume is of, "" for none.
@@ -146,16 +161,6 @@ func VolumeClass(v *corev1.PersistentVolume) string {
 		return class
 	}
 	return v.Spec.StorageClassName
-}
-
-func sameMode(a, b *corev1.PersistentVolumeMode) bool {
-	mode := func(m *corev1.PersistentVolumeMode) corev1.PersistentVolumeMode {
-		if m == nil {
-			return corev1.PersistentVolumeFilesystem
-		}
-		return *m
-	}
-	return mode(a) == mode(b)
 }
 
 // DefaultClass is the class of claims that name none: the newest of those that

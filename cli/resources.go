@@ -35,6 +35,7 @@ func resourceFlags() []cli.Flag {
 		text("kube-reserved", "memory=100Mi", "kept back for Conclave itself, in the same form"),
 		text("eviction-hard", agent.DefaultThresholds, "when pods are evicted at once"),
 		text("eviction-soft", "", "when pods are evicted after a while, in the same form"),
+		text("eviction-minimum-reclaim", "", "how much more than a threshold there is to be before it is enough, once it was met: `SIGNAL=AMOUNT,…`"),
 		text("eviction-soft-grace-period", "", "after which while: `SIGNAL=DURATION,…`"),
 		&cli.DurationFlag{Name: "eviction-pressure-transition-period", Value: 5 * time.Minute, Usage: "how long the node says that it is under pressure after the pressure has ended", EnvVars: env("eviction-pressure-transition-period")},
 	}
@@ -65,6 +66,11 @@ func readResources(s *settings) (r NodeResources, err error) {
 	}
 	if r.EvictionSoft, err = agent.ParseThresholds(s.text("eviction-soft")); err != nil {
 		return r, fmt.Errorf("--eviction-soft: %w", err)
+	}
+	for _, list := range []*agent.Thresholds{&r.EvictionHard, &r.EvictionSoft} {
+		if *list, err = list.WithReclaim(pairs(s.text("eviction-minimum-reclaim"), "=")); err != nil {
+			return r, fmt.Errorf("--eviction-minimum-reclaim: %w", err)
+		}
 	}
 	grace := map[string]time.Duration{}
 	for signal, text := range pairs(s.text("eviction-soft-grace-period"), "=") {

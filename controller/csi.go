@@ -263,7 +263,7 @@ func (c csiController) make(ctx context.Context, claim *corev1.PersistentVolumeC
 		ask.Limit = limit.Value()
 	}
 	ask.Capability = csi.Capability{
-		Block: claim.Spec.VolumeMode != nil && *claim.Spec.VolumeMode == corev1.PersistentVolumeBlock,
+		Block: kinds.IsBlock(claim.Spec.VolumeMode),
 		Mode:  csi.ModeOf(claim.Spec.AccessModes, controls[csi.SingleNodeMulti]), MountFlags: class.MountOptions,
 	}
 	if !ask.Capability.Block {
@@ -334,6 +334,9 @@ func (c csiController) source(claim *corev1.PersistentVolumeClaim, ask *csi.Crea
 	v, ok := get[*corev1.PersistentVolume](c.cache, volumes, "", from.Spec.VolumeName)
 	if !ok || v.Spec.CSI == nil || v.Spec.CSI.Driver != claim.Annotations[api.AnnotationProvisioner] {
 		return fmt.Errorf("the claim %s, which is to be cloned, is of another driver", s.Name)
+	}
+	if !api.SameMode(v, claim) {
+		return fmt.Errorf("the source PVC %s and the new one must have the same volume mode for cloning", s.Name)
 	}
 	ask.CloneOf = v.Spec.CSI.VolumeHandle
 	return nil
@@ -454,7 +457,7 @@ func (c csiController) grow(ctx context.Context, claim *corev1.PersistentVolumeC
 		}
 		c.tell(claim, corev1.EventTypeNormal, "Resizing", "the driver %s is resizing volume %s", v.Spec.CSI.Driver, v.Name)
 		size, onNode, err = csi.ControllerExpand(ctx, call, v.Spec.CSI.VolumeHandle, asks.Value(), csi.Capability{
-			Block: v.Spec.VolumeMode != nil && *v.Spec.VolumeMode == corev1.PersistentVolumeBlock, FSType: v.Spec.CSI.FSType, MountFlags: v.Spec.MountOptions,
+			Block: kinds.IsBlock(v.Spec.VolumeMode), FSType: v.Spec.CSI.FSType, MountFlags: v.Spec.MountOptions,
 			Mode: csi.ModeOf(v.Spec.AccessModes, can[csi.SingleNodeMulti]),
 		}, with)
 		if err != nil {
@@ -587,7 +590,7 @@ func (c csiController) attach(ctx context.Context, a *storagev1.VolumeAttachment
 	return csi.ControllerPublish(ctx, call, csi.Publish{
 		VolumeID: v.Spec.CSI.VolumeHandle, NodeID: nodeID, ReadOnly: v.Spec.CSI.ReadOnly, Secrets: with, Context: v.Spec.CSI.VolumeAttributes,
 		Capability: csi.Capability{
-			Block: v.Spec.VolumeMode != nil && *v.Spec.VolumeMode == corev1.PersistentVolumeBlock, FSType: v.Spec.CSI.FSType, MountFlags: v.Spec.MountOptions,
+			Block: kinds.IsBlock(v.Spec.VolumeMode), FSType: v.Spec.CSI.FSType, MountFlags: v.Spec.MountOptions,
 			Mode: csi.ModeOf(v.Spec.AccessModes, can[csi.SingleNodeMulti]),
 		},
 	})

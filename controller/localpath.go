@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"conclave/api"
+	"conclave/api/kinds"
 )
 
 // A volume of class local-path is a folder below a node's data folder. It comes
@@ -57,7 +58,7 @@ func refuseLocal(claim *corev1.PersistentVolumeClaim, class *storagev1.StorageCl
 		return m != corev1.ReadWriteOnce && m != corev1.ReadWriteOncePod
 	}):
 		return "a folder on a node has no access modes but ReadWriteOnce and ReadWriteOncePod"
-	case claim.Spec.VolumeMode != nil && *claim.Spec.VolumeMode == corev1.PersistentVolumeBlock:
+	case kinds.IsBlock(claim.Spec.VolumeMode):
 		return "a folder on a node is no block device"
 	case claim.Spec.DataSource != nil || claim.Spec.DataSourceRef != nil:
 		return "a folder on a node begins empty: it can be made from no dataSource"

@@ -254,7 +254,7 @@ func (c volumeController) namedVolume(ctx context.Context, claim *corev1.Persist
 	case v.Spec.ClaimRef != nil:
 		c.tell(claim, corev1.EventTypeWarning, "FailedBinding", "volume %q already bound to a different claim.", v.Name)
 	case !api.Suits(v, claim):
-		c.tell(claim, corev1.EventTypeWarning, "VolumeMismatch", "Cannot bind to requested volume %q: it does not have the size, class, mode or access modes that the claim asks for", v.Name)
+		c.tell(claim, corev1.EventTypeWarning, "VolumeMismatch", "Cannot bind to requested volume %q: %s", v.Name, api.Mismatch(v, claim))
 	default:
 		return c.bind(ctx, v, claim)
 	}
@@ -405,6 +405,10 @@ func (c volumeController) volume(ctx context.Context, v *corev1.PersistentVolume
 		}
 		return c.setPhase(ctx, v, corev1.VolumeBound, "")
 	case claim.Spec.VolumeName == "":
+		if !api.SameMode(v, claim) { // it will never be the claim's
+			c.tell(v, corev1.EventTypeWarning, "VolumeMismatch", "Cannot bind PersistentVolume to requested PersistentVolumeClaim %q due to incompatible volumeMode.", claim.Name)
+			c.tell(claim, corev1.EventTypeWarning, "VolumeMismatch", "Cannot bind PersistentVolume %q to requested PersistentVolumeClaim %q due to incompatible volumeMode.", v.Name, claim.Name)
+		}
 		return nil // the claim's turn
 	}
 	// The claim has another volume.

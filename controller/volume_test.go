@@ -145,12 +145,19 @@ func TestClaimsByName(t *testing.T) {
 		create(w, volumes, volume("tiny", "", "1Mi"))
 		create(w, claims, volumeClaim("greedy", "", named("tiny")))
 		w.same("greedy", w.binding("greedy"), "Pending tiny")
-		w.sees("greedy", `VolumeMismatch: Cannot bind to requested volume "tiny"`)
+		w.sees("greedy", `VolumeMismatch: Cannot bind to requested volume "tiny": requested PV is too small`)
+		block := corev1.PersistentVolumeBlock
+		create(w, volumes, volume("disk", "", "6Gi", func(v *corev1.PersistentVolume) { v.Spec.VolumeMode = &block }))
+		create(w, claims, volumeClaim("folder", "", named("disk")))
+		w.same("folder", w.binding("folder"), "Pending disk")
+		w.sees("folder", `VolumeMismatch: Cannot bind to requested volume "disk": incompatible volumeMode`)
+		create(w, claims, volumeClaim("device", "", func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeMode = &block }))
+		w.same("device", w.binding("device"), "Bound disk")
 		// A volume that is kept for a claim, which comes later.
 		create(w, volumes, volume("kept", "slow", "5Gi", func(v *corev1.PersistentVolume) {
 			v.Spec.ClaimRef = &corev1.ObjectReference{Namespace: "default", Name: "kept"}
 		}))
-		w.same("all", w.phases(), "kept Available, mine Bound, other Available, tiny Available")
+		w.same("all", w.phases(), "disk Bound, kept Available, mine Bound, other Available, tiny Available")
 		create(w, claims, volumeClaim("thief", "slow"))
 		create(w, claims, volumeClaim("kept", "slow"))
 		w.same("thief", w.binding("thief"), "Pending")

@@ -159,10 +159,15 @@ func makeSpec(h host, p proto.Pod, img Image, c ContainerConfig) (*specs.Spec, e
 	if !p.HostPID { // the pod process fills in the path of a shared one
 		spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace})
 	}
+	spec.Linux.Devices = c.Devices
 	if c.Privileged {
-		if spec.Linux.Devices, err = h.devices(); err != nil {
+		all, err := h.devices()
+		if err != nil {
 			return nil, fmt.Errorf("list the host's devices: %w", err)
 		}
+		spec.Linux.Devices = append(slices.DeleteFunc(all, func(d specs.LinuxDevice) bool {
+			return slices.ContainsFunc(c.Devices, func(own specs.LinuxDevice) bool { return own.Path == d.Path })
+		}), c.Devices...)
 	} else {
 		if !c.UnmaskedProc {
 			spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = maskedPaths, readonlyPaths

@@ -50,9 +50,14 @@ func TestSpecGolden(t *testing.T) {
 			Resources:       &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(64 << 20))}, Unified: map[string]string{"memory.oom.group": "1"}},
 			OOMScoreAdj:     ptr(-997),
 			AddCapabilities: []string{"NET_ADMIN", "cap_sys_admin"}, DropCapabilities: []string{"KILL"},
-			ReadOnlyRoot: true, NoNewPrivileges: true, TTY: true,
+			ReadOnlyRoot: true, NoNewPrivileges: true, TTY: true, AppArmor: "k8s-web",
 		}},
-		"privileged": {testSpecHost(true), p, ContainerConfig{ID: "web_2", Privileged: true, DropCapabilities: []string{"ALL"}}},
+		"device": {testSpecHost(true), p, ContainerConfig{ID: "web_3", Devices: []specs.LinuxDevice{{Path: "/dev/xvda", Type: "b", Major: 7, Minor: 3}}, Resources: &specs.LinuxResources{
+			Devices: []specs.LinuxDeviceCgroup{{Allow: true, Type: "b", Major: ptr(int64(7)), Minor: ptr(int64(3)), Access: "r"}},
+		}}},
+		// Its own device, not the host's of that name.
+		"device-privileged": {testSpecHost(true), p, ContainerConfig{ID: "web_4", Privileged: true, Devices: []specs.LinuxDevice{{Path: "/dev/fuse", Type: "b", Major: 7, Minor: 3}}}},
+		"privileged":        {testSpecHost(true), p, ContainerConfig{ID: "web_2", Privileged: true, DropCapabilities: []string{"ALL"}}},
 	} {
 		spec, err := makeSpec(c.host, c.pod, img, c.config)
 		if err != nil {

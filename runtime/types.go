@@ -84,7 +84,10 @@ type ContainerConfig struct {
 	Env        []string // appended to the image's, the last of a name wins
 	WorkingDir string
 	Mounts     []specs.Mount
-	Resources  *specs.LinuxResources
+	// Devices are made in the container beside the usual ones, in whose place
+	// they may come. Resources must have the rules that let it open them.
+	Devices   []specs.LinuxDevice
+	Resources *specs.LinuxResources
 	// OOMScoreAdj is passed on as it is, nil leaves the default 0.
 	OOMScoreAdj *int
 	// UID and GID override the image's user; Groups are added.

@@ -139,7 +139,7 @@ func Builtin() []*Kind {
 			PrepareForCreate:       one(func(d *appsv1.Deployment) { d.Status, d.Generation = appsv1.DeploymentStatus{}, 1 }),
 			PrepareForUpdate:       two(prepareDeploymentUpdate),
 			PrepareForStatusUpdate: two(func(d, old *appsv1.Deployment) { d.Spec, d.Labels = old.Spec, old.Labels }),
-			Validate:               check(validateDeployment), ValidateUpdate: checkTwo(validateDeploymentUpdate), ValidateStatusUpdate: checkTwo(validateDeploymentStatus),
+			Validate:               check(judgeDeployment.create), ValidateUpdate: checkTwo(judgeDeployment.update), ValidateStatusUpdate: checkTwo(validateDeploymentStatus),
 			Warnings: warn(deploymentWarnings),
 			Columns:  deploymentColumns, Cells: cells(deploymentCells),
 		},
@@ -151,7 +151,7 @@ func Builtin() []*Kind {
 			PrepareForCreate:       one(func(rs *appsv1.ReplicaSet) { rs.Status, rs.Generation = appsv1.ReplicaSetStatus{}, 1 }),
 			PrepareForUpdate:       two(prepareReplicaSetUpdate),
 			PrepareForStatusUpdate: two(func(rs, old *appsv1.ReplicaSet) { rs.Spec = old.Spec }),
-			Validate:               check(validateReplicaSet), ValidateUpdate: checkTwo(validateReplicaSetUpdate), ValidateStatusUpdate: checkTwo(validateReplicaSetStatus),
+			Validate:               check(judgeReplicaSet.create), ValidateUpdate: checkTwo(judgeReplicaSet.update), ValidateStatusUpdate: checkTwo(validateReplicaSetStatus),
 			Warnings:   warn(replicaSetWarnings),
 			FieldNames: []string{"status.replicas"},
 			Fields: selectable(func(rs *appsv1.ReplicaSet) fields.Set {

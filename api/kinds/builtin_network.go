@@ -17,7 +17,7 @@ func storedRows() []*Kind {
 			Default:  one(func(t *corev1.PodTemplate) { defaultPodSpec(&t.Template.Spec) }),
 			Validate: check(validatePodTemplate), ValidateUpdate: checkTwo(validatePodTemplateUpdate),
 			Warnings: warn(func(t *corev1.PodTemplate) []string {
-				return podSpecWarnings(templatePath.Child("spec"), &t.Template.Spec)
+				return templateWarnings(nil, &t.Template)
 			}),
 			Columns: podTemplateColumns, Cells: cells(podTemplateCells),
 		}, func(t *corev1.PodTemplate) *corev1.PodTemplateSpec { return &t.Template }),

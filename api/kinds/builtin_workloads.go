@@ -21,8 +21,8 @@ func workloadRows() []*Kind {
 		New: empty[corev1.ReplicationController], NewList: empty[corev1.ReplicationControllerList],
 		GetScale: replicationScale, SetScale: setReplicationScale,
 		Default:  one(defaultReplicationController),
-		Validate: check(validateReplicationController), ValidateUpdate: checkTwo(validateReplicationControllerUpdate), ValidateStatusUpdate: checkTwo(validateReplicationControllerStatus),
-		Warnings:   warn(func(rc *corev1.ReplicationController) []string { return templateWarnings(rc.Spec.Template) }),
+		Validate: check(judgeReplicationController.create), ValidateUpdate: checkTwo(judgeReplicationController.update), ValidateStatusUpdate: checkTwo(validateReplicationControllerStatus),
+		Warnings:   warn(func(rc *corev1.ReplicationController) []string { return templateWarnings(specPath, rc.Spec.Template) }),
 		FieldNames: []string{"status.replicas"},
 		Fields: selectable(func(rc *corev1.ReplicationController) fields.Set {
 			return fields.Set{"status.replicas": strconv.Itoa(int(rc.Status.Replicas))}
@@ -34,8 +34,8 @@ func workloadRows() []*Kind {
 		GVK: appsv1.SchemeGroupVersion.WithKind("DaemonSet"), Plural: "daemonsets", ShortNames: []string{"ds"}, Categories: []string{"all"}, Namespaced: true,
 		New: empty[appsv1.DaemonSet], NewList: empty[appsv1.DaemonSetList],
 		Default:  one(defaultDaemonSet),
-		Validate: check(validateDaemonSet), ValidateUpdate: checkTwo(validateDaemonSetUpdate), ValidateStatusUpdate: checkTwo(validateDaemonSetStatus),
-		Warnings: warn(func(d *appsv1.DaemonSet) []string { return templateWarnings(&d.Spec.Template) }),
+		Validate: check(judgeDaemonSet.create), ValidateUpdate: checkTwo(judgeDaemonSet.update), ValidateStatusUpdate: checkTwo(validateDaemonSetStatus),
+		Warnings: warn(func(d *appsv1.DaemonSet) []string { return templateWarnings(specPath, &d.Spec.Template) }),
 		Columns:  daemonSetColumns, Cells: cells(daemonSetCells),
 	}, func(d *appsv1.DaemonSet) *appsv1.DaemonSetSpec { return &d.Spec },
 		func(d *appsv1.DaemonSet) *appsv1.DaemonSetStatus { return &d.Status })
@@ -56,7 +56,7 @@ func workloadRows() []*Kind {
 		New: empty[batchv1.Job], NewList: empty[batchv1.JobList],
 		Default:  one(defaultJob),
 		Validate: check(validateJob), ValidateUpdate: checkTwo(validateJobUpdate), ValidateStatusUpdate: checkTwo(validateJobStatus),
-		Warnings:   warn(func(j *batchv1.Job) []string { return templateWarnings(&j.Spec.Template) }),
+		Warnings:   warn(func(j *batchv1.Job) []string { return templateWarnings(specPath, &j.Spec.Template) }),
 		FieldNames: []string{"status.successful"},
 		Fields: selectable(func(j *batchv1.Job) fields.Set {
 			return fields.Set{"status.successful": strconv.Itoa(int(j.Status.Succeeded))}
@@ -81,7 +81,7 @@ func workloadRows() []*Kind {
 		specAndStatus(Kind{
 			GVK: policyv1.SchemeGroupVersion.WithKind("PodDisruptionBudget"), Plural: "poddisruptionbudgets", ShortNames: []string{"pdb"}, Namespaced: true,
 			New: empty[policyv1.PodDisruptionBudget], NewList: empty[policyv1.PodDisruptionBudgetList],
-			Validate: check(validateBudget), ValidateUpdate: checkTwo(validateBudgetUpdate), ValidateStatusUpdate: checkTwo(validateBudgetStatus),
+			Validate: check(judgeBudget.create), ValidateUpdate: checkTwo(judgeBudget.update), ValidateStatusUpdate: checkTwo(validateBudgetStatus),
 			Columns: budgetColumns, Cells: cells(budgetCells),
 		}, func(b *policyv1.PodDisruptionBudget) *policyv1.PodDisruptionBudgetSpec { return &b.Spec },
 			func(b *policyv1.PodDisruptionBudget) *policyv1.PodDisruptionBudgetStatus { return &b.Status }),
@@ -91,18 +91,12 @@ func workloadRows() []*Kind {
 			New: empty[batchv1.CronJob], NewList: empty[batchv1.CronJobList],
 			Default:  one(defaultCronJob),
 			Validate: check(validateCronJob), ValidateUpdate: checkTwo(validateCronJobUpdate), ValidateStatusUpdate: checkTwo(validateCronJobStatus),
-			Warnings: warn(func(c *batchv1.CronJob) []string { return templateWarnings(&c.Spec.JobTemplate.Spec.Template) }),
-			Columns:  cronJobColumns, Cells: cells(cronJobCells),
+			Warnings: warn(func(c *batchv1.CronJob) []string {
+				return templateWarnings(specPath.Child("jobTemplate", "spec"), &c.Spec.JobTemplate.Spec.Template)
+			}),
+			Columns: cronJobColumns, Cells: cells(cronJobCells),
 		}, func(c *batchv1.CronJob) *batchv1.CronJobSpec { return &c.Spec }, func(c *batchv1.CronJob) *batchv1.CronJobStatus { return &c.Status }),
 	}
-}
-
-// templateWarnings are of the pods that a template will make.
-func templateWarnings(t *corev1.PodTemplateSpec) []string {
-	if t == nil {
-		return nil
-	}
-	return podSpecWarnings(specPath.Child("template", "spec"), &t.Spec)
 }
 
 func defaultReplicationController(rc *corev1.ReplicationController) {

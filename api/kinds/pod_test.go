@@ -131,25 +131,42 @@ securityContext: {runAsNonRoot: true, capabilities: {add: [NET_ADMIN]}, allowPri
 		"ephemeral":          {spec: `ephemeralContainers: [{name: d, image: a}]`, want: []string{`spec.ephemeralContainers: Forbidden: cannot be set on create`}},
 		"volume name":        {spec: `volumes: [{name: A, emptyDir: {}}, {name: b}, {name: b}]`, want: []string{`spec.volumes[0].name: Invalid value: "A": a lowercase RFC 1123 label…`, `spec.volumes[2].name: Duplicate value: "b"`}},
 		"volume two types":   {spec: `volumes: [{name: a, emptyDir: {}, hostPath: {path: /a}}]`, want: []string{`spec.volumes[0].emptyDir: Forbidden: may not specify more than 1 volume type`}},
-		"volume host path":   {spec: `volumes: [{name: a, hostPath: {path: /a/../b, type: Odd}}]`, want: []string{`spec.volumes[0].hostPath.path: Invalid value: "/a/../b": must not contain '..'`, `spec.volumes[0].hostPath.type: Unsupported value: "Odd": supported values: "", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"`}},
-		"volume secret":      {spec: `volumes: [{name: a, secret: {defaultMode: 512, items: [{key: k, path: ..x}]}}]`, want: []string{`spec.volumes[0].secret.secretName: Required value`, `spec.volumes[0].secret.defaultMode: Invalid value: 512: must be a number between 0 and 0777 (octal), both inclusive`, `spec.volumes[0].secret.items[0].path: Invalid value: "..x": must not start with '..'`}},
-		"volume token":       {spec: `volumes: [{name: a, projected: {sources: [{serviceAccountToken: {path: t, expirationSeconds: 5}}]}}]`, want: []string{`spec.volumes[0].projected.sources[0].serviceAccountToken.expirationSeconds: Invalid value: 5: may not specify a duration less than 10 minutes`}},
-		"volume nothing":     {spec: `volumes: [{name: a, projected: {sources: [{}]}}]`, want: []string{`spec.volumes[0].projected.sources[0]: Required value: must specify a volume type`}},
-		"volume nfs":         {spec: `volumes: [{name: a, nfs: {server: s, path: rel}}]`, want: []string{`spec.volumes[0].nfs.path: Invalid value: "rel": must be an absolute path`}},
-		"toleration":         {spec: `tolerations: [{key: a, operator: Exists, value: b}]`, want: []string{`spec.tolerations[0].operator: Invalid value: {"key":"a","operator":"Exists","value":"b"}: value must be empty when ` + "`operator` is 'Exists'"}},
-		"toleration key":     {spec: `tolerations: [{operator: Equal}]`, want: []string{"spec.tolerations[0].operator: Invalid value: \"Equal\": operator must be Exists when `key` is empty, which means \"match all values and all keys\""}},
-		"affinity":           {spec: `affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: []}}}`, want: []string{`spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms: Required value: must have at least one node selector term`}},
-		"affinity weight":    {spec: `affinity: {podAffinity: {preferredDuringSchedulingIgnoredDuringExecution: [{weight: 101, podAffinityTerm: {}}]}}`, want: []string{`spec.affinity.podAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].weight: Invalid value: 101: must be in the range 1-100`, `spec.affinity.podAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].podAffinityTerm.topologyKey: Required value: can not be empty`}},
-		"spread":             {spec: `topologySpreadConstraints: [{maxSkew: 0, whenUnsatisfiable: Odd}]`, want: []string{`spec.topologySpreadConstraints[0].maxSkew: Invalid value: 0: must be greater than zero`, `spec.topologySpreadConstraints[0].topologyKey: Required value: can not be empty`, `spec.topologySpreadConstraints[0].whenUnsatisfiable: Unsupported value: "Odd": supported values: "DoNotSchedule", "ScheduleAnyway"`}},
-		"dns":                {spec: `dnsPolicy: None`, want: []string{"spec.dnsConfig: Required value: must provide `dnsConfig` when `dnsPolicy` is None"}},
-		"nameservers":        {spec: `dnsConfig: {nameservers: [1.1.1.1, 1.1.1.2, 1.1.1.3, 1.1.1.4]}`, want: []string{`spec.dnsConfig.nameservers: Invalid value: ["1.1.1.1","1.1.1.2","1.1.1.3","1.1.1.4"]: must not have more than 3 nameservers`}},
-		"deadline":           {spec: `activeDeadlineSeconds: 0`, want: []string{`spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive`}},
-		"host alias":         {spec: `hostAliases: [{ip: 1.2.3, hostnames: [A]}]`, want: []string{`spec.hostAliases[0].ip: Invalid value: "1.2.3": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)`, `spec.hostAliases[0].hostnames: Invalid value: "A": a lowercase RFC 1123 subdomain…`}},
-		"sysctl":             {spec: `securityContext: {sysctls: [{name: A b, value: x}]}`, want: []string{`spec.securityContext.sysctls[0].name: Invalid value: "A b": must have at most 253 characters and match regex ([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?`}},
-		"gates":              {spec: "schedulingGates: [{name: a}, {name: a}]\nnodeName: node", want: []string{`spec.schedulingGates[1]: Duplicate value: "a"`, `spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared`}},
-		"os":                 {spec: `os: {name: linux}`, container: `securityContext: {windowsOptions: {runAsUserName: x}}`, want: []string{c + `securityContext.windowsOptions: Forbidden: windows options cannot be set for a linux pod`}},
-		"pod resources":      {spec: `resources: {requests: {cpu: 1}}`, container: `resources: {requests: {cpu: 2}}`, want: []string{`spec.resources.requests[cpu]: Invalid value: "1": must be greater than or equal to aggregate container requests of 2`}},
-		"node name":          {spec: `nodeName: A_b`, want: []string{`spec.nodeName: Invalid value: "A_b": a lowercase RFC 1123 subdomain…`}},
+		"devices": {
+			spec:      "volumes: [{name: disk, persistentVolumeClaim: {claimName: d}}, {name: own, ephemeral: {volumeClaimTemplate: {spec: {accessModes: [ReadWriteOnce], volumeMode: Block, resources: {requests: {storage: 1}}}}}}]\ninitContainers: [{name: first, image: i, volumeDevices: [{name: disk, devicePath: /dev/xvda}]}]",
+			container: "volumeDevices: [{name: disk, devicePath: /dev/xvda}, {name: own, devicePath: dev/any}]",
+		},
+		"bad devices": {
+			spec:      "hostUsers: false\nvolumes: [{name: disk, persistentVolumeClaim: {claimName: d}}, {name: dir, emptyDir: {}}]",
+			container: "volumeMounts: [{name: disk, mountPath: /disk}]\nvolumeDevices: [{name: disk, devicePath: /disk}, {name: disk, devicePath: /a/../b}, {name: dir, devicePath: /c}, {name: none, devicePath: /c}, {}]",
+			want: []string{
+				c + `volumeMounts[0].name: Invalid value: "disk": must not already exist in volumeDevices`, c + `volumeMounts[0].mountPath: Invalid value: "/disk": must not already exist as a path in volumeDevices`,
+				c + "volumeDevices: Forbidden: when `hostUsers` is false",
+				c + `volumeDevices[0].name: Invalid value: "disk": must not already exist in volumeMounts`, c + `volumeDevices[0].devicePath: Invalid value: "/disk": must not already exist as a path in volumeMounts`,
+				c + `volumeDevices[1].name: Invalid value: "disk": must be unique`, c + `volumeDevices[1].devicePath: Invalid value: "/a/../b": can not contain backsteps ('..')`,
+				c + `volumeDevices[1].name: Invalid value: "disk": must not already exist in volumeMounts`,
+				c + `volumeDevices[2].name: Invalid value: "dir": can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode`,
+				c + `volumeDevices[3].name: Not found: "none"`, c + `volumeDevices[3].devicePath: Invalid value: "/c": must be unique`,
+				c + "volumeDevices[4].name: Required value", c + "volumeDevices[4].devicePath: Required value"},
+		},
+		"volume host path": {spec: `volumes: [{name: a, hostPath: {path: /a/../b, type: Odd}}]`, want: []string{`spec.volumes[0].hostPath.path: Invalid value: "/a/../b": must not contain '..'`, `spec.volumes[0].hostPath.type: Unsupported value: "Odd": supported values: "", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"`}},
+		"volume secret":    {spec: `volumes: [{name: a, secret: {defaultMode: 512, items: [{key: k, path: ..x}]}}]`, want: []string{`spec.volumes[0].secret.secretName: Required value`, `spec.volumes[0].secret.defaultMode: Invalid value: 512: must be a number between 0 and 0777 (octal), both inclusive`, `spec.volumes[0].secret.items[0].path: Invalid value: "..x": must not start with '..'`}},
+		"volume token":     {spec: `volumes: [{name: a, projected: {sources: [{serviceAccountToken: {path: t, expirationSeconds: 5}}]}}]`, want: []string{`spec.volumes[0].projected.sources[0].serviceAccountToken.expirationSeconds: Invalid value: 5: may not specify a duration less than 10 minutes`}},
+		"volume nothing":   {spec: `volumes: [{name: a, projected: {sources: [{}]}}]`, want: []string{`spec.volumes[0].projected.sources[0]: Required value: must specify a volume type`}},
+		"volume nfs":       {spec: `volumes: [{name: a, nfs: {server: s, path: rel}}]`, want: []string{`spec.volumes[0].nfs.path: Invalid value: "rel": must be an absolute path`}},
+		"toleration":       {spec: `tolerations: [{key: a, operator: Exists, value: b}]`, want: []string{`spec.tolerations[0].operator: Invalid value: {"key":"a","operator":"Exists","value":"b"}: value must be empty when ` + "`operator` is 'Exists'"}},
+		"toleration key":   {spec: `tolerations: [{operator: Equal}]`, want: []string{"spec.tolerations[0].operator: Invalid value: \"Equal\": operator must be Exists when `key` is empty, which means \"match all values and all keys\""}},
+		"affinity":         {spec: `affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: []}}}`, want: []string{`spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms: Required value: must have at least one node selector term`}},
+		"affinity weight":  {spec: `affinity: {podAffinity: {preferredDuringSchedulingIgnoredDuringExecution: [{weight: 101, podAffinityTerm: {}}]}}`, want: []string{`spec.affinity.podAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].weight: Invalid value: 101: must be in the range 1-100`, `spec.affinity.podAffinity.preferredDuringSchedulingIgnoredDuringExecution[0].podAffinityTerm.topologyKey: Required value: can not be empty`}},
+		"spread":           {spec: `topologySpreadConstraints: [{maxSkew: 0, whenUnsatisfiable: Odd}]`, want: []string{`spec.topologySpreadConstraints[0].maxSkew: Invalid value: 0: must be greater than zero`, `spec.topologySpreadConstraints[0].topologyKey: Required value: can not be empty`, `spec.topologySpreadConstraints[0].whenUnsatisfiable: Unsupported value: "Odd": supported values: "DoNotSchedule", "ScheduleAnyway"`}},
+		"dns":              {spec: `dnsPolicy: None`, want: []string{"spec.dnsConfig: Required value: must provide `dnsConfig` when `dnsPolicy` is None"}},
+		"nameservers":      {spec: `dnsConfig: {nameservers: [1.1.1.1, 1.1.1.2, 1.1.1.3, 1.1.1.4]}`, want: []string{`spec.dnsConfig.nameservers: Invalid value: ["1.1.1.1","1.1.1.2","1.1.1.3","1.1.1.4"]: must not have more than 3 nameservers`}},
+		"deadline":         {spec: `activeDeadlineSeconds: 0`, want: []string{`spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive`}},
+		"host alias":       {spec: `hostAliases: [{ip: 1.2.3, hostnames: [A]}]`, want: []string{`spec.hostAliases[0].ip: Invalid value: "1.2.3": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)`, `spec.hostAliases[0].hostnames: Invalid value: "A": a lowercase RFC 1123 subdomain…`}},
+		"sysctl":           {spec: `securityContext: {sysctls: [{name: A b, value: x}]}`, want: []string{`spec.securityContext.sysctls[0].name: Invalid value: "A b": must have at most 253 characters and match regex ([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?`}},
+		"gates":            {spec: "schedulingGates: [{name: a}, {name: a}]\nnodeName: node", want: []string{`spec.schedulingGates[1]: Duplicate value: "a"`, `spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared`}},
+		"os":               {spec: `os: {name: linux}`, container: `securityContext: {windowsOptions: {runAsUserName: x}}`, want: []string{c + `securityContext.windowsOptions: Forbidden: windows options cannot be set for a linux pod`}},
+		"pod resources":    {spec: `resources: {requests: {cpu: 1}}`, container: `resources: {requests: {cpu: 2}}`, want: []string{`spec.resources.requests[cpu]: Invalid value: "1": must be greater than or equal to aggregate container requests of 2`}},
+		"node name":        {spec: `nodeName: A_b`, want: []string{`spec.nodeName: Invalid value: "A_b": a lowercase RFC 1123 subdomain…`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			pod := parse[*corev1.Pod](t, "pods", podWith(tc.spec, tc.container))
@@ -347,6 +364,10 @@ func TestWarnings(t *testing.T) {
 		"restart rules":  {container: "restartPolicy: Never\nrestartPolicyRules: [{action: Restart, exitCodes: {operator: In, values: [1]}}]"},
 		"hook":           {container: "lifecycle: {preStop: {exec: {command: [a]}}, stopSignal: SIGTERM}"},
 		"sidecar":        {spec: "initContainers: [{name: a, image: b, restartPolicy: Always}]"},
+		"device":         {spec: "volumes: [{name: a, persistentVolumeClaim: {claimName: b}}]", container: "volumeDevices: [{name: a, devicePath: /dev/a}]"},
+		"projected": {spec: "volumes: [{name: a, projected: {sources: [{downwardAPI: {}}, {clusterTrustBundle: {name: a, path: b}}, {podCertificate: {signerName: a/b, keyType: RSA3072, credentialBundlePath: c}}]}}]", want: []string{
+			"spec.volumes[0].projected.sources[1].clusterTrustBundle: this type of source is not supported by Conclave yet, the pod will not start",
+			"spec.volumes[0].projected.sources[2].podCertificate: this type of source is not supported by Conclave yet, the pod will not start"}},
 		"user namespace": {spec: "hostUsers: false", container: "securityContext: {procMount: Unmasked}"},
 		"host users":     {spec: "hostUsers: true"},
 		"volume": {spec: "volumes: [{name: a, iscsi: {targetPortal: s, iqn: iqn.x, lun: 0}}, {name: b, emptyDir: {sizeLimit: 1Mi}}, {name: d, persistentVolumeClaim: {claimName: b}}, {name: c, emptyDir: {medium: HugePages}}]", want: []string{
@@ -381,5 +402,71 @@ func TestAbsurdQuantities(t *testing.T) {
 		if strings.Contains(q, "e2147483647") && memory.Value() != int64(memory.Sign())*math.MaxInt64 {
 			t.Errorf("%s became %s", q, memory.String())
 		}
+	}
+}
+
+// A volume may be a device only where there can be one.
+func TestVolumeWarnings(t *testing.T) {
+	for source, want := range map[string]string{
+		"local: {path: /dev/sdb}":                  "",
+		"csi: {driver: a.b, volumeHandle: c}":      "",
+		"hostPath: {path: /x}":                     "spec.volumeMode: a volume of type hostPath is no block device, pods that use it will not start",
+		"iscsi: {targetPortal: s, iqn: i, lun: 0}": "spec.iscsi: this type of volume is not supported by Conclave yet, pods that use it will not start",
+	} {
+		v := parse[*corev1.PersistentVolume](t, "persistentvolumes", "metadata: {name: x}\nspec: {volumeMode: Block, "+source+"}")
+		if got := strings.Join(volumeWarnings(v), "; "); got != want {
+			t.Errorf("%s: %q, want %q", source, got, want)
+		}
+	}
+}
+
+// TestAppArmorAnnotations: what pods said before there were fields.
+func TestAppArmorAnnotations(t *testing.T) {
+	k := table["pods"]
+	const key = "container.apparmor.security.beta.kubernetes.io/"
+	at := "metadata.annotations[" + key
+	for name, tc := range map[string]struct {
+		annotation, spec, container string
+		becomes                     string // the container's field
+		want                        []string
+	}{
+		"local":       {annotation: "c: localhost/web", becomes: "Localhost web"},
+		"default":     {annotation: "c: runtime/default", becomes: "RuntimeDefault"},
+		"unconfined":  {annotation: "c: unconfined", becomes: "Unconfined"},
+		"empty":       {annotation: "c: ''"},
+		"as the pod":  {annotation: "c: unconfined", spec: "securityContext: {appArmorProfile: {type: Unconfined}}"},
+		"both":        {annotation: "c: localhost/web", container: "securityContext: {appArmorProfile: {type: Localhost, localhostProfile: web}}", becomes: "Localhost web"},
+		"type":        {annotation: "c: unconfined", container: "securityContext: {appArmorProfile: {type: Localhost, localhostProfile: web}}", becomes: "Localhost web", want: []string{"spec.containers[0].securityContext.appArmorProfile.type: Forbidden: apparmor type in annotation and field must match"}},
+		"profile":     {annotation: "c: localhost/x", container: "securityContext: {appArmorProfile: {type: Localhost, localhostProfile: web}}", becomes: "Localhost web", want: []string{"spec.containers[0].securityContext.appArmorProfile.localhostProfile: Forbidden: apparmor profile in annotation and field must match"}},
+		"no profile":  {annotation: "c: odd", want: []string{at + `c]: Invalid value: "odd": invalid AppArmor profile name: "odd"`}},
+		"nobody":      {annotation: "d: unconfined", want: []string{at + `d]: Invalid value: "d": container not found`}},
+		"nameless":    {annotation: "c: localhost/"},
+		"not for all": {annotation: "c: unconfined", spec: "securityContext: {appArmorProfile: {type: RuntimeDefault}}", becomes: "Unconfined"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := strings.Replace(podWith(tc.spec, tc.container), "namespace: default}", "namespace: default, annotations: {"+key+tc.annotation+"}}", 1)
+			pod := parse[*corev1.Pod](t, "pods", text)
+			k.PrepareForCreate(pod)
+			expect(t, k.Validate(pod), tc.want...)
+			got := ""
+			if sc := pod.Spec.Containers[0].SecurityContext; sc != nil && sc.AppArmorProfile != nil {
+				got = strings.TrimSpace(string(sc.AppArmorProfile.Type) + " " + ptr.Deref(sc.AppArmorProfile.LocalhostProfile, ""))
+			}
+			if got != tc.becomes {
+				t.Errorf("its field says %q, want %q", got, tc.becomes)
+			}
+			if w := k.Warnings(pod, nil); len(w) != 1 || !strings.HasSuffix(w[0], `]: deprecated since v1.30; use the "appArmorProfile" field instead`) {
+				t.Errorf("warnings %q", w)
+			}
+			if len(tc.want) > 0 {
+				return
+			}
+			pod.ResourceVersion = "1"
+			changed := pod.DeepCopy()
+			name, _, _ := strings.Cut(tc.annotation, ":")
+			delete(changed.Annotations, key+name)
+			expect(t, k.ValidateUpdate(changed, pod), at+name+"]: Forbidden: may not remove or update AppArmor annotations")
+			expect(t, k.ValidateUpdate(pod, changed), at+name+"]: Forbidden: may not add AppArmor annotations")
+		})
 	}
 }

@@ -37,6 +37,7 @@ func preparePodCreate(pod *corev1.Pod) {
 	defaultPtr(&pod.Spec.Priority, 0) // admission has said it, where there is any
 	defaultPtr(&pod.Spec.PreemptionPolicy, corev1.PreemptLowerPriority)
 	expandMatchLabelKeys(pod)
+	appArmorFields(pod)
 }
 
 // expandMatchLabelKeys writes into the selectors of pod (anti-)affinity and of

@@ -7,12 +7,54 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+)
+
+// judge is of kinds whose spec is judged alike when it is made and when it is
+// changed. What selects their pods, if there is a function that says so, stays
+// as it was made.
+type judge[T metav1.ObjectMetaAccessor] struct {
+	spec     func(e *problems, o T)
+	selector func(o T) *metav1.LabelSelector
+}
+
+func (j judge[T]) create(o T) field.ErrorList {
+	e := metadata(o.GetObjectMeta().(*metav1.ObjectMeta), nil, true, apivalidation.NameIsDNSSubdomain)
+	j.spec(&e, o)
+	return e.list()
+}
+
+func (j judge[T]) update(o, old T) field.ErrorList {
+	e := metadata(o.GetObjectMeta().(*metav1.ObjectMeta), old.GetObjectMeta().(*metav1.ObjectMeta), true, apivalidation.NameIsDNSSubdomain)
+	j.spec(&e, o)
+	if j.selector != nil {
+		e.immutable(specPath.Child("selector"), j.selector(o), j.selector(old))
+	}
+	return e.list()
+}
+
+var (
+	judgeDeployment = judge[*appsv1.Deployment]{
+		func(e *problems, d *appsv1.Deployment) { e.deploymentSpec(specPath, &d.Spec) }, func(d *appsv1.Deployment) *metav1.LabelSelector { return d.Spec.Selector },
+	}
+	judgeReplicaSet = judge[*appsv1.ReplicaSet]{
+		func(e *problems, rs *appsv1.ReplicaSet) { e.replicaSetSpec(specPath, &rs.Spec) }, func(rs *appsv1.ReplicaSet) *metav1.LabelSelector { return rs.Spec.Selector },
+	}
+	judgeDaemonSet = judge[*appsv1.DaemonSet]{
+		func(e *problems, d *appsv1.DaemonSet) { e.daemonSetSpec(specPath, &d.Spec) }, func(d *appsv1.DaemonSet) *metav1.LabelSelector { return d.Spec.Selector },
+	}
+	judgeReplicationController = judge[*corev1.ReplicationController]{
+		spec: func(e *problems, rc *corev1.ReplicationController) { e.replicationController(specPath, &rc.Spec) },
+	}
+	judgeBudget = judge[*policyv1.PodDisruptionBudget]{
+		spec: func(e *problems, b *policyv1.PodDisruptionBudget) { e.budgetSpec(specPath, &b.Spec) },
+	}
 )
 
 // selectsItself refuses a selector that is malformed, that selects everything,
@@ -43,6 +85,7 @@ func (e *problems) selectsItself(p *field.Path, kind string, selector *metav1.La
 
 // runsForever is of the template of a controller that replaces what ends.
 func (e *problems) runsForever(p *field.Path, kind string, t *corev1.PodTemplateSpec) {
+	e.podTemplate(p, t)
 	if t.Spec.RestartPolicy != corev1.RestartPolicyAlways {
 		e.add(field.NotSupported(p.Child("spec", "restartPolicy"), t.Spec.RestartPolicy, []corev1.RestartPolicy{corev1.RestartPolicyAlways}))
 	}
@@ -51,31 +94,13 @@ func (e *problems) runsForever(p *field.Path, kind string, t *corev1.PodTemplate
 	}
 }
 
-func validateDeployment(d *appsv1.Deployment) field.ErrorList {
-	e := metadata(&d.ObjectMeta, nil, true, apivalidation.NameIsDNSSubdomain)
-	e.deploymentSpec(specPath, &d.Spec)
-	return e.list()
-}
-
-func validateDeploymentUpdate(d, old *appsv1.Deployment) field.ErrorList {
-	e := metadata(&d.ObjectMeta, &old.ObjectMeta, true, apivalidation.NameIsDNSSubdomain)
-	e.deploymentSpec(specPath, &d.Spec)
-	e.immutable(specPath.Child("selector"), d.Spec.Selector, old.Spec.Selector)
-	return e.list()
-}
-
 func (e *problems) deploymentSpec(p *field.Path, spec *appsv1.DeploymentSpec) {
-	if spec.Replicas != nil {
-		e.nonNegative(p.Child("replicas"), int64(*spec.Replicas))
-	}
+	e.mayCount(p.Child("replicas"), spec.Replicas)
 	e.selectsItself(p, "deployment", spec.Selector, spec.Template.Labels)
-	e.podTemplate(p.Child("template"), &spec.Template)
 	e.runsForever(p.Child("template"), "ReplicaSet", &spec.Template)
 	e.strategy(p.Child("strategy"), &spec.Strategy)
 	e.nonNegative(p.Child("minReadySeconds"), int64(spec.MinReadySeconds))
-	if spec.RevisionHistoryLimit != nil {
-		e.nonNegative(p.Child("revisionHistoryLimit"), int64(*spec.RevisionHistoryLimit))
-	}
+	e.mayCount(p.Child("revisionHistoryLimit"), spec.RevisionHistoryLimit)
 	if spec.ProgressDeadlineSeconds != nil {
 		at := p.Child("progressDeadlineSeconds")
 		e.nonNegative(at, int64(*spec.ProgressDeadlineSeconds))
@@ -103,9 +128,7 @@ func (e *problems) strategy(p *field.Path, s *appsv1.DeploymentStrategy) {
 		if isZero(unavailable) && isZero(surge) {
 			e.invalid(at.Child("maxUnavailable"), unavailable, "may not be 0 when `maxSurge` is 0")
 		}
-		if n, ok := percent(unavailable); ok && n > 100 {
-			e.invalid(at.Child("maxUnavailable"), unavailable, "must not be greater than 100%")
-		}
+		e.notMoreThanAll(at.Child("maxUnavailable"), unavailable)
 	default:
 		e.add(field.NotSupported(p, *s, []appsv1.DeploymentStrategyType{appsv1.RecreateDeploymentStrategyType, appsv1.RollingUpdateDeploymentStrategyType}))
 	}
@@ -145,6 +168,25 @@ func (e *problems) countOrPercent(p *field.Path, v intstr.IntOrString) {
 	e.nonNegative(p, int64(v.IntVal))
 }
 
+// share is countOrPercent of what may not be more than all.
+func (e *problems) share(p *field.Path, v intstr.IntOrString) {
+	e.countOrPercent(p, v)
+	e.notMoreThanAll(p, v)
+}
+
+func (e *problems) notMoreThanAll(p *field.Path, v intstr.IntOrString) {
+	if n, ok := percent(v); ok && n > 100 {
+		e.invalid(p, v, "must not be greater than 100%")
+	}
+}
+
+// mayCount is of a number that may be left out.
+func (e *problems) mayCount(p *field.Path, n *int32) {
+	if n != nil {
+		e.nonNegative(p, int64(*n))
+	}
+}
+
 func validateDeploymentStatus(d, old *appsv1.Deployment) field.ErrorList {
 	e := metadata(&d.ObjectMeta, &old.ObjectMeta, true, apivalidation.NameIsDNSSubdomain)
 	s, p := &d.Status, field.NewPath("status")
@@ -176,32 +218,22 @@ func (e *problems) counts(p *field.Path, all int32, some map[string]int32) {
 	}
 }
 
-func validateReplicaSet(rs *appsv1.ReplicaSet) field.ErrorList {
-	e := metadata(&rs.ObjectMeta, nil, true, apivalidation.NameIsDNSSubdomain)
-	e.replicaSetSpec(specPath, &rs.Spec)
-	return e.list()
-}
-
-func validateReplicaSetUpdate(rs, old *appsv1.ReplicaSet) field.ErrorList {
-	e := metadata(&rs.ObjectMeta, &old.ObjectMeta, true, apivalidation.NameIsDNSSubdomain)
-	e.replicaSetSpec(specPath, &rs.Spec)
-	e.immutable(specPath.Child("selector"), rs.Spec.Selector, old.Spec.Selector)
-	return e.list()
-}
-
 func (e *problems) replicaSetSpec(p *field.Path, spec *appsv1.ReplicaSetSpec) {
-	if spec.Replicas != nil {
-		e.nonNegative(p.Child("replicas"), int64(*spec.Replicas))
-	}
+	e.mayCount(p.Child("replicas"), spec.Replicas)
 	e.nonNegative(p.Child("minReadySeconds"), int64(spec.MinReadySeconds))
 	e.selectsItself(p, "ReplicaSet", spec.Selector, spec.Template.Labels)
-	e.podTemplate(p.Child("template"), &spec.Template)
 	e.runsForever(p.Child("template"), "ReplicaSet", &spec.Template)
 }
 
 func validateReplicaSetStatus(rs, old *appsv1.ReplicaSet) field.ErrorList {
 	e := metadata(&rs.ObjectMeta, &old.ObjectMeta, true, apivalidation.NameIsDNSSubdomain)
-	s, p := &rs.Status, field.NewPath("status")
+	e.replicas(&rs.Status)
+	return e.list()
+}
+
+// replicas is of the status of what keeps so many pods.
+func (e *problems) replicas(s *appsv1.ReplicaSetStatus) {
+	p := field.NewPath("status")
 	e.counts(p, s.Replicas, map[string]int32{
 		"fullyLabeledReplicas": s.FullyLabeledReplicas, "readyReplicas": s.ReadyReplicas, "availableReplicas": s.AvailableReplicas,
 	})
@@ -209,5 +241,4 @@ func validateReplicaSetStatus(rs, old *appsv1.ReplicaSet) field.ErrorList {
 		e.invalid(p.Child("availableReplicas"), s.AvailableReplicas, "cannot be greater than readyReplicas")
 	}
 	e.nonNegative(p.Child("observedGeneration"), s.ObservedGeneration)
-	return e.list()
 }

@@ -3,7 +3,6 @@ package kinds
 import (
 	"fmt"
 	"iter"
-	"path"
 	"slices"
 	"strings"
 
@@ -481,6 +480,13 @@ func (e *problems) mounts(p *field.Path, c *corev1.Container, scope containerSco
 }
 
 func (e *problems) devices(p *field.Path, c *corev1.Container, scope containerScope) {
+	mounted, mountPaths := map[string]bool{}, map[string]bool{}
+	for _, m := range c.VolumeMounts {
+		mounted[m.Name], mountPaths[m.MountPath] = true, true
+	}
+	if scope.spec != nil && scope.spec.HostUsers != nil && !*scope.spec.HostUsers && len(c.VolumeDevices) > 0 {
+		e.forbidden(p, "when `hostUsers` is false") // a device has no ids to be mapped
+	}
 	names, paths := map[string]bool{}, map[string]bool{}
 	for i, d := range c.VolumeDevices {
 		at := p.Index(i)
@@ -499,10 +505,15 @@ func (e *problems) devices(p *field.Path, c *corev1.Container, scope containerSc
 			if paths[d.DevicePath] {
 				e.invalid(at.Child("devicePath"), d.DevicePath, "must be unique")
 			}
-			e.noBacksteps(at.Child("devicePath"), d.DevicePath)
-			if !path.IsAbs(d.DevicePath) {
-				e.invalid(at.Child("devicePath"), d.DevicePath, "must be an absolute path")
+			if strings.Contains(d.DevicePath, "..") {
+				e.invalid(at.Child("devicePath"), d.DevicePath, "can not contain backsteps ('..')")
 			}
+		}
+		if mounted[d.Name] {
+			e.invalid(at.Child("name"), d.Name, "must not already exist in volumeMounts")
+		}
+		if mountPaths[d.DevicePath] {
+			e.invalid(at.Child("devicePath"), d.DevicePath, "must not already exist as a path in volumeMounts")
 		}
 		names[d.Name], paths[d.DevicePath] = true, true
 	}

@@ -3,7 +3,6 @@ package kinds
 import (
 	"fmt"
 	"regexp"
-	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -17,7 +16,7 @@ var specPath = field.NewPath("spec")
 
 func validatePod(pod *corev1.Pod) field.ErrorList {
 	e := metadata(&pod.ObjectMeta, nil, true, apivalidation.NameIsDNSSubdomain)
-	e.podMetadata(&pod.Annotations, &pod.Spec, field.NewPath("metadata"))
+	e.podMetadata(pod.Annotations, &pod.Spec, field.NewPath("metadata"))
 	e.podSpec(specPath, &pod.Spec)
 	if len(pod.Spec.EphemeralContainers) > 0 {
 		e.forbidden(specPath.Child("ephemeralContainers"), "cannot be set on create")
@@ -26,6 +25,7 @@ func validatePod(pod *corev1.Pod) field.ErrorList {
 		e.forbidden(specPath.Child("nodeName"), "cannot be set until all schedulingGates have been cleared")
 	}
 	e.hugePages(specPath, pod)
+	e.appArmorAgrees(pod)
 	return e.list()
 }
 
@@ -50,23 +50,11 @@ func (e *problems) hugePages(p *field.Path, pod *corev1.Pod) {
 	}
 }
 
-// podMetadata is of annotations that mean something for a pod.
-func (e *problems) podMetadata(annotations *map[string]string, spec *corev1.PodSpec, p *field.Path) {
-	const appArmor = "container.apparmor.security.beta.kubernetes.io/"
-	p = p.Child("annotations")
-	for key := range sorted(*annotations) {
-		name, ok := strings.CutPrefix(key, appArmor)
-		if ok && !slices.ContainsFunc(allContainers(spec), func(c *corev1.Container) bool { return c.Name == name }) {
-			e.invalid(p.Key(key), name, "container not found")
-		}
-	}
-}
-
 // podTemplate is of a template that makes pods.
 func (e *problems) podTemplate(p *field.Path, t *corev1.PodTemplateSpec) {
 	e.labels(p.Child("metadata", "labels"), t.Labels)
 	e.add(apivalidation.ValidateAnnotations(t.Annotations, p.Child("metadata", "annotations"))...)
-	e.podMetadata(&t.Annotations, &t.Spec, p.Child("metadata"))
+	e.podMetadata(t.Annotations, &t.Spec, p.Child("metadata"))
 	e.podSpec(p.Child("spec"), &t.Spec)
 	if len(t.Spec.EphemeralContainers) > 0 {
 		e.forbidden(p.Child("spec", "ephemeralContainers"), "ephemeral containers not allowed in pod template")
@@ -294,7 +282,7 @@ func (e *problems) podSecurityContext(of *field.Path, spec *corev1.PodSpec) {
 			name string
 		}{{spec.HostNetwork, "hostNetwork"}, {spec.HostPID, "HostPID"}, {spec.HostIPC, "HostIPC"}} {
 			if with.set {
-				e.forbidden(of.Child(with.name), "when `pod.Spec.HostUsers` is false")
+				e.forbidden(of.Child(with.name), "when `hostUsers` is false")
 			}
 		}
 	}

@@ -20,7 +20,8 @@ var mutablePodFields = quoted([]string{"spec.containers[*].image", "spec.initCon
 
 func validatePodUpdate(pod, old *corev1.Pod) field.ErrorList {
 	e := metadata(&pod.ObjectMeta, &old.ObjectMeta, true, apivalidation.NameIsDNSSubdomain)
-	e.podMetadata(&pod.Annotations, &pod.Spec, field.NewPath("metadata"))
+	e.podMetadata(pod.Annotations, &pod.Spec, field.NewPath("metadata"))
+	e.appArmorStays(pod.Annotations, old.Annotations)
 	p := specPath
 
 	// The numbers of containers first: all else compares one with one.
@@ -175,7 +176,7 @@ func validateEphemeralContainers(pod, old *corev1.Pod) field.ErrorList {
 		return field.ErrorList{field.Forbidden(field.NewPath(""), "static pods do not support ephemeral containers")}
 	}
 	e := metadata(&pod.ObjectMeta, &old.ObjectMeta, true, apivalidation.NameIsDNSSubdomain)
-	e.podMetadata(&pod.Annotations, &pod.Spec, field.NewPath("metadata"))
+	e.podMetadata(pod.Annotations, &pod.Spec, field.NewPath("metadata"))
 	e.podSpec(specPath, &pod.Spec)
 	at := specPath.Child("ephemeralContainers")
 	now := map[string]*corev1.EphemeralContainer{}

@@ -39,16 +39,12 @@ func (e *problems) statefulSetSpec(p *field.Path, spec *appsv1.StatefulSetSpec) 
 			oneOf(e, at.Child(name), value, appsv1.RetainPersistentVolumeClaimRetentionPolicyType, appsv1.DeletePersistentVolumeClaimRetentionPolicyType)
 		}
 	}
-	if spec.Replicas != nil {
-		e.nonNegative(p.Child("replicas"), int64(*spec.Replicas))
-	}
+	e.mayCount(p.Child("replicas"), spec.Replicas)
 	e.nonNegative(p.Child("minReadySeconds"), int64(spec.MinReadySeconds))
 	if spec.Ordinals != nil {
 		e.nonNegative(p.Child("ordinals", "start"), int64(spec.Ordinals.Start))
 	}
-	if spec.RevisionHistoryLimit != nil {
-		e.nonNegative(p.Child("revisionHistoryLimit"), int64(*spec.RevisionHistoryLimit))
-	}
+	e.mayCount(p.Child("revisionHistoryLimit"), spec.RevisionHistoryLimit)
 	e.selectsItself(p, "statefulset", spec.Selector, spec.Template.Labels)
 	names := map[string]bool{}
 	for i := range spec.VolumeClaimTemplates {
@@ -72,7 +68,6 @@ func (e *problems) statefulSetSpec(p *field.Path, spec *appsv1.StatefulSetSpec) 
 			delete(names, t.Name)
 		}
 	}
-	e.podTemplate(p.Child("template"), template)
 	e.runsForever(p.Child("template"), "StatefulSet", template)
 }
 
@@ -94,17 +89,12 @@ func (e *problems) statefulSetStrategy(p *field.Path, s *appsv1.StatefulSetUpdat
 		if s.RollingUpdate == nil {
 			return
 		}
-		if s.RollingUpdate.Partition != nil {
-			e.nonNegative(at.Child("partition"), int64(*s.RollingUpdate.Partition))
-		}
+		e.mayCount(at.Child("partition"), s.RollingUpdate.Partition)
 		if s.RollingUpdate.MaxUnavailable != nil {
 			unavailable := *s.RollingUpdate.MaxUnavailable
-			e.countOrPercent(at.Child("maxUnavailable"), unavailable)
+			e.share(at.Child("maxUnavailable"), unavailable)
 			if isZero(unavailable) {
 				e.invalid(at.Child("maxUnavailable"), unavailable, "cannot be 0")
-			}
-			if n, ok := percent(unavailable); ok && n > 100 {
-				e.invalid(at.Child("maxUnavailable"), unavailable, "must not be greater than 100%")
 			}
 		}
 	default:
@@ -123,9 +113,7 @@ func validateStatefulSetStatus(s, old *appsv1.StatefulSet) field.ErrorList {
 		e.invalid(p.Child("availableReplicas"), status.AvailableReplicas, "cannot be greater than status.readyReplicas")
 	}
 	e.nonNegative(p.Child("observedGeneration"), status.ObservedGeneration)
-	if status.CollisionCount != nil {
-		e.nonNegative(p.Child("collisionCount"), int64(*status.CollisionCount))
-	}
+	e.mayCount(p.Child("collisionCount"), status.CollisionCount)
 	return e.list()
 }
 

@@ -40,6 +40,11 @@ func (e *problems) storage(p *field.Path, list corev1.ResourceList) {
 	}
 }
 
+// IsBlock says that a volume is a device and not a file system.
+func IsBlock(mode *corev1.PersistentVolumeMode) bool {
+	return mode != nil && *mode == corev1.PersistentVolumeBlock
+}
+
 func (e *problems) volumeMode(p *field.Path, mode *corev1.PersistentVolumeMode) {
 	if mode != nil {
 		maybeOneOf(e, p, *mode, corev1.PersistentVolumeBlock, corev1.PersistentVolumeFilesystem)
@@ -120,29 +125,6 @@ func validateClaimStatus(c, old *corev1.PersistentVolumeClaim) field.ErrorList {
 	return e.list()
 }
 
-// persistentSources are the JSON names of the types of persistent volumes.
-var persistentSources = func() []string {
-	t := reflect.TypeFor[corev1.PersistentVolumeSource]()
-	names := make([]string, t.NumField())
-	for i := range names {
-		names[i], _, _ = strings.Cut(t.Field(i).Tag.Get("json"), ",")
-	}
-	return names
-}()
-
-// persistentSourcesOf are the types that a persistent volume is, one if it is
-// in order.
-func persistentSourcesOf(v *corev1.PersistentVolumeSource) []string {
-	var out []string
-	value := reflect.ValueOf(v).Elem()
-	for i, name := range persistentSources {
-		if !value.Field(i).IsNil() {
-			out = append(out, name)
-		}
-	}
-	return out
-}
-
 func validateVolume(v *corev1.PersistentVolume) field.ErrorList {
 	e := metadata(&v.ObjectMeta, nil, false, apivalidation.NameIsDNSSubdomain)
 	e.volumeSpec(specPath, &v.Spec)
@@ -179,7 +161,7 @@ func (e *problems) volumeSpec(p *field.Path, spec *corev1.PersistentVolumeSpec) 
 }
 
 func (e *problems) persistentSource(p *field.Path, spec *corev1.PersistentVolumeSpec) {
-	sources := persistentSourcesOf(&spec.PersistentVolumeSource)
+	sources := membersOf(&spec.PersistentVolumeSource)
 	if len(sources) == 0 {
 		e.required(p, "must specify a volume type")
 		return
@@ -203,12 +185,10 @@ func (e *problems) persistentSource(p *field.Path, spec *corev1.PersistentVolume
 	default:
 		// Most types are a pod's types too, and are held to the same.
 		var v corev1.VolumeSource
-		from := reflect.ValueOf(&spec.PersistentVolumeSource).Elem().Field(slices.Index(persistentSources, sources[0]))
-		if i := slices.Index(volumeSources, sources[0]); i >= 0 {
-			if to := reflect.ValueOf(&v).Elem().Field(i); to.Type() == from.Type() {
-				to.Set(from)
-				e.volumeSource(p, &v)
-			}
+		from := member(reflect.ValueOf(&spec.PersistentVolumeSource).Elem(), sources[0])
+		if to := member(reflect.ValueOf(&v).Elem(), sources[0]); to.IsValid() && to.Type() == from.Type() {
+			to.Set(from)
+			e.volumeSource(p, &v)
 		}
 	}
 	if spec.HostPath != nil && spec.HostPath.Path == "/" && spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimRecycle {

@@ -30,30 +30,38 @@ func (e *problems) volumes(p *field.Path, spec *corev1.PodSpec) map[string]corev
 	return known
 }
 
-// volumeSources are the JSON names of the types of volumes, by field index.
-var volumeSources = func() []string {
-	t := reflect.TypeFor[corev1.VolumeSource]()
-	names := make([]string, t.NumField())
-	for i := range names {
-		names[i], _, _ = strings.Cut(t.Field(i).Tag.Get("json"), ",")
-	}
-	return names
-}()
+// Types of volumes, of persistent volumes and of what is projected are structs
+// of pointers, of which one is to be set.
 
-// sourcesOf are the types that a volume is, one if it is in order.
-func sourcesOf(v *corev1.VolumeSource) []string {
+// membersOf are the JSON names of those that are, one if v is in order.
+func membersOf[T any](v *T) []string {
 	var out []string
 	value := reflect.ValueOf(v).Elem()
-	for i, name := range volumeSources {
+	for i := range value.NumField() {
 		if !value.Field(i).IsNil() {
-			out = append(out, name)
+			out = append(out, memberName(value.Type(), i))
 		}
 	}
 	return out
 }
 
+func memberName(t reflect.Type, i int) string {
+	name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+	return name
+}
+
+// member is the pointer of this JSON name; the zero value if there is none.
+func member(v reflect.Value, name string) reflect.Value {
+	for i := range v.NumField() {
+		if memberName(v.Type(), i) == name {
+			return v.Field(i)
+		}
+	}
+	return reflect.Value{}
+}
+
 func (e *problems) volumeSource(p *field.Path, v *corev1.VolumeSource) {
-	sources := sourcesOf(v)
+	sources := membersOf(v)
 	if len(sources) == 0 {
 		e.required(p, "must specify a volume type")
 		return

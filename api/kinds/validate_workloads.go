@@ -12,18 +12,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
-func validateReplicationController(rc *corev1.ReplicationController) field.ErrorList {
-	e := metadata(&rc.ObjectMeta, nil, true, apivalidation.NameIsDNSSubdomain)
-	e.replicationController(specPath, &rc.Spec)
-	return e.list()
-}
-
-func validateReplicationControllerUpdate(rc, old *corev1.ReplicationController) field.ErrorList {
-	e := metadata(&rc.ObjectMeta, &old.ObjectMeta, true, apivalidation.NameIsDNSSubdomain)
-	e.replicationController(specPath, &rc.Spec)
-	return e.list()
-}
-
 func (e *problems) replicationController(p *field.Path, spec *corev1.ReplicationControllerSpec) {
 	e.nonNegative(p.Child("minReadySeconds"), int64(spec.MinReadySeconds))
 	if len(spec.Selector) == 0 {
@@ -42,20 +30,15 @@ func (e *problems) replicationController(p *field.Path, spec *corev1.Replication
 	if len(spec.Selector) > 0 && !labels.SelectorFromSet(spec.Selector).Matches(labels.Set(t.Labels)) {
 		e.invalid(at.Child("metadata", "labels"), t.Labels, "`selector` does not match template `labels`")
 	}
-	e.podTemplate(at, t)
 	e.runsForever(at, "ReplicationController", t)
 }
 
 func validateReplicationControllerStatus(rc, old *corev1.ReplicationController) field.ErrorList {
 	e := metadata(&rc.ObjectMeta, &old.ObjectMeta, true, apivalidation.NameIsDNSSubdomain)
-	s, p := &rc.Status, field.NewPath("status")
-	e.counts(p, s.Replicas, map[string]int32{
-		"fullyLabeledReplicas": s.FullyLabeledReplicas, "readyReplicas": s.ReadyReplicas, "availableReplicas": s.AvailableReplicas,
+	s := &rc.Status
+	e.replicas(&appsv1.ReplicaSetStatus{
+		Replicas: s.Replicas, FullyLabeledReplicas: s.FullyLabeledReplicas, ReadyReplicas: s.ReadyReplicas, AvailableReplicas: s.AvailableReplicas, ObservedGeneration: s.ObservedGeneration,
 	})
-	if s.AvailableReplicas > s.ReadyReplicas {
-		e.invalid(p.Child("availableReplicas"), s.AvailableReplicas, "cannot be greater than readyReplicas")
-	}
-	e.nonNegative(p.Child("observedGeneration"), s.ObservedGeneration)
 	return e.list()
 }
 
@@ -100,27 +83,11 @@ func validatePriorityClassUpdate(c, old *schedulingv1.PriorityClass) field.Error
 	return e.list()
 }
 
-func validateDaemonSet(d *appsv1.DaemonSet) field.ErrorList {
-	e := metadata(&d.ObjectMeta, nil, true, apivalidation.NameIsDNSSubdomain)
-	e.daemonSetSpec(specPath, &d.Spec)
-	return e.list()
-}
-
-func validateDaemonSetUpdate(d, old *appsv1.DaemonSet) field.ErrorList {
-	e := metadata(&d.ObjectMeta, &old.ObjectMeta, true, apivalidation.NameIsDNSSubdomain)
-	e.daemonSetSpec(specPath, &d.Spec)
-	e.immutable(specPath.Child("selector"), d.Spec.Selector, old.Spec.Selector)
-	return e.list()
-}
-
 func (e *problems) daemonSetSpec(p *field.Path, spec *appsv1.DaemonSetSpec) {
 	e.selectsItself(p, "daemonset", spec.Selector, spec.Template.Labels)
-	e.podTemplate(p.Child("template"), &spec.Template)
 	e.runsForever(p.Child("template"), "DaemonSet", &spec.Template)
 	e.nonNegative(p.Child("minReadySeconds"), int64(spec.MinReadySeconds))
-	if spec.RevisionHistoryLimit != nil {
-		e.nonNegative(p.Child("revisionHistoryLimit"), int64(*spec.RevisionHistoryLimit))
-	}
+	e.mayCount(p.Child("revisionHistoryLimit"), spec.RevisionHistoryLimit)
 	at, s := p.Child("updateStrategy"), &spec.UpdateStrategy
 	switch s.Type {
 	case appsv1.OnDeleteDaemonSetStrategyType:
@@ -131,19 +98,8 @@ func (e *problems) daemonSetSpec(p *field.Path, spec *appsv1.DaemonSetSpec) {
 			return
 		}
 		unavailable, surge := valueOr(s.RollingUpdate.MaxUnavailable), valueOr(s.RollingUpdate.MaxSurge)
-		for _, v := range []struct {
-			name  string
-			value any
-		}{{"maxUnavailable", unavailable}, {"maxSurge", surge}} {
-			n := unavailable
-			if v.name == "maxSurge" {
-				n = surge
-			}
-			e.countOrPercent(at.Child(v.name), n)
-			if of, ok := percent(n); ok && of > 100 {
-				e.invalid(at.Child(v.name), v.value, "must not be greater than 100%")
-			}
-		}
+		e.share(at.Child("maxUnavailable"), unavailable)
+		e.share(at.Child("maxSurge"), surge)
 		switch {
 		case !isZero(unavailable) && !isZero(surge):
 			e.invalid(at.Child("maxSurge"), surge, "may not be set when maxUnavailable is non-zero")
@@ -168,33 +124,15 @@ func validateDaemonSetStatus(d, old *appsv1.DaemonSet) field.ErrorList {
 	return e.list()
 }
 
-func validateBudget(b *policyv1.PodDisruptionBudget) field.ErrorList {
-	e := metadata(&b.ObjectMeta, nil, true, apivalidation.NameIsDNSSubdomain)
-	e.budgetSpec(specPath, &b.Spec)
-	return e.list()
-}
-
-func validateBudgetUpdate(b, old *policyv1.PodDisruptionBudget) field.ErrorList {
-	e := metadata(&b.ObjectMeta, &old.ObjectMeta, true, apivalidation.NameIsDNSSubdomain)
-	e.budgetSpec(specPath, &b.Spec)
-	return e.list()
-}
-
 func (e *problems) budgetSpec(p *field.Path, spec *policyv1.PodDisruptionBudgetSpec) {
 	if spec.MinAvailable != nil && spec.MaxUnavailable != nil {
 		e.invalid(p, *spec, "minAvailable and maxUnavailable cannot be both set")
 	}
 	if v := spec.MinAvailable; v != nil {
-		e.countOrPercent(p.Child("minAvailable"), *v)
-		if n, ok := percent(*v); ok && n > 100 {
-			e.invalid(p.Child("minAvailable"), *v, "must not be greater than 100%")
-		}
+		e.share(p.Child("minAvailable"), *v)
 	}
 	if v := spec.MaxUnavailable; v != nil {
-		e.countOrPercent(p.Child("maxUnavailable"), *v)
-		if n, ok := percent(*v); ok && n > 100 {
-			e.invalid(p.Child("maxUnavailable"), *v, "must not be greater than 100%")
-		}
+		e.share(p.Child("maxUnavailable"), *v)
 	}
 	labelSelector(e, p.Child("selector"), spec.Selector)
 	if spec.UnhealthyPodEvictionPolicy != nil {

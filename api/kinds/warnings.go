@@ -32,18 +32,18 @@ var podGaps = []gap{
 	{path: "schedulingGroup"},
 	{path: "evictionResponders"},
 	{path: "volumes[*].emptyDir.mode"},
-	{path: "volumes[*].projected.sources[*].clusterTrustBundle"},
-	{path: "volumes[*].projected.sources[*].podCertificate"},
 }
 
 // containerGaps are below each container, of whichever kind.
 var containerGaps = []gap{
-	{path: "volumeDevices"},
 	{path: "resources.claims"},
 }
 
 // mountable are the types of volumes that nodes mount.
 var mountable = []string{"emptyDir", "hostPath", "configMap", "secret", "downwardAPI", "projected", "persistentVolumeClaim", "ephemeral", "csi", "nfs", "image"}
+
+// projectable are the sources that nodes project into a volume.
+var projectable = []string{"secret", "downwardAPI", "configMap", "serviceAccountToken"}
 
 // serviceGaps are below a service's spec.
 var serviceGaps = []gap{
@@ -138,14 +138,26 @@ func warn[T runtime.Object](f func(T) []string) func(obj, old runtime.Object) []
 	}
 }
 
-func podWarnings(pod *corev1.Pod) []string { return podSpecWarnings(specPath, &pod.Spec) }
+func podWarnings(pod *corev1.Pod) []string {
+	return append(appArmorWarnings(nil, pod.Annotations), podSpecWarnings(specPath, &pod.Spec)...)
+}
+
+// templateWarnings are of the pods that the template of a spec, if it has one,
+// will make.
+func templateWarnings(spec *field.Path, t *corev1.PodTemplateSpec) []string {
+	if t == nil {
+		return nil
+	}
+	p := spec.Child("template")
+	return append(appArmorWarnings(p, t.Annotations), podSpecWarnings(p.Child("spec"), &t.Spec)...)
+}
 
 func deploymentWarnings(d *appsv1.Deployment) []string {
-	return podSpecWarnings(specPath.Child("template", "spec"), &d.Spec.Template.Spec)
+	return templateWarnings(specPath, &d.Spec.Template)
 }
 
 func replicaSetWarnings(rs *appsv1.ReplicaSet) []string {
-	return podSpecWarnings(specPath.Child("template", "spec"), &rs.Spec.Template.Spec)
+	return templateWarnings(specPath, &rs.Spec.Template)
 }
 
 func statefulSetWarnings(s *appsv1.StatefulSet) []string {
@@ -156,13 +168,12 @@ func statefulSetWarnings(s *appsv1.StatefulSet) []string {
 	for i := range s.Spec.VolumeClaimTemplates {
 		out = append(out, claimSpecWarnings(specPath.Child("volumeClaimTemplates").Index(i).Child("spec"), &s.Spec.VolumeClaimTemplates[i].Spec)...)
 	}
-	return append(out, podSpecWarnings(specPath.Child("template", "spec"), &s.Spec.Template.Spec)...)
+	return append(out, templateWarnings(specPath, &s.Spec.Template)...)
 }
 
 // claimGaps are below a claim's spec.
 var claimGaps = []gap{
 	{path: "volumeAttributesClassName"},
-	{path: "volumeMode", but: []string{string(corev1.PersistentVolumeFilesystem)}},
 }
 
 func claimWarnings(c *corev1.PersistentVolumeClaim) []string {
@@ -180,20 +191,26 @@ func claimSpecWarnings(p *field.Path, spec *corev1.PersistentVolumeClaimSpec) []
 // volumeGaps are below a persistent volume's spec.
 var volumeGaps = []gap{
 	{path: "volumeAttributesClassName"},
-	{path: "volumeMode", but: []string{string(corev1.PersistentVolumeFilesystem)}},
 }
 
 // localGaps are those of a volume that is local.
 var localGaps = []gap{{path: "local.fsType"}}
 
-// mountableVolumes are the types of persistent volumes that nodes mount.
-var mountableVolumes = []string{"local", "hostPath", "csi", "nfs"}
+// mountableVolumes are the types of persistent volumes that nodes mount, and
+// deviceVolumes those among them that can be block devices.
+var (
+	mountableVolumes = []string{"local", "hostPath", "csi", "nfs"}
+	deviceVolumes    = []string{"local", "csi"}
+)
 
 func volumeWarnings(v *corev1.PersistentVolume) []string {
 	var out []string
-	for _, source := range persistentSourcesOf(&v.Spec.PersistentVolumeSource) {
-		if !slices.Contains(mountableVolumes, source) {
+	for _, source := range membersOf(&v.Spec.PersistentVolumeSource) {
+		switch {
+		case !slices.Contains(mountableVolumes, source):
 			out = append(out, specPath.Child(source).String()+": this type of volume is not supported by Conclave yet, pods that use it will not start")
+		case IsBlock(v.Spec.VolumeMode) && !slices.Contains(deviceVolumes, source):
+			out = append(out, specPath.Child("volumeMode").String()+": a volume of type "+source+" is no block device, pods that use it will not start")
 		}
 	}
 	out = append(out, gapWarnings(specPath, &v.Spec, slices.Concat(volumeGaps, localGaps))...)
@@ -210,9 +227,18 @@ func podSpecWarnings(p *field.Path, spec *corev1.PodSpec) []string {
 	out := gapWarnings(p, spec, podGaps)
 	for i := range spec.Volumes {
 		at := p.Child("volumes").Index(i)
-		for _, source := range sourcesOf(&spec.Volumes[i].VolumeSource) {
+		for _, source := range membersOf(&spec.Volumes[i].VolumeSource) {
 			if !slices.Contains(mountable, source) {
 				out = append(out, at.Child(source).String()+": this type of volume is not supported by Conclave yet, the pod will not start")
+			}
+		}
+		if v := spec.Volumes[i].Projected; v != nil {
+			for j := range v.Sources {
+				for _, source := range membersOf(&v.Sources[j]) {
+					if !slices.Contains(projectable, source) {
+						out = append(out, at.Child("projected", "sources").Index(j).Child(source).String()+": this type of source is not supported by Conclave yet, the pod will not start")
+					}
+				}
 			}
 		}
 		if e := spec.Volumes[i].EmptyDir; e != nil && e.Medium != corev1.StorageMediumDefault && e.Medium != corev1.StorageMediumMemory {

@@ -31,9 +31,11 @@ type driver struct {
 	mu                sync.Mutex // one call at a time: they take no time
 }
 
-// volume is what is known of one, in STATE/ID.json beside the folder STATE/ID.
+// volume is what is known of one, in STATE/ID.json beside STATE/ID, which is a
+// folder, or a file that is to be a device.
 type volume struct {
 	Name     string          `json:"name"`
+	Block    bool            `json:"block,omitempty"`
 	Capacity int64           `json:"capacity"`
 	Attached map[string]bool `json:"attached,omitempty"` // node to whether it may only read
 	Grown    int64           `json:"grown,omitempty"`    // what the node was last told
@@ -104,26 +106,65 @@ func (d *driver) ControllerGetCapabilities(context.Context, *csi.ControllerGetCa
 	return r, nil
 }
 
-func mountable(list ...*csi.VolumeCapability) error {
+// wanted says whether a volume is wanted as a device or as a folder.
+func wanted(list ...*csi.VolumeCapability) (block bool, err error) {
 	if len(list) == 0 {
-		return status.Error(codes.InvalidArgument, "the capabilities of the volume are missing")
+		return false, status.Error(codes.InvalidArgument, "the capabilities of the volume are missing")
 	}
 	for _, c := range list {
 		switch {
 		case c == nil:
-			return status.Error(codes.InvalidArgument, "the capability of the volume is missing")
-		case c.GetMount() == nil:
-			return status.Error(codes.InvalidArgument, "only volumes to be mounted are made")
+			return false, status.Error(codes.InvalidArgument, "the capability of the volume is missing")
+		case c.GetMount() == nil && c.GetBlock() == nil:
+			return false, status.Error(codes.InvalidArgument, "the volume is wanted neither mounted nor as a device")
+		case (c.GetBlock() != nil) != (list[0].GetBlock() != nil):
+			return false, status.Error(codes.InvalidArgument, "no volume is a folder and a device")
 		}
 	}
-	return nil
+	return list[0].GetBlock() != nil, nil
+}
+
+// use is wanted for a volume that there is.
+func (d *driver) use(id string, list ...*csi.VolumeCapability) (*volume, error) {
+	block, err := wanted(list...)
+	if err != nil {
+		return nil, err
+	}
+	v, err := d.load(id)
+	if err == nil && v.Block != block {
+		return nil, status.Errorf(codes.InvalidArgument, "volume %s is of the other mode", id)
+	}
+	return v, err
+}
+
+// write makes what holds the data of a volume, or makes it larger.
+func (d *driver) write(id string, v *volume) error {
+	fail := func(err error) error {
+		if err == nil {
+			return nil
+		}
+		return status.Error(codes.Internal, err.Error())
+	}
+	if !v.Block {
+		return fail(errors.Join(os.MkdirAll(d.folder(id), 0o777), os.Chmod(d.folder(id), 0o777)))
+	}
+	f, err := os.OpenFile(d.folder(id), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fail(err)
+	}
+	info, err := f.Stat()
+	if err == nil && info.Size() < v.Capacity {
+		err = f.Truncate(v.Capacity)
+	}
+	return fail(errors.Join(err, f.Close()))
 }
 
 func (d *driver) CreateVolume(_ context.Context, r *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
 	if r.Name == "" {
 		return nil, status.Error(codes.InvalidArgument, "the name of the volume is missing")
 	}
-	if err := mountable(r.VolumeCapabilities...); err != nil {
+	block, err := wanted(r.VolumeCapabilities...)
+	if err != nil {
 		return nil, err
 	}
 	d.mu.Lock()
@@ -142,18 +183,17 @@ func (d *driver) CreateVolume(_ context.Context, r *csi.CreateVolumeRequest) (*c
 	v, err := d.load(id)
 	switch {
 	case status.Code(err) == codes.NotFound:
-		if err := os.MkdirAll(d.folder(id), 0o777); err != nil {
-			return nil, status.Error(codes.Internal, err.Error())
+		v = &volume{Name: r.Name, Block: block, Capacity: size}
+		if err := d.write(id, v); err != nil {
+			return nil, err
 		}
-		if err := os.Chmod(d.folder(id), 0o777); err != nil {
-			return nil, status.Error(codes.Internal, err.Error())
-		}
-		v = &volume{Name: r.Name, Capacity: size}
 		if err := d.save(id, v); err != nil {
 			return nil, err
 		}
 	case err != nil:
 		return nil, err
+	case v.Block != block:
+		return nil, status.Errorf(codes.AlreadyExists, "there is a volume %s of the other mode", r.Name)
 	case v.Name != r.Name || v.Capacity < size || r.CapacityRange.GetLimitBytes() > 0 && v.Capacity > r.CapacityRange.GetLimitBytes():
 		return nil, status.Errorf(codes.AlreadyExists, "there is a volume %s of another size", r.Name)
 	}
@@ -175,6 +215,11 @@ func (d *driver) DeleteVolume(_ context.Context, r *csi.DeleteVolumeRequest) (*c
 	case len(v.Attached) > 0:
 		return nil, status.Errorf(codes.FailedPrecondition, "volume %s is attached", r.VolumeId)
 	}
+	if v.Block { // it may have been staged by who did not live to unstage it
+		if err := detach(d.folder(r.VolumeId)); err != nil {
+			return nil, status.Error(codes.Internal, err.Error())
+		}
+	}
 	if err := errors.Join(os.RemoveAll(d.folder(r.VolumeId)), os.Remove(d.folder(r.VolumeId)+".json")); err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
@@ -187,10 +232,7 @@ func (d *driver) ControllerPublishVolume(_ context.Context, r *csi.ControllerPub
 	if r.VolumeId == "" || r.NodeId == "" {
 		return nil, status.Error(codes.InvalidArgument, "the id of the volume or of the node is missing")
 	}
-	if err := mountable(r.VolumeCapability); err != nil {
-		return nil, err
-	}
-	v, err := d.load(r.VolumeId)
+	v, err := d.use(r.VolumeId, r.VolumeCapability)
 	if err != nil {
 		return nil, err
 	}
@@ -227,11 +269,16 @@ func (d *driver) ControllerUnpublishVolume(_ context.Context, r *csi.ControllerU
 func (d *driver) ValidateVolumeCapabilities(_ context.Context, r *csi.ValidateVolumeCapabilitiesRequest) (*csi.ValidateVolumeCapabilitiesResponse, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if _, err := d.load(r.VolumeId); err != nil {
+	v, err := d.load(r.VolumeId)
+	if err != nil {
 		return nil, err
 	}
-	if err := mountable(r.VolumeCapabilities...); err != nil {
+	block, err := wanted(r.VolumeCapabilities...)
+	if err != nil {
 		return nil, err
+	}
+	if block != v.Block {
+		return &csi.ValidateVolumeCapabilitiesResponse{Message: "the volume is of the other mode"}, nil
 	}
 	return &csi.ValidateVolumeCapabilitiesResponse{Confirmed: &csi.ValidateVolumeCapabilitiesResponse_Confirmed{VolumeContext: r.VolumeContext, VolumeCapabilities: r.VolumeCapabilities, Parameters: r.Parameters}}, nil
 }
@@ -251,6 +298,9 @@ func (d *driver) ControllerExpandVolume(_ context.Context, r *csi.ControllerExpa
 		return nil, status.Errorf(codes.OutOfRange, "no volume can have %d bytes", size)
 	}
 	v.Capacity = max(v.Capacity, size)
+	if err := d.write(r.VolumeId, v); err != nil {
+		return nil, err
+	}
 	return &csi.ControllerExpandVolumeResponse{CapacityBytes: v.Capacity, NodeExpansionRequired: true}, d.save(r.VolumeId, v)
 }
 
@@ -277,15 +327,19 @@ func (d *driver) NodeStageVolume(_ context.Context, r *csi.NodeStageVolumeReques
 	if r.VolumeId == "" {
 		return nil, status.Error(codes.InvalidArgument, "the id of the volume is missing")
 	}
-	if err := mountable(r.VolumeCapability); err != nil {
-		return nil, err
-	}
-	v, err := d.load(r.VolumeId)
+	v, err := d.use(r.VolumeId, r.VolumeCapability)
 	if err != nil {
 		return nil, err
 	}
-	if _, ok := v.Attached[d.node]; !ok {
+	readonly, ok := v.Attached[d.node]
+	if !ok {
 		return nil, status.Errorf(codes.FailedPrecondition, "volume %s is not attached to %s", r.VolumeId, d.node)
+	}
+	if v.Block {
+		if err := attach(d.folder(r.VolumeId), readonly); err != nil {
+			return nil, status.Error(codes.Internal, err.Error())
+		}
+		return &csi.NodeStageVolumeResponse{}, nil
 	}
 	return &csi.NodeStageVolumeResponse{}, bind(d.folder(r.VolumeId), r.StagingTargetPath, false)
 }
@@ -296,6 +350,11 @@ func (d *driver) NodeUnstageVolume(_ context.Context, r *csi.NodeUnstageVolumeRe
 	if r.VolumeId == "" || r.StagingTargetPath == "" {
 		return nil, status.Error(codes.InvalidArgument, "the id of the volume or the path is missing")
 	}
+	if r.VolumeId == filepath.Base(r.VolumeId) { // a folder has no device
+		if err := detach(d.folder(r.VolumeId)); err != nil {
+			return nil, status.Error(codes.Internal, err.Error())
+		}
+	}
 	return &csi.NodeUnstageVolumeResponse{}, unbind(r.StagingTargetPath, false)
 }
 
@@ -305,7 +364,7 @@ func (d *driver) NodePublishVolume(_ context.Context, r *csi.NodePublishVolumeRe
 	if r.VolumeId == "" || r.TargetPath == "" {
 		return nil, status.Error(codes.InvalidArgument, "the id of the volume or the path is missing")
 	}
-	if err := mountable(r.VolumeCapability); err != nil {
+	if _, err := wanted(r.VolumeCapability); err != nil {
 		return nil, err
 	}
 	source := r.StagingTargetPath
@@ -319,8 +378,14 @@ func (d *driver) NodePublishVolume(_ context.Context, r *csi.NodePublishVolumeRe
 			return nil, status.Error(codes.Internal, err.Error())
 		}
 	} else {
-		if _, err := d.load(r.VolumeId); err != nil {
+		v, err := d.use(r.VolumeId, r.VolumeCapability)
+		if err != nil {
 			return nil, err
+		}
+		if v.Block && source != "" {
+			if source, err = loopOf(d.folder(r.VolumeId)); err != nil {
+				return nil, status.Error(codes.Internal, err.Error())
+			}
 		}
 		if source == "" {
 			return nil, status.Error(codes.FailedPrecondition, "the volume is not staged")
@@ -357,18 +422,31 @@ func (d *driver) NodeExpandVolume(_ context.Context, r *csi.NodeExpandVolumeRequ
 	if _, err := os.Stat(r.VolumePath); err != nil {
 		return nil, status.Errorf(codes.NotFound, "nothing is mounted at %s", r.VolumePath)
 	}
+	if v.Block {
+		if err := resize(d.folder(r.VolumeId)); err != nil {
+			return nil, status.Error(codes.Internal, err.Error())
+		}
+	}
 	v.Grown = max(v.Capacity, r.CapacityRange.GetRequiredBytes())
 	return &csi.NodeExpandVolumeResponse{CapacityBytes: v.Grown}, d.save(r.VolumeId, v)
 }
 
-// bind mounts a folder at a path, once.
+// bind mounts a folder, or the node of a device, at a path, once.
 func bind(source, target string, readonly bool) error {
 	fail := func(err error) error { return status.Error(codes.Internal, err.Error()) }
-	if err := os.MkdirAll(target, 0o750); err != nil {
-		return fail(err)
-	}
 	if mounted, err := isMount(target); err != nil || mounted {
 		return err
+	}
+	info, err := os.Stat(source)
+	switch {
+	case err != nil:
+	case info.IsDir():
+		err = os.MkdirAll(target, 0o750)
+	default:
+		err = os.WriteFile(target, nil, 0o640)
+	}
+	if err != nil {
+		return fail(err)
 	}
 	if err := syscall.Mount(source, target, "", syscall.MS_BIND, ""); err != nil {
 		return fail(fmt.Errorf("mount %s at %s: %w", source, target, err))

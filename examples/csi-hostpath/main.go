@@ -1,10 +1,11 @@
 // Command csi-hostpath is a CSI driver as small as one can be: its volumes are
-// folders of one host, mounted by bind. It shows what an ordinary driver does,
-// and is what Conclave's own tests run.
+// folders of one host, mounted by bind, or files, as loop devices. It shows what
+// an ordinary driver does, and is what Conclave's own tests run.
 //
-// A volume is a folder below --state, with what is known of it in a file beside
-// it. It is where it was made: its topology is the host's name. A volume in
-// use is a bind mount of the folder, staged once and published for each pod.
+// A volume is a folder or a file below --state, with what is known of it in a file
+// beside it. It is where it was made: its topology is the host's name. A volume in
+// use is a bind mount of the folder, or of the node of its device, staged once
+// and published for each pod.
 package main
 
 import (

@@ -5,14 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
-	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -58,20 +56,12 @@ func newReplicaSet(name string, replicas int32, t corev1.PodTemplateSpec) *appsv
 
 func (w *world) create(t *testing.T, d *appsv1.Deployment) *appsv1.Deployment {
 	t.Helper()
-	d, err := w.c.Client.AppsV1().Deployments(w.ns).Create(t.Context(), d, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d
+	return createOf(t, w.c.Client.AppsV1().Deployments(w.ns), d)
 }
 
 func (w *world) createSet(t *testing.T, rs *appsv1.ReplicaSet) *appsv1.ReplicaSet {
 	t.Helper()
-	rs, err := w.c.Client.AppsV1().ReplicaSets(w.ns).Create(t.Context(), rs, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return rs
+	return createOf(t, w.c.Client.AppsV1().ReplicaSets(w.ns), rs)
 }
 
 // edit changes a deployment, again when another was faster.
@@ -145,12 +135,8 @@ func (w *world) wantSizes(t *testing.T, deployment string, sizes ...int32) []app
 // available waits until a replica set has that many pods, all available.
 func (w *world) available(t *testing.T, name string, n int32) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("replica set %s has %d pods", name, n), func() error {
-		rs, err := w.c.Client.AppsV1().ReplicaSets(w.ns).Get(t.Context(), name, metav1.GetOptions{})
-		if err == nil && (rs.Status.Replicas != n || rs.Status.AvailableReplicas != n || rs.Status.ObservedGeneration < rs.Generation) {
-			err = fmt.Errorf("status %+v", rs.Status)
-		}
-		return err
+	keeps(t, w.c.Client.AppsV1().ReplicaSets(w.ns), name, n, func(rs *appsv1.ReplicaSet) replicas {
+		return replicas{rs.Status.Replicas, rs.Status.AvailableReplicas, rs.Status.ObservedGeneration, rs.Generation}
 	})
 }
 
@@ -202,23 +188,10 @@ var deployments = []behaviour{
 	{"scale of a deployment", "[sig-apps] Deployment Deployment should have a working scale subresource [Conformance]", func(t *testing.T, w *world) {
 		w.create(t, newDeployment("scaled", 1, template("scaled", idle, "1")))
 		w.complete(t, "scaled")
-		api := w.c.Client.AppsV1().Deployments(w.ns)
-		showScale(t, scaler{
-			get: func(ctx context.Context) (*autoscalingv1.Scale, error) {
-				return api.GetScale(ctx, "scaled", metav1.GetOptions{})
-			},
-			update: func(ctx context.Context, s *autoscalingv1.Scale) (*autoscalingv1.Scale, error) {
-				return api.UpdateScale(ctx, "scaled", s, metav1.UpdateOptions{})
-			},
-			patch: func(ctx context.Context, patch string) error {
-				_, err := api.Patch(ctx, "scaled", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "scale")
-				return err
-			},
-			reached: func(n int32) {
-				if d := w.complete(t, "scaled"); *d.Spec.Replicas != n {
-					t.Errorf("it has %d replicas", *d.Spec.Replicas)
-				}
-			},
+		showScale(t, w.c.Client.AppsV1().Deployments(w.ns), "scaled", func(n int32) {
+			if d := w.complete(t, "scaled"); *d.Spec.Replicas != n {
+				t.Errorf("it has %d replicas", *d.Spec.Replicas)
+			}
 		})
 	}},
 	{"lifecycle of a deployment", "[sig-apps] Deployment should run the lifecycle of a Deployment [Conformance]", showDeploymentLifecycle},
@@ -314,39 +287,6 @@ func showRollover(t *testing.T, w *world) {
 	}
 }
 
-// scaler is the scale subresource of some object.
-type scaler struct {
-	get     func(context.Context) (*autoscalingv1.Scale, error)
-	update  func(context.Context, *autoscalingv1.Scale) (*autoscalingv1.Scale, error)
-	patch   func(context.Context, string) error
-	reached func(n int32)
-}
-
-// showScale scales from 1 to 2 by an update and to 3 by a patch.
-func showScale(t *testing.T, s scaler) {
-	t.Helper()
-	scale, err := s.get(t.Context())
-	if err != nil || scale.Spec.Replicas != 1 || scale.Status.Replicas != 1 || scale.Status.Selector == "" {
-		t.Fatalf("the scale is %+v (%v)", scale, err)
-	}
-	scale.ResourceVersion, scale.Spec.Replicas = "", 2
-	if scale, err = s.update(t.Context(), scale); err != nil || scale.Spec.Replicas != 2 {
-		t.Fatalf("the updated scale is %+v (%v)", scale, err)
-	}
-	s.reached(2)
-	if err := s.patch(t.Context(), `{"spec":{"replicas":3}}`); err != nil {
-		t.Fatal(err)
-	}
-	s.reached(3)
-	eventually(t, "the scale says so", func() error {
-		scale, err := s.get(t.Context())
-		if err == nil && (scale.Spec.Replicas != 3 || scale.Status.Replicas != 3) {
-			err = fmt.Errorf("it is %+v", scale)
-		}
-		return err
-	})
-}
-
 func showDeploymentLifecycle(t *testing.T, w *world) {
 	api, selected := w.c.Client.AppsV1().Deployments(w.ns), metav1.ListOptions{LabelSelector: "of=cycle"}
 	watching, err := api.Watch(t.Context(), selected)
@@ -416,105 +356,28 @@ func showDeploymentStatus(t *testing.T, w *world) {
 	api := w.c.Client.AppsV1().Deployments(w.ns)
 	w.create(t, newDeployment("told", 1, template("told", idle, "1")))
 	w.complete(t, "told")
-	showStatus(t, statusOf{
-		get: func() ([]string, error) {
-			obj, err := w.c.Client.AppsV1().RESTClient().Get().Namespace(w.ns).Resource("deployments").Name("told").SubResource("status").Do(t.Context()).Get()
-			if err != nil {
-				return nil, err
-			}
-			var types []string
-			for _, c := range obj.(*appsv1.Deployment).Status.Conditions {
-				types = append(types, string(c.Type))
-			}
-			return types, nil
-		},
-		update: func(condition string) error {
-			d, err := api.Get(t.Context(), "told", metav1.GetOptions{})
-			if err != nil {
-				return err
-			}
-			d.Status.Conditions = append(d.Status.Conditions, appsv1.DeploymentCondition{Type: appsv1.DeploymentConditionType(condition), Status: corev1.ConditionTrue, Reason: "E2E"})
-			d.Spec.Replicas = ptr.To(int32(7)) // not this subresource's to change
-			_, err = api.UpdateStatus(t.Context(), d, metav1.UpdateOptions{})
-			return err
-		},
-		patch: func(patch string) error {
-			_, err := api.Patch(t.Context(), "told", types.MergePatchType, []byte(patch), metav1.PatchOptions{}, "status")
-			return err
-		},
+	showStatus(t, api, w.c.Client.AppsV1().RESTClient(), w.ns, "deployments", "told", func(d *appsv1.Deployment, condition string) {
+		d.Status.Conditions = append(d.Status.Conditions, appsv1.DeploymentCondition{Type: appsv1.DeploymentConditionType(condition), Status: corev1.ConditionTrue, Reason: "E2E"})
+		d.Spec.Replicas = ptr.To(int32(7)) // not this subresource's to change
 	})
 	if d := w.complete(t, "told"); *d.Spec.Replicas != 1 {
 		t.Errorf("a status update set %d replicas", *d.Spec.Replicas)
 	}
 }
 
-// statusOf is the status subresource of some object; get tells the types of its
-// conditions.
-type statusOf struct {
-	get    func() ([]string, error)
-	update func(condition string) error
-	patch  func(patch string) error
-}
-
-func showStatus(t *testing.T, s statusOf) {
-	t.Helper()
-	eventually(t, "the status is updated", func() error { return s.update("StatusUpdate") })
-	wanted := func(condition string) {
-		t.Helper()
-		if got, err := s.get(); err != nil || !slices.Contains(got, condition) {
-			t.Fatalf("the conditions are %v (%v), wanted %s", got, err, condition)
-		}
-	}
-	wanted("StatusUpdate")
-	if err := s.patch(`{"status":{"conditions":[{"type":"StatusPatched","status":"True"}]}}`); err != nil {
-		t.Fatal(err)
-	}
-	wanted("StatusPatched")
-}
-
 var replicaSets = []behaviour{
 	{"a replica set serves", "[sig-apps] ReplicaSet should serve a basic image on each replica with a public image [Conformance]", func(t *testing.T, w *world) {
-		pod := toolPod("", "", map[string]string{"app": "serving"}, "serve", "http:8080")
-		pod.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 8080}}
-		w.createSet(t, newReplicaSet("serving", 3, corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: pod.Labels}, Spec: pod.Spec}))
+		w.createSet(t, newReplicaSet("serving", 3, servingTemplate("serving")))
 		w.available(t, "serving", 3)
-		pods, err := w.c.Client.CoreV1().Pods(w.ns).List(t.Context(), metav1.ListOptions{LabelSelector: "app=serving"})
-		if err != nil || len(pods.Items) != 3 {
-			t.Fatalf("the pods are %v (%v)", pods, err)
-		}
-		client, host := w.proxyClient(t)
-		for _, p := range pods.Items {
-			// Without a readiness probe a pod is available when its process has
-			// started, which may be before it listens.
-			eventually(t, p.Name+" serves", func() error {
-				answer, body, err := through(t.Context(), client, http.MethodGet, host+"/api/v1/namespaces/"+w.ns+"/pods/"+p.Name+"/proxy/", "")
-				if err == nil && (answer.StatusCode != http.StatusOK || body != p.Name) {
-					err = fmt.Errorf("it answers %q", body)
-				}
-				return err
-			})
-		}
+		w.serves(t, "serving", 3)
 	}},
 	{"adopt and release", "[sig-apps] ReplicaSet should adopt matching pods on creation and release no longer matching pods [Conformance]", func(t *testing.T, w *world) {
 		tmpl := template("adopted", idle, "1")
-		orphan := runPods(t, w.c, w.ns, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "orphan", Labels: tmpl.Labels}, Spec: tmpl.Spec})[0]
+		orphan := w.orphan(t, "orphan", tmpl)
 		rs := w.createSet(t, newReplicaSet("adopted", 1, tmpl))
-		controlled := func(want bool) {
-			t.Helper()
-			eventually(t, fmt.Sprintf("the pod has the replica set as its controller: %t", want), func() error {
-				p, err := w.c.Client.CoreV1().Pods(w.ns).Get(t.Context(), "orphan", metav1.GetOptions{})
-				if err == nil && (p.UID != orphan.UID || metav1.IsControlledBy(p, rs) != want) {
-					err = fmt.Errorf("it is %+v", p.ObjectMeta)
-				}
-				return err
-			})
-		}
-		controlled(true)
+		w.controlled(t, orphan, rs, true)
 		w.available(t, "adopted", 1)
-		if _, err := w.c.Client.CoreV1().Pods(w.ns).Patch(t.Context(), "orphan", types.MergePatchType, []byte(`{"metadata":{"labels":{"app":"free"}}}`), metav1.PatchOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		controlled(false)
+		w.released(t, orphan, rs)
 		eventually(t, "another pod takes its place", func() error {
 			pods, err := w.c.Client.CoreV1().Pods(w.ns).List(t.Context(), metav1.ListOptions{LabelSelector: "app=adopted"})
 			if err == nil && (len(pods.Items) != 1 || !metav1.IsControlledBy(&pods.Items[0], rs) || !podReady(&pods.Items[0])) {
@@ -548,22 +411,9 @@ var replicaSets = []behaviour{
 		}
 	}},
 	{"scale of a replica set", "[sig-apps] ReplicaSet Replicaset should have a working scale subresource [Conformance]", func(t *testing.T, w *world) {
-		api := w.c.Client.AppsV1().ReplicaSets(w.ns)
 		w.createSet(t, newReplicaSet("scaled-set", 1, template("scaled-set", idle, "1")))
 		w.available(t, "scaled-set", 1)
-		showScale(t, scaler{
-			get: func(ctx context.Context) (*autoscalingv1.Scale, error) {
-				return api.GetScale(ctx, "scaled-set", metav1.GetOptions{})
-			},
-			update: func(ctx context.Context, s *autoscalingv1.Scale) (*autoscalingv1.Scale, error) {
-				return api.UpdateScale(ctx, "scaled-set", s, metav1.UpdateOptions{})
-			},
-			patch: func(ctx context.Context, patch string) error {
-				_, err := api.Patch(ctx, "scaled-set", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "scale")
-				return err
-			},
-			reached: func(n int32) { w.available(t, "scaled-set", n) },
-		})
+		showScale(t, w.c.Client.AppsV1().ReplicaSets(w.ns), "scaled-set", func(n int32) { w.available(t, "scaled-set", n) })
 	}},
 	{"list and delete a collection", "[sig-apps] ReplicaSet should list and delete a collection of ReplicaSets [Conformance]", func(t *testing.T, w *world) {
 		api, selected := w.c.Client.AppsV1().ReplicaSets(w.ns), metav1.ListOptions{LabelSelector: "collected=yes"}
@@ -595,31 +445,8 @@ var replicaSets = []behaviour{
 		api := w.c.Client.AppsV1().ReplicaSets(w.ns)
 		w.createSet(t, newReplicaSet("told-set", 1, template("told-set", idle, "1")))
 		w.available(t, "told-set", 1)
-		showStatus(t, statusOf{
-			get: func() ([]string, error) {
-				obj, err := w.c.Client.AppsV1().RESTClient().Get().Namespace(w.ns).Resource("replicasets").Name("told-set").SubResource("status").Do(t.Context()).Get()
-				if err != nil {
-					return nil, err
-				}
-				var types []string
-				for _, c := range obj.(*appsv1.ReplicaSet).Status.Conditions {
-					types = append(types, string(c.Type))
-				}
-				return types, nil
-			},
-			update: func(condition string) error {
-				rs, err := api.Get(t.Context(), "told-set", metav1.GetOptions{})
-				if err != nil {
-					return err
-				}
-				rs.Status.Conditions = append(rs.Status.Conditions, appsv1.ReplicaSetCondition{Type: appsv1.ReplicaSetConditionType(condition), Status: corev1.ConditionTrue, Reason: "E2E"})
-				_, err = api.UpdateStatus(t.Context(), rs, metav1.UpdateOptions{})
-				return err
-			},
-			patch: func(patch string) error {
-				_, err := api.Patch(t.Context(), "told-set", types.MergePatchType, []byte(patch), metav1.PatchOptions{}, "status")
-				return err
-			},
+		showStatus(t, api, w.c.Client.AppsV1().RESTClient(), w.ns, "replicasets", "told-set", func(rs *appsv1.ReplicaSet, condition string) {
+			rs.Status.Conditions = append(rs.Status.Conditions, appsv1.ReplicaSetCondition{Type: appsv1.ReplicaSetConditionType(condition), Status: corev1.ConditionTrue, Reason: "E2E"})
 		})
 	}},
 }

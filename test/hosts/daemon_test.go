@@ -217,32 +217,8 @@ var daemonSets = []behaviour{
 	{"status", "[sig-apps] Daemon set should verify changes to a daemon set status [Conformance] [Serial]", func(t *testing.T, w *world) {
 		w.createDaemon(t, newDaemonSet("told"))
 		w.daemons(t, "told", "1", w.nodeNames()...)
-		sets := w.c.Client.AppsV1().DaemonSets(w.ns)
-		showStatus(t, statusOf{
-			get: func() ([]string, error) {
-				obj, err := w.c.Client.AppsV1().RESTClient().Get().Namespace(w.ns).Resource("daemonsets").Name("told").SubResource("status").Do(t.Context()).Get()
-				if err != nil {
-					return nil, err
-				}
-				var found []string
-				for _, c := range obj.(*appsv1.DaemonSet).Status.Conditions {
-					found = append(found, string(c.Type))
-				}
-				return found, nil
-			},
-			update: func(condition string) error {
-				d, err := sets.Get(t.Context(), "told", metav1.GetOptions{})
-				if err != nil {
-					return err
-				}
-				d.Status.Conditions = append(d.Status.Conditions, appsv1.DaemonSetCondition{Type: appsv1.DaemonSetConditionType(condition), Status: corev1.ConditionTrue})
-				_, err = sets.UpdateStatus(t.Context(), d, metav1.UpdateOptions{})
-				return err
-			},
-			patch: func(patch string) error {
-				_, err := sets.Patch(t.Context(), "told", types.MergePatchType, []byte(patch), metav1.PatchOptions{}, "status")
-				return err
-			},
+		showStatus(t, w.c.Client.AppsV1().DaemonSets(w.ns), w.c.Client.AppsV1().RESTClient(), w.ns, "daemonsets", "told", func(d *appsv1.DaemonSet, condition string) {
+			d.Status.Conditions = append(d.Status.Conditions, appsv1.DaemonSetCondition{Type: appsv1.DaemonSetConditionType(condition), Status: corev1.ConditionTrue})
 		})
 	}},
 	{"revisions", "[sig-apps] ControllerRevision should manage the lifecycle of a ControllerRevision [Conformance] [Serial]", func(t *testing.T, w *world) {

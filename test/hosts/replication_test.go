@@ -1,15 +1,12 @@
 package hosts
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
 
-	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -25,22 +22,14 @@ func newReplication(name string, replicas int32, t corev1.PodTemplateSpec) *core
 
 func (w *world) replicate(t *testing.T, rc *corev1.ReplicationController) *corev1.ReplicationController {
 	t.Helper()
-	made, err := w.c.Client.CoreV1().ReplicationControllers(w.ns).Create(t.Context(), rc, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return made
+	return createOf(t, w.c.Client.CoreV1().ReplicationControllers(w.ns), rc)
 }
 
 // replicated waits until a controller has so many available pods.
 func (w *world) replicated(t *testing.T, name string, n int32) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("%s has %d pods", name, n), func() error {
-		rc, err := w.c.Client.CoreV1().ReplicationControllers(w.ns).Get(t.Context(), name, metav1.GetOptions{})
-		if err == nil && (rc.Status.Replicas != n || rc.Status.AvailableReplicas != n || rc.Status.ObservedGeneration < rc.Generation) {
-			err = fmt.Errorf("its status is %+v", rc.Status)
-		}
-		return err
+	keeps(t, w.c.Client.CoreV1().ReplicationControllers(w.ns), name, n, func(rc *corev1.ReplicationController) replicas {
+		return replicas{rc.Status.Replicas, rc.Status.AvailableReplicas, rc.Status.ObservedGeneration, rc.Generation}
 	})
 }
 
@@ -143,31 +132,14 @@ spec:
 var replication = []behaviour{
 	{"adopt", "[sig-apps] ReplicationController should adopt matching pods on creation [Conformance]", func(t *testing.T, w *world) {
 		tmpl := template("rc-adopting", idle, "1")
-		orphan := runPods(t, w.c, w.ns, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "rc-orphan", Labels: tmpl.Labels}, Spec: tmpl.Spec})[0]
-		rc := w.replicate(t, newReplication("rc-adopting", 1, tmpl))
-		eventually(t, "the pod is adopted", func() error {
-			p, err := w.c.Client.CoreV1().Pods(w.ns).Get(t.Context(), orphan.Name, metav1.GetOptions{})
-			if err == nil && !metav1.IsControlledBy(p, rc) {
-				err = fmt.Errorf("its owners are %v", p.OwnerReferences)
-			}
-			return err
-		})
+		orphan := w.orphan(t, "rc-orphan", tmpl)
+		w.controlled(t, orphan, w.replicate(t, newReplication("rc-adopting", 1, tmpl)), true)
 		w.replicated(t, "rc-adopting", 1)
 	}},
 	{"release", "[sig-apps] ReplicationController should release no longer matching pods [Conformance]", func(t *testing.T, w *world) {
 		rc := w.replicate(t, newReplication("rc-releasing", 1, template("rc-releasing", idle, "1")))
 		w.replicated(t, "rc-releasing", 1)
-		name := w.appPods(t, "rc-releasing")[0].Name
-		if _, err := w.c.Client.CoreV1().Pods(w.ns).Patch(t.Context(), name, types.MergePatchType, []byte(`{"metadata":{"labels":{"app":"free"}}}`), metav1.PatchOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		eventually(t, "the pod is free", func() error {
-			p, err := w.c.Client.CoreV1().Pods(w.ns).Get(t.Context(), name, metav1.GetOptions{})
-			if err == nil && metav1.IsControlledBy(p, rc) {
-				err = errors.New("it is not")
-			}
-			return err
-		})
+		w.released(t, &w.appPods(t, "rc-releasing")[0], rc)
 		w.replicated(t, "rc-releasing", 1)
 	}},
 	{"serve", "[sig-apps] ReplicationController should serve a basic image on each replica with a public image [Conformance]", func(t *testing.T, w *world) {
@@ -178,20 +150,7 @@ var replication = []behaviour{
 	{"scale", "[sig-apps] ReplicationController should get and update a ReplicationController scale [Conformance]", func(t *testing.T, w *world) {
 		w.replicate(t, newReplication("rc-scaled", 1, template("rc-scaled", idle, "1")))
 		w.replicated(t, "rc-scaled", 1)
-		api := w.c.Client.CoreV1().ReplicationControllers(w.ns)
-		showScale(t, scaler{
-			get: func(ctx context.Context) (*autoscalingv1.Scale, error) {
-				return api.GetScale(ctx, "rc-scaled", metav1.GetOptions{})
-			},
-			update: func(ctx context.Context, s *autoscalingv1.Scale) (*autoscalingv1.Scale, error) {
-				return api.UpdateScale(ctx, "rc-scaled", s, metav1.UpdateOptions{})
-			},
-			patch: func(ctx context.Context, patch string) error {
-				_, err := api.Patch(ctx, "rc-scaled", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "scale")
-				return err
-			},
-			reached: func(n int32) { w.replicated(t, "rc-scaled", n) },
-		})
+		showScale(t, w.c.Client.CoreV1().ReplicationControllers(w.ns), "rc-scaled", func(n int32) { w.replicated(t, "rc-scaled", n) })
 	}},
 	{"failure", "[sig-apps] ReplicationController should surface a failure condition on a common issue like exceeded quota [Conformance]", func(t *testing.T, w *world) {
 		w = &world{c: w.c, ns: namespace(t, w.c)}

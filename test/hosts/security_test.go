@@ -207,6 +207,9 @@ func TestSecurityContext(t *testing.T) {
 		edited(nodePod("apparmor", sh("main", "true")), func(p *corev1.Pod) {
 			p.Spec.SecurityContext = &corev1.PodSecurityContext{AppArmorProfile: &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeLocalhost, LocalhostProfile: new("k8s-web")}}
 		}),
+		edited(nodePod("apparmor-annotation", sh("main", "true")), func(p *corev1.Pod) {
+			p.Annotations = map[string]string{corev1.DeprecatedAppArmorBetaContainerAnnotationKeyPrefix + "main": "localhost/k8s-web"}
+		}),
 	}
 	for _, p := range pods {
 		createPod(t, c, ns, p)
@@ -238,10 +241,11 @@ func TestSecurityContext(t *testing.T) {
 	waitForPod(t, c, ns, "missing", corev1.PodSucceeded)
 
 	for pod, want := range map[string][2]string{
-		"unsafe":   {"SysctlForbidden", `Pod was rejected: forbidden sysctl: "kernel.msgmax" not allowlisted`},
-		"apparmor": {"AppArmor", "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host"},
+		"unsafe":              {"SysctlForbidden", `Pod was rejected: forbidden sysctl: "kernel.msgmax" not allowlisted`},
+		"apparmor":            {"AppArmor", "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host"},
+		"apparmor-annotation": {"AppArmor", "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host"},
 	} {
-		if _, err := os.Stat("/sys/module/apparmor"); pod == "apparmor" && err == nil {
+		if _, err := os.Stat("/sys/module/apparmor"); strings.HasPrefix(pod, "apparmor") && err == nil {
 			continue // this kernel has it
 		}
 		if p := waitForPod(t, c, ns, pod, corev1.PodFailed); p.Status.Reason != want[0] || p.Status.Message != want[1] {

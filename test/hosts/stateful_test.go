@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
-	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -198,22 +197,9 @@ var statefulSets = []behaviour{
 		w.statefulReady(t, "failing", 1)
 	}},
 	{"scale", basicStateful + "should have a working scale subresource [Conformance]", func(t *testing.T, w *world) {
-		api := w.c.Client.AppsV1().StatefulSets(w.ns)
 		w.createStateful(t, newStatefulSet("scaled-sts", 1, template("scaled-sts", idle, "1")))
 		w.statefulReady(t, "scaled-sts", 1)
-		showScale(t, scaler{
-			get: func(ctx context.Context) (*autoscalingv1.Scale, error) {
-				return api.GetScale(ctx, "scaled-sts", metav1.GetOptions{})
-			},
-			update: func(ctx context.Context, s *autoscalingv1.Scale) (*autoscalingv1.Scale, error) {
-				return api.UpdateScale(ctx, "scaled-sts", s, metav1.UpdateOptions{})
-			},
-			patch: func(ctx context.Context, patch string) error {
-				_, err := api.Patch(ctx, "scaled-sts", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "scale")
-				return err
-			},
-			reached: func(n int32) { w.statefulReady(t, "scaled-sts", n) },
-		})
+		showScale(t, w.c.Client.AppsV1().StatefulSets(w.ns), "scaled-sts", func(n int32) { w.statefulReady(t, "scaled-sts", n) })
 	}},
 	{"list, patch and delete a collection", basicStateful + "should list, patch and delete a collection of StatefulSets [Conformance]", func(t *testing.T, w *world) {
 		api, selected := w.c.Client.AppsV1().StatefulSets(w.ns), metav1.ListOptions{LabelSelector: "of=listed"}
@@ -293,32 +279,9 @@ var statefulSets = []behaviour{
 		api := w.c.Client.AppsV1().StatefulSets(w.ns)
 		w.createStateful(t, newStatefulSet("told-sts", 1, template("told-sts", idle, "1")))
 		w.statefulReady(t, "told-sts", 1)
-		showStatus(t, statusOf{
-			get: func() ([]string, error) {
-				obj, err := w.c.Client.AppsV1().RESTClient().Get().Namespace(w.ns).Resource("statefulsets").Name("told-sts").SubResource("status").Do(t.Context()).Get()
-				if err != nil {
-					return nil, err
-				}
-				var kinds []string
-				for _, c := range obj.(*appsv1.StatefulSet).Status.Conditions {
-					kinds = append(kinds, string(c.Type))
-				}
-				return kinds, nil
-			},
-			update: func(condition string) error {
-				s, err := api.Get(t.Context(), "told-sts", metav1.GetOptions{})
-				if err != nil {
-					return err
-				}
-				s.Status.Conditions = append(s.Status.Conditions, appsv1.StatefulSetCondition{Type: appsv1.StatefulSetConditionType(condition), Status: corev1.ConditionTrue, Reason: "E2E"})
-				s.Spec.Replicas = ptr.To(int32(7)) // not this subresource's to change
-				_, err = api.UpdateStatus(t.Context(), s, metav1.UpdateOptions{})
-				return err
-			},
-			patch: func(patch string) error {
-				_, err := api.Patch(t.Context(), "told-sts", types.MergePatchType, []byte(patch), metav1.PatchOptions{}, "status")
-				return err
-			},
+		showStatus(t, api, w.c.Client.AppsV1().RESTClient(), w.ns, "statefulsets", "told-sts", func(s *appsv1.StatefulSet, condition string) {
+			s.Status.Conditions = append(s.Status.Conditions, appsv1.StatefulSetCondition{Type: appsv1.StatefulSetConditionType(condition), Status: corev1.ConditionTrue, Reason: "E2E"})
+			s.Spec.Replicas = ptr.To(int32(7)) // not this subresource's to change
 		})
 		if s := w.statefulReady(t, "told-sts", 1); *s.Spec.Replicas != 1 {
 			t.Errorf("a status update set %d replicas", *s.Spec.Replicas)
