@@ -72,22 +72,25 @@ type Status struct {
 	Problems []string       `json:"problems,omitempty"`
 }
 
-// MasterSet is how the set of masters is: so many of Target do their work, and so
-// many standbys could take a place at once.
+// MasterSet is how the set of masters is: so many of Voting do their work, Target
+// is how many there shall be, and so many standbys could take a place at once.
 type MasterSet struct {
 	Working int `json:"working"`
+	Voting  int `json:"voting"`
 	Target  int `json:"target"`
 	Standby int `json:"standby"`
 }
 
 func (m MasterSet) String() string {
+	standby := fmt.Sprintf("%d standbys", m.Standby)
 	switch m.Standby {
 	case 0:
-		return fmt.Sprintf("%d of %d masters, no standby", m.Working, m.Target)
+		standby = "no standby"
 	case 1:
-		return fmt.Sprintf("%d of %d masters, 1 standby", m.Working, m.Target)
+		standby = "1 standby"
 	}
-	return fmt.Sprintf("%d of %d masters, %d standbys", m.Working, m.Target, m.Standby)
+	// A set that is yet to shrink needs a majority of what it is.
+	return fmt.Sprintf("%d of %d masters, %s", m.Working, max(m.Voting, m.Target), standby)
 }
 
 // MemberStatus is one node of the cluster.
@@ -130,7 +133,7 @@ func (m *master) status() consensusStatus {
 		c.Problems = append(c.Problems, problem)
 	}
 	if set := raw.Masters; set != nil {
-		c.Masters = &MasterSet{Working: set.Voters, Target: set.Target, Standby: set.Standby}
+		c.Masters = &MasterSet{Working: set.Voters, Voting: c.voting(), Target: set.Target, Standby: set.Standby}
 		c.Problems = append(c.Problems, set.Problems...)
 	}
 	return c
@@ -211,13 +214,19 @@ func (s *Server) askStatus(ctx context.Context) (c consensusStatus, err error) {
 	return c, nil
 }
 
-// count is the set of masters as it looks where the leader does not answer.
-func (c consensusStatus) count(members []MemberStatus) (set MasterSet) {
+func (c consensusStatus) voting() (n int) {
 	for _, votes := range c.Voters {
 		if votes {
-			set.Target++
+			n++
 		}
 	}
+	return n
+}
+
+// count is the set of masters as it looks where the leader does not answer.
+func (c consensusStatus) count(members []MemberStatus) (set MasterSet) {
+	set.Voting = c.voting()
+	set.Target = set.Voting
 	for _, m := range members {
 		switch votes, listed := c.Voters[m.ID]; {
 		case !listed || m.State != stateNames[gossip.Alive]:

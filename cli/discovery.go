@@ -29,7 +29,7 @@ const discoveryAccept = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroup
 func discover(ctx context.Context, client rest.Interface) (served, error) {
 	var all served
 	for _, root := range []string{"/api", "/apis"} {
-		raw, err := client.Get().AbsPath(root).SetHeader("Accept", discoveryAccept).DoRaw(ctx)
+		raw, err := answer(ctx, client.Get().AbsPath(root).SetHeader("Accept", discoveryAccept))
 		if err != nil {
 			return nil, fmt.Errorf("ask the cluster for its kinds: %w", err)
 		}

@@ -190,7 +190,7 @@ func runGet(c *cli.Context) error {
 				request.Param("resourceVersion", "0")
 			}
 			if format == "json" || format == "yaml" {
-				raw, err := request.SetHeader("Accept", "application/json").Do(c.Context).Raw() // DoRaw drops warnings
+				raw, err := answer(c.Context, request.SetHeader("Accept", "application/json"))
 				if err != nil {
 					return err
 				}
@@ -364,7 +364,7 @@ func runApply(c *cli.Context) error {
 		if c.Bool("force-conflicts") {
 			request.Param("force", "true")
 		}
-		if _, err := request.DoRaw(c.Context); err != nil {
+		if _, err := answer(c.Context, request); err != nil {
 			return err
 		}
 		fmt.Fprintf(c.App.Writer, "%s/%s applied\n", strings.ToLower(m.GroupVersionKind.Kind), o.GetName())
@@ -386,7 +386,7 @@ func runDelete(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
-		_, err = k.client.Delete().AbsPath(path(m, namespace, name)).SetHeader("Accept", "application/json").Body(body).DoRaw(c.Context)
+		_, err = answer(c.Context, k.client.Delete().AbsPath(path(m, namespace, name)).SetHeader("Accept", "application/json").Body(body))
 		if err != nil {
 			return err
 		}
@@ -558,9 +558,20 @@ func unstructuredSerializer() runtime.NegotiatedSerializer {
 	return serializer.NewCodecFactory(scheme).WithoutConversion()
 }
 
+// answer sends a request and returns what the server sent. A refusal has the
+// server's own words, which client-go's Raw and DoRaw leave out; DoRaw would
+// leave out warnings too.
+func answer(ctx context.Context, request *rest.Request) ([]byte, error) {
+	result := request.Do(ctx)
+	if err := result.Error(); err != nil {
+		return nil, err
+	}
+	return result.Raw()
+}
+
 // getTable asks the server to print.
 func getTable(ctx context.Context, request *rest.Request, table *metav1.Table) error {
-	raw, err := request.SetHeader("Accept", tableAccept).Do(ctx).Raw()
+	raw, err := answer(ctx, request.SetHeader("Accept", tableAccept))
 	if err != nil {
 		return err
 	}

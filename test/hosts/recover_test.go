@@ -223,6 +223,9 @@ func nothingLies(t *testing.T, c *cluster.Cluster, host, standby, mark string) {
 		t.Error(err)
 	}
 	mustContain(t, "get --stale", out, mark, "this may be old")
+	if out, err := c.On(t.Context(), host, c.Binary, "get", "configmap", mark); err == nil || !strings.Contains(err.Error(), "conclave recover") {
+		t.Errorf("a plain read of our own without a majority: %v: %s", err, out)
+	}
 	began := time.Now()
 	_, err = c.Client.CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "refused"}}, metav1.CreateOptions{})
 	if !apierrors.IsServiceUnavailable(err) || !strings.Contains(err.Error(), "conclave recover") {
