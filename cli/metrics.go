@@ -17,7 +17,7 @@ func (s *Server) metrics() []byte {
 		return nil
 	}
 	family := func(name, kind, help string, lines ...string) {
-		fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %[1]s %s\n", name, help, kind)
+		fmt.Fprintf(&b, "# HELP %[1]s %[2]s\n# TYPE %[1]s %[3]s\n", name, help, kind)
 		for _, line := range lines {
 			fmt.Fprintf(&b, "%s%s\n", name, line)
 		}

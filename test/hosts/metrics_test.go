@@ -2,6 +2,9 @@ package hosts
 
 import (
 	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -57,4 +60,55 @@ func TestMetrics(t *testing.T) {
 		`container_memory_working_set_bytes{container="spins",`, fmt.Sprintf(`container_network_receive_bytes_total{interface="eth0",namespace=%q,pod="busy"} `, ns),
 		`container_spec_cpu_quota{container="spins",`, "machine_memory_bytes ")
 	mustContain(t, "the kubelet's metrics", kubectl(t, c, "get", "--raw", proxy+"/metrics"), "kubelet_running_pods ", "process_resident_memory_bytes ")
+	mustContain(t, "a master's metrics", kubectl(t, c, "get", "--raw", "/metrics"), "conclave_leader ", `conclave_masters{part="working"} 3`, "conclave_ready_seconds ")
+	for _, page := range []string{"/metrics", proxy + "/metrics", proxy + "/metrics/resource", proxy + "/metrics/cadvisor"} {
+		if err := readExposition(kubectl(t, c, "get", "--raw", page)); err != nil {
+			t.Errorf("%s: %v", page, err)
+		}
+	}
+}
+
+var (
+	metricType = regexp.MustCompile(`^# TYPE ([a-zA-Z_:][a-zA-Z0-9_:]*) (counter|gauge|histogram|summary|untyped)$`)
+	metricHelp = regexp.MustCompile(`^# HELP [a-zA-Z_:][a-zA-Z0-9_:]* .`)
+	metricLine = regexp.MustCompile(`^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{([a-zA-Z_][a-zA-Z0-9_]*="([^"\\]|\\.)*",?)*\})? (\S+)( -?[0-9]+)?$`)
+)
+
+// readExposition reads a page as Prometheus does: its text-based exposition
+// format, version 0.0.4.
+func readExposition(text string) error {
+	family, kind, seen, sample := "", "", map[string]bool{}, map[string]bool{}
+	for line := range strings.Lines(text) {
+		line = strings.TrimSuffix(line, "\n")
+		if m := metricType.FindStringSubmatch(line); m != nil {
+			if family, kind = m[1], m[2]; seen[family] {
+				return fmt.Errorf("%s is there twice", family)
+			}
+			seen[family] = true
+			continue
+		}
+		if strings.HasPrefix(line, "#") {
+			if !metricHelp.MatchString(line) {
+				return fmt.Errorf("neither TYPE nor HELP: %s", line)
+			}
+			continue
+		}
+		m := metricLine.FindStringSubmatch(line)
+		if m == nil {
+			return fmt.Errorf("no sample: %s", line)
+		}
+		suffix, of := strings.CutPrefix(m[1], family)
+		parts := map[string]string{"summary": "_sum _count", "histogram": "_sum _count _bucket"}[kind]
+		if !of || suffix != "" && !slices.Contains(strings.Fields(parts), suffix) {
+			return fmt.Errorf("not of the %s %s: %s", kind, family, line)
+		}
+		if _, err := strconv.ParseFloat(m[5], 64); err != nil {
+			return fmt.Errorf("%w: %s", err, line)
+		}
+		if sample[m[1]+m[2]] {
+			return fmt.Errorf("twice: %s", line)
+		}
+		sample[m[1]+m[2]] = true
+	}
+	return nil
 }
