@@ -3,9 +3,16 @@ package hosts
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"conclave/test/cluster"
 )
 
 // TestExamples runs nginx and redis from Debian's packages by the manifests in
@@ -69,6 +76,44 @@ func TestExamples(t *testing.T) {
 	})
 }
 
+// databaseSession has psql on this machine, from the image's own files, work with
+// a database by way of kubectl's port-forward: one session, several transactions,
+// some megabytes each way.
+func databaseSession(t *testing.T, c *cluster.Cluster, ns string) {
+	t.Helper()
+	file, err := cluster.Image(t.Context(), c.Root, "postgres")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	unpack := exec.CommandContext(t.Context(), "tar", "-x", "-C", root)
+	content := mutate.Extract(must(tarball.ImageFromPath(file, nil)))
+	defer content.Close()
+	unpack.Stdin = content
+	if out, err := unpack.CombinedOutput(); err != nil {
+		t.Fatalf("unpack the image: %v: %s", err, out)
+	}
+	line := running(t, c, "-n", ns, "port-forward", "statefulset/postgres", ":5432")
+	found := regexp.MustCompile(`127\.0\.0\.1:([1-9][0-9]*) -> 5432`).FindStringSubmatch(line)
+	if found == nil {
+		t.Fatalf("port-forward says %q", line)
+	}
+	psql := exec.CommandContext(t.Context(), "chroot", root, "/bin/psql", "-h", "127.0.0.1", "-p", found[1], "-U", "postgres", "-tA", "-v", "ON_ERROR_STOP=1")
+	psql.Stdin = strings.NewReader(`create temporary table session (n int, filler text);
+begin; insert into session select n, repeat('x', 1000) from generate_series(1, 4000) n; commit;
+begin; delete from session; rollback;
+select count(*), sum(length(filler)) from session;
+\copy (select * from session) to '/tmp/session'
+\copy session from '/tmp/session'
+select count(*), sum(n) from session;
+`)
+	out, err := psql.CombinedOutput()
+	if err != nil {
+		t.Fatalf("psql: %v: %s", err, out)
+	}
+	mustContain(t, "the session", string(out), "4000|4000000\n", "COPY 4000\nCOPY 4000\n8000|16004000\n")
+}
+
 // TestDatabase runs PostgreSQL from Debian's package on claims, of the class
 // that every cluster has and of a CSI driver: what was written is there after
 // the pod, our process and the host went and came back.
@@ -125,6 +170,9 @@ func TestDatabase(t *testing.T) {
 		}
 	}
 	check("at first")
+	for _, ns := range namespaces {
+		databaseSession(t, c, ns)
+	}
 	for _, ns := range namespaces {
 		kubectl(t, c, "-n", ns, "delete", "pod", "postgres-0")
 	}
