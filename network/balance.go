@@ -49,7 +49,9 @@ func (c *cluster) balance(self string, alive []string) balance {
 	owned := map[netip.Addr]bool{}
 	var able []string
 	for name, n := range c.nodes {
-		owned[n.addr] = true
+		for _, a := range n.addrs {
+			owned[a] = true
+		}
 		if !n.excluded && (alive == nil || slices.Contains(alive, name)) {
 			able = append(able, name)
 		}

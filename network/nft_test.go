@@ -26,7 +26,10 @@ func flowOf(proto protocol, from, to, server netip.AddrPort) *vnetlink.Conntrack
 
 // kernelText renders what the kernel holds in our table, element by element
 // and expression by expression.
-func kernelText() (string, error) {
+func kernelText() (string, error) { return tableText(nftTable{tableName, ip4}) }
+
+func tableText(ours nftTable) (string, error) {
+	table := ours.nft()
 	c, err := connect()
 	if err != nil {
 		return "", err
@@ -57,7 +60,7 @@ func kernelText() (string, error) {
 		slices.Sort(lines)
 		out = append(append(out, line), lines...)
 	}
-	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyIPv4)
+	chains, err := c.ListChainsOfTableFamily(table.Family)
 	if err != nil {
 		return "", err
 	}
@@ -166,7 +169,7 @@ func TestKernelRules(t *testing.T) {
 		r.HostPorts[VIP{netip.Addr{}, tcp, 8001}] = netip.MustParseAddrPort("10.244.1.9:80")
 		r.Pods[addr("10.244.1.9")] = struct{}{}
 		r.Nodes[addr("192.168.0.2")] = struct{}{}
-		var k kernel
+		k := newKernel(ip4)
 		if err := k.apply(r); err != nil {
 			return err
 		}
@@ -250,7 +253,7 @@ func randomRules(rnd *rand.Rand) *Rules {
 func TestChangesAreAsGoodAsAFreshStart(t *testing.T) {
 	inScratch(t, func() error {
 		rnd := rand.New(rand.NewPCG(1, 2))
-		var k kernel
+		k := newKernel(ip4)
 		for i := range 60 {
 			r := randomRules(rnd)
 			if err := k.apply(r); err != nil {
@@ -260,7 +263,7 @@ func TestChangesAreAsGoodAsAFreshStart(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if err := new(kernel).apply(r); err != nil {
+			if err := newKernel(ip4).apply(r); err != nil {
 				return fmt.Errorf("change %d, from scratch: %w", i, err)
 			}
 			fresh, err := kernelText()
@@ -279,7 +282,7 @@ func TestChangesAreAsGoodAsAFreshStart(t *testing.T) {
 // from scratch.
 func TestRefusedChangeIsMadeGood(t *testing.T) {
 	inScratch(t, func() error {
-		var k kernel
+		k := newKernel(ip4)
 		r := newRules(testBase)
 		if err := k.apply(r); err != nil {
 			return err
@@ -306,7 +309,7 @@ func TestRefusedChangeIsMadeGood(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		c.DelTable(table)
+		c.DelTable(k.nft())
 		if err := c.Flush(); err != nil {
 			return err
 		}
@@ -335,7 +338,7 @@ func TestManyServices(t *testing.T) {
 			r.Services[VIP{netip.AddrFrom4([4]byte{10, 96, byte(i / 250), byte(i % 250)}), tcp, 80}] = name
 		}
 		r.Balancers["svc-0"] = Balancer{Endpoints: many} // more than one message holds
-		var k kernel
+		k := newKernel(ip4)
 		start := time.Now()
 		if err := k.apply(r); err != nil {
 			return err
