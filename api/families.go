@@ -54,6 +54,9 @@ func settleFamilies(svc, old *corev1.Service, served []corev1.IPFamily) field.Er
 	if spec.Type == corev1.ServiceTypeExternalName || untouched(svc, old) {
 		return nil
 	}
+	if spec.ClusterIP != "" && len(spec.ClusterIPs) == 0 {
+		spec.ClusterIPs = []string{spec.ClusterIP}
+	}
 	bare := spec.ClusterIP == corev1.ClusterIPNone && len(spec.Selector) == 0
 	if spec.IPFamilyPolicy == nil {
 		policy := corev1.IPFamilyPolicySingleStack

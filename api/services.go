@@ -183,9 +183,6 @@ func (a *allocation) run(ctx context.Context) error {
 // it names, and any for the others.
 func (a *allocation) addresses(ctx context.Context) error {
 	spec := &a.svc.Spec
-	if len(spec.ClusterIPs) == 0 && spec.ClusterIP != "" {
-		spec.ClusterIPs = []string{spec.ClusterIP}
-	}
 	for i, family := range spec.IPFamilies {
 		if i < len(spec.ClusterIPs) {
 			if err := a.address(ctx, family, spec.ClusterIPs[i]); err != nil {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	vnetlink "github.com/vishvananda/netlink"
@@ -230,30 +231,36 @@ func TestPolicies6(t *testing.T) {
 		p.serve6(name, 80)
 	}
 	outside := l.host(200)
-	closed := func(from *machine, to netip.Addr) {
+	// closed asserts that nobody reaches an address, all at once: each waits in
+	// vain.
+	closed := func(to netip.Addr, from ...*machine) {
 		t.Helper()
 		network := "tcp6"
 		if to.Is4() {
 			network = "tcp4"
 		}
-		if who, _, err := from.talk(network, at(to, 80)); err == nil {
-			t.Errorf("%s was reached: %s", to, who)
+		var waiting sync.WaitGroup
+		for _, m := range from {
+			waiting.Go(func() {
+				if who, _, err := m.talk(network, at(to, 80)); err == nil {
+					t.Errorf("%s was reached by %s: %s", to, m.addr6, who)
+				}
+			})
 		}
+		waiting.Wait()
 	}
 	deny := policyYAML(t, "default", "deny", "{podSelector: {}, policyTypes: [Ingress]}")
 	all.put(deny)
-	for _, to := range []netip.Addr{a.addr, a.addr6} {
-		closed(b, to)
-		closed(c, to)
-	}
+	closed(a.addr, b, c)
+	closed(a.addr6, b, c)
 	a.expect("tcp6", at(a.addr6, 80), "a", "") // itself
 	all[0].expect("tcp6", at(a.addr6, 80), "a", "")
 
 	// An ipBlock lets in one family, and the one address of it.
 	all.put(policyYAML(t, "default", "allow", "{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 'fd00:77:0:f02::/64', except: ['fd00:77:0:f02::9/128']}}]}]}"))
 	c.expect("tcp6", at(a.addr6, 80), "a", c.addr6.String())
-	closed(c, a.addr)
-	closed(b, a.addr6)
+	closed(a.addr, c)
+	closed(a.addr6, b)
 
 	// Egress: to nobody but one range.
 	all.put(policyYAML(t, "default", "out", "{podSelector: {}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 'fd00:aa::/64'}}], ports: [{port: 80}]}]}"))
@@ -263,7 +270,7 @@ func TestPolicies6(t *testing.T) {
 	if _, _, err := a.talk("tcp6", at(outside.addr6, 81)); err == nil {
 		t.Error("a port that is not allowed was reached")
 	}
-	closed(c, a.addr6)
+	closed(a.addr6, c)
 	all.delete(deny, policyYAML(t, "default", "allow", "{podSelector: {}}"), policyYAML(t, "default", "out", "{podSelector: {}}"))
 	c.expect("tcp6", at(a.addr6, 80), "a", c.addr6.String())
 	for _, n := range all {

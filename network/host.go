@@ -2,6 +2,7 @@ package network
 
 import (
 	"bytes"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -234,24 +235,18 @@ func uplinkOf(own netip.Addr) (uplink, error) {
 	return out, nil
 }
 
-// bridgeLocal is what the host asks for pods' hardware addresses from, whoever
-// sent the packet: neighbour discovery needs an address of the link's own.
-var bridgeLocal = netip.MustParsePrefix("fe80::1/64")
-
 func (h *host) setBridge(c hostConfig, mtu int) (netlink.Link, error) {
 	no := false
 	want := &netlink.Bridge{
-		LinkAttrs: netlink.LinkAttrs{Name: bridgeName, MTU: mtu, TxQLen: -1},
+		// Without an address that it was given a bridge takes the lowest of its
+		// ports', and would change it as pods come and go. One that is there
+		// keeps its own: given again, it would forget who is where.
+		LinkAttrs: netlink.LinkAttrs{Name: bridgeName, MTU: mtu, TxQLen: -1, HardwareAddr: randomMAC()},
 		// Snooping would send queries of its own for ever.
 		MulticastSnooping: &no,
 	}
 	link, err := ensureLink(want, func(netlink.Link) bool { return true })
 	if err != nil {
-		return nil, err
-	}
-	// Without an address of its own a bridge takes the lowest of its ports',
-	// and would change it as pods come and go: what it has now, it keeps.
-	if err := netlink.LinkSetHardwareAddr(link, link.Attrs().HardwareAddr); err != nil {
 		return nil, err
 	}
 	if link.Attrs().MTU != mtu {
@@ -274,7 +269,10 @@ func (h *host) setBridge(c hostConfig, mtu int) (netlink.Link, error) {
 		addrs = append(addrs, netip.PrefixFrom(gatewayOf(c.Range.v4), c.Range.v4.Bits()))
 	}
 	if c.Range.v6.IsValid() {
-		addrs = append(addrs, netip.PrefixFrom(gatewayOf(c.Range.v6), c.Range.v6.Bits()), bridgeLocal)
+		// There is no link-local one, so that nobody is told of a shorter way
+		// (which takes no sysctl in IPv6): then the host cannot ask its pods
+		// where they are, and is told when they are plugged in.
+		addrs = append(addrs, netip.PrefixFrom(gatewayOf(c.Range.v6), c.Range.v6.Bits()))
 	}
 	return link, bringUp(link, addrs)
 }
@@ -493,6 +491,14 @@ func setAddresses(link netlink.Link, f *family, want []netip.Prefix) error {
 	return nil
 }
 
+// randomMAC is nobody's: one that is administered locally.
+func randomMAC() net.HardwareAddr {
+	mac := make(net.HardwareAddr, 6)
+	_, _ = rand.Read(mac) // crypto/rand never fails
+	mac[0] = mac[0]&^1 | 2
+	return mac
+}
+
 // overlayMAC is the overlay's MAC of the node that has a range. That it
 // follows from the range is why nobody needs to ask for it.
 func overlayMAC(r netip.Prefix) net.HardwareAddr {
@@ -539,7 +545,7 @@ func (h *host) attach(path, from string, r reservation, node ranges) error {
 	if err := inNewNamespace(path, from, func() error { return makePodLink(name, int(here.Fd()), bridge.Attrs().MTU, r, node) }); err != nil {
 		return err
 	}
-	if err := h.plug(name, bridge); err != nil {
+	if err := h.plug(name, bridge, r); err != nil {
 		return errors.Join(err, removeNamespace(path), deleteLink(name))
 	}
 	return nil
@@ -601,7 +607,7 @@ func addDefault(eth netlink.Link, gateway netip.Addr) error {
 }
 
 // plug connects the host's end of a pod's link.
-func (h *host) plug(name string, bridge netlink.Link) error {
+func (h *host) plug(name string, bridge netlink.Link, r reservation) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("looking up the host's end of a pod's link: %w", err)
@@ -620,7 +626,19 @@ func (h *host) plug(name string, bridge netlink.Link) error {
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("turning on the host's end of a pod's link: %w", err)
 	}
+	if !r.Address6.IsValid() {
+		return nil
+	}
+	n := neighbour6(bridge, r.Address6)
+	n.HardwareAddr = podMAC(r.Address)
+	if err := netlink.NeighSet(n); err != nil {
+		return fmt.Errorf("telling this host where %s is: %w", r.Address6, err)
+	}
 	return nil
+}
+
+func neighbour6(bridge netlink.Link, a netip.Addr) *netlink.Neigh {
+	return &netlink.Neigh{LinkIndex: bridge.Attrs().Index, Family: unix.AF_INET6, State: netlink.NUD_PERMANENT, IP: a.AsSlice()}
 }
 
 // attached says whether a pod has all that attach makes.
@@ -660,11 +678,18 @@ func (h *host) attached(path string, r reservation) bool {
 	}) == nil
 }
 
-// detach removes what attach made.
-func (h *host) detach(path string, uid types.UID) error {
+// detach removes what attach made for a pod that had this address of IPv6, if
+// any.
+func (h *host) detach(path string, uid types.UID, six netip.Addr) error {
 	// The link goes first and at once; the namespace goes when its last
 	// process has ended.
-	return errors.Join(deleteLink(vethName(uid)), removeNamespace(path))
+	errs := []error{deleteLink(vethName(uid)), removeNamespace(path)}
+	if bridge, err := netlink.LinkByName(bridgeName); err == nil && six.IsValid() {
+		if err := netlink.NeighDel(neighbour6(bridge, six)); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("forgetting where %s was: %w", six, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func deleteLink(name string) error {

@@ -587,7 +587,7 @@ func (n *Network) Attach(ctx context.Context, pod *corev1.Pod) (netns string, ip
 	n.policies.attached(pod, isNew)
 	pass := n.want()
 	if isNew {
-		err := n.host.detach(path, pod.UID) // what a crash may have left
+		err := n.host.detach(path, pod.UID, r.Address6) // what a crash may have left
 		if err == nil {
 			err = n.host.attach(path, n.made(pod), r, n.ipam.node())
 		}
@@ -630,10 +630,10 @@ func (n *Network) detach(uid types.UID) error {
 		return nil // never attached
 	}
 	defer n.pods.lock(string(uid))()
-	if err := n.host.detach(n.netns(uid), uid); err != nil {
+	r, held := n.ipam.get(uid)
+	if err := n.host.detach(n.netns(uid), uid, r.Address6); err != nil {
 		return err
 	}
-	r, held := n.ipam.get(uid)
 	if !held {
 		return nil
 	}

@@ -37,7 +37,8 @@ import (
 //	forward, local-out (filter)  new connections → refuse
 //	refuse         reject what nobody serves
 //	input          overlay packets from strangers: drop (IPv4, which carries them)
-//	raw            packets from pods to 127.0.0.0/8: drop (IPv4)
+//	raw            packets from pods to 127.0.0.0/8: drop (IPv4); questions for
+//	               virtual neighbours: drop (IPv6)
 
 const (
 	tableName = "conclave"

@@ -132,6 +132,13 @@ func baseChains(b Base) []baseChain {
 					f.loadSource(reg0), inSet(setNodes, true), verdict(expr.VerdictDrop, ""))),
 		}
 	}
+	if f == ip6 {
+		// We answer for load balancers' addresses ourselves; the kernel would
+		// pass a question on, and on.
+		all = append(all, chain("raw", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw,
+			rule(meta(expr.MetaKeyL4PROTO, reg0), compare(expr.CmpOpEq, []byte{f.icmp}), load(reg0, expr.PayloadBaseTransportHeader, 0, 1), compare(expr.CmpOpEq, []byte{ndpSolicitation}),
+				f.loadDest(reg0), inSet(setVirtual, false), verdict(expr.VerdictDrop, ""))))
+	}
 	return append(all,
 		chain("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, dispatch),
 		chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest, dispatch),
