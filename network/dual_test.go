@@ -55,9 +55,7 @@ func TestPodsReachEachOther6(t *testing.T) {
 // the host listens to its routers as before.
 func TestDualRestartAndTeardown(t *testing.T) {
 	l := newLAN(t)
-	if err := probe([]*family{ip6}); err != nil {
-		t.Skipf("needs IPv6: %v", err)
-	}
+	needIPv6(t)
 	l.dual = true
 	accept := func(m *machine) (out string) {
 		m.in(func() error {

@@ -289,6 +289,13 @@ func needRoot(t *testing.T) {
 	}
 }
 
+func needIPv6(t *testing.T) {
+	t.Helper()
+	if err := probe([]*family{ip6}); err != nil {
+		t.Skipf("needs IPv6: %v", err)
+	}
+}
+
 func newLAN(t *testing.T) *lan {
 	t.Helper()
 	needRoot(t)
@@ -804,9 +811,7 @@ func twoNodes(t *testing.T) (nodes, *lan) {
 func twoDualNodes(t *testing.T) (nodes, *lan) {
 	t.Helper()
 	l := newLAN(t)
-	if err := probe([]*family{ip6}); err != nil {
-		t.Skipf("needs IPv6: %v", err)
-	}
+	needIPv6(t)
 	l.dual = true
 	all := nodes{l.node(1), l.node(2)}
 	return all.ready(), l
