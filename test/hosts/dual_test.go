@@ -2,11 +2,15 @@ package hosts
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -17,12 +21,22 @@ import (
 )
 
 // dualStack is a dual-stack cluster of two hosts, each with an IPv6 address of
-// its own, and what the network's tests share on it.
+// its own in a network that the lab's bridge is in too, and what the network's
+// tests share on it.
 func dualStack(t *testing.T) (w *world, hosts []netip.Addr) {
 	t.Helper()
 	c := ownOf(t, cluster.Config{Hosts: 2, Bare: true, Up: []string{"--dual-stack"}})
+	site := fmt.Sprintf("fd00:aa:%x:%x::", os.Getpid()>>16&0xffff, os.Getpid()&0xffff) // of this test alone
+	bridge, err := netlink.LinkByName("clab-" + c.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	outside := &net.IPNet{IP: net.ParseIP(site + "fe"), Mask: net.CIDRMask(64, 128)}
+	if err := netlink.AddrAdd(bridge, &netlink.Addr{IPNet: outside, Flags: unix.IFA_F_NODAD}); err != nil {
+		t.Fatal(err)
+	}
 	for i, h := range c.Hosts {
-		own := netip.MustParseAddr(fmt.Sprintf("fd00:aa::%d", i+1))
+		own := netip.MustParseAddr(fmt.Sprintf("%s%d", site, i+1))
 		if _, err := c.On(t.Context(), h.Name, "ip", "-6", "address", "add", own.String()+"/64", "dev", "eth0", "nodad"); err != nil {
 			t.Fatal(err)
 		}
@@ -156,6 +170,25 @@ func TestDualStack(t *testing.T) {
 				return err
 			})
 		}
+	})
+	t.Run("load balancer", func(t *testing.T) {
+		vip := netip.PrefixFrom(hosts[0], 64).Masked().Addr().Next() // ::1, of the first host
+		for range 0xff {
+			vip = vip.Next()
+		}
+		kubectl(t, c, "-n", "kube-system", "patch", "configmap", "conclave", "--type=merge", "-p", fmt.Sprintf(`{"data":{"load-balancer.addresses":"%s"}}`, vip))
+		w.service(t, "lb", func(s *corev1.Service) {
+			s.Spec.Type, s.Spec.IPFamilyPolicy = corev1.ServiceTypeLoadBalancer, ptr.To(corev1.IPFamilyPolicySingleStack)
+			s.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv6Protocol}
+			s.Spec.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+		})
+		eventually(t, "an answer at the load balancer's address", func() error {
+			client, err := fromOutside(t, netip.AddrPortFrom(vip, 80).String())
+			if err == nil && netip.PrefixFrom(client, 64).Masked() != netip.PrefixFrom(vip, 64).Masked() {
+				err = fmt.Errorf("the client is seen as %s", client)
+			}
+			return err
+		})
 	})
 	t.Run("policy", func(t *testing.T) {
 		apply(t, c, w.ns, policy("six", fmt.Sprintf("{podSelector: {}, policyTypes: [Ingress], ingress: [{from: [{ipBlock: {cidr: '%s/128'}}]}]}", ipsOf(b)[1])))
