@@ -65,7 +65,7 @@ func hooksOf(r *resource) hooks {
 	case pods:
 		return hooks{admit: admitPod, answersDeleted: true}
 	case services:
-		return hooks{reserve: reserveService, deleted: releaseService, answersDeleted: true}
+		return hooks{admit: admitService, reserve: reserveService, deleted: releaseService, answersDeleted: true}
 	case namespaces:
 		return hooks{admit: admitNamespace}
 	case volumeClaims:

@@ -65,8 +65,9 @@ type Config struct {
 	// ServiceAccountSigner is the ECDSA P-256 key that signs and verifies the
 	// tokens of service accounts. nil: no tokens.
 	ServiceAccountSigner func() crypto.Signer
-	// ServiceCIDR is where ClusterIPs come from.
-	ServiceCIDR netip.Prefix
+	// ServiceCIDR is where ClusterIPs come from, of IPv4; ServiceCIDR6 is that
+	// of IPv6, invalid in a cluster without.
+	ServiceCIDR, ServiceCIDR6 netip.Prefix
 	// Nodes may be nil: then log, exec and their like answer 503.
 	Nodes NodeConns
 	// Dial replaces how proxies to pods and services connect if it is set.

@@ -166,34 +166,10 @@ func (a *allocation) run(ctx context.Context) error {
 	if spec.Type == corev1.ServiceTypeExternalName {
 		return nil
 	}
-	if spec.ClusterIP == "" && len(spec.ClusterIPs) > 0 {
-		spec.ClusterIP = spec.ClusterIPs[0]
-	}
-	switch spec.ClusterIP {
-	case corev1.ClusterIPNone:
-	case "":
-		ip, err := a.anyAddress(ctx)
-		if err != nil {
+	if spec.ClusterIP != corev1.ClusterIPNone {
+		if err := a.addresses(ctx); err != nil {
 			return err
 		}
-		spec.ClusterIP = ip
-	default:
-		if err := a.address(ctx, spec.ClusterIP); err != nil {
-			return err
-		}
-	}
-	if len(spec.ClusterIPs) == 0 {
-		spec.ClusterIPs = []string{spec.ClusterIP}
-	}
-	if len(spec.IPFamilies) == 0 {
-		spec.IPFamilies = []corev1.IPFamily{corev1.IPv4Protocol}
-		if a.s.cfg.ServiceCIDR.Addr().Is6() {
-			spec.IPFamilies[0] = corev1.IPv6Protocol
-		}
-	}
-	if spec.IPFamilyPolicy == nil {
-		single := corev1.IPFamilyPolicySingleStack
-		spec.IPFamilyPolicy = &single
 	}
 	for i := range spec.Ports {
 		if err := a.port(ctx, i); err != nil {
@@ -201,6 +177,29 @@ func (a *allocation) run(ctx context.Context) error {
 		}
 	}
 	return a.healthPort(ctx)
+}
+
+// addresses reserves one address for each of the service's families: those that
+// it names, and any for the others.
+func (a *allocation) addresses(ctx context.Context) error {
+	spec := &a.svc.Spec
+	for i, family := range spec.IPFamilies {
+		if i < len(spec.ClusterIPs) {
+			if err := a.address(ctx, family, spec.ClusterIPs[i]); err != nil {
+				return err
+			}
+			continue
+		}
+		ip, err := a.anyAddress(ctx, family)
+		if err != nil {
+			return err
+		}
+		spec.ClusterIPs = append(slices.Clone(spec.ClusterIPs), ip)
+	}
+	if len(spec.ClusterIPs) > 0 {
+		spec.ClusterIP = spec.ClusterIPs[0]
+	}
+	return nil
 }
 
 // healthPort reserves the health check port of a service that is to have one.
@@ -223,9 +222,9 @@ func (a *allocation) invalid(path *field.Path, value any, why string) error {
 }
 
 // address reserves the address that the service names.
-func (a *allocation) address(ctx context.Context, ip string) error {
+func (a *allocation) address(ctx context.Context, family corev1.IPFamily, ip string) error {
 	refuse := func(why string) error {
-		return a.invalid(field.NewPath("spec", "clusterIPs"), []string{ip}, "failed to allocate IP "+ip+": "+why)
+		return a.invalid(field.NewPath("spec", "clusterIPs"), a.svc.Spec.ClusterIPs, "failed to allocate IP "+ip+": "+why)
 	}
 	if slices.Contains(a.had, reservation{addressResource, ip}) {
 		return nil
@@ -234,7 +233,7 @@ func (a *allocation) address(ctx context.Context, ip string) error {
 	if err != nil {
 		return nil // validation says it better
 	}
-	if ranges := a.s.serviceRanges(); !slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(addr) }) {
+	if ranges := a.s.serviceRanges(family); !slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(addr) }) {
 		return refuse("the provided network does not match the current range: The range of valid IPs is " + strings.Trim(fmt.Sprint(ranges), "[]"))
 	}
 	if owner, ok := a.s.reserved(addr); ok && owner != a.svc.Namespace+"/"+a.svc.Name {
@@ -270,11 +269,14 @@ func nth(p netip.Prefix, n uint64) netip.Addr {
 	return addr
 }
 
-// serviceRanges is where ClusterIPs come from: the range with which the cluster
-// was founded, and those of the ServiceCIDRs that are ready, in the order of
-// their names. One family of addresses is served.
-func (s *Server) serviceRanges() []netip.Prefix {
+// serviceRanges is where ClusterIPs of a family come from: the range with which
+// the cluster was founded, and those of the ServiceCIDRs that are ready, in the
+// order of their names.
+func (s *Server) serviceRanges(family corev1.IPFamily) []netip.Prefix {
 	all := []netip.Prefix{s.cfg.ServiceCIDR}
+	if family == corev1.IPv6Protocol {
+		all[0] = s.cfg.ServiceCIDR6
+	}
 	records, _ := s.cfg.Storage.List(serviceCIDRResource, "")
 	for _, rec := range records {
 		c, ok := rec.Object().(*networkingv1.ServiceCIDR)
@@ -283,7 +285,7 @@ func (s *Server) serviceRanges() []netip.Prefix {
 		}
 		for _, text := range c.Spec.CIDRs {
 			p, err := netip.ParsePrefix(text)
-			if err == nil && p.Addr().Is4() == s.cfg.ServiceCIDR.Addr().Is4() && !slices.Contains(all, p) {
+			if err == nil && familyOf(p.Addr()) == family && !slices.Contains(all, p) {
 				all = append(all, p)
 			}
 		}
@@ -291,12 +293,13 @@ func (s *Server) serviceRanges() []netip.Prefix {
 	return all
 }
 
-// anyAddress reserves some free address of the first range that has one.
-func (a *allocation) anyAddress(ctx context.Context) (string, error) {
+// anyAddress reserves some free address of a family, of the first range that
+// has one.
+func (a *allocation) anyAddress(ctx context.Context, family corev1.IPFamily) (string, error) {
 	if !a.s.cfg.ServiceCIDR.IsValid() {
 		return "", apierrors.NewInternalError(errors.New("no range of service addresses is configured"))
 	}
-	ranges := a.s.serviceRanges()
+	ranges := a.s.serviceRanges(family)
 	for _, cidr := range ranges {
 		ip, err := a.anyOf(ctx, cidr)
 		if !errors.Is(err, errNoneFree) {
@@ -411,9 +414,9 @@ func (a *allocation) take(ctx context.Context, r reservation) error {
 	}
 	var obj Object = &metav1.PartialObjectMetadata{TypeMeta: typeMeta(metav1.SchemeGroupVersion.WithKind("PartialObjectMetadata")), ObjectMeta: meta}
 	if r.resource == addressResource {
-		family := "IPv4"
+		family := string(corev1.IPv4Protocol)
 		if strings.Contains(r.name, ":") {
-			family = "IPv6"
+			family = string(corev1.IPv6Protocol)
 		}
 		meta.Labels = map[string]string{networkingv1.LabelIPAddressFamily: family, networkingv1.LabelManagedBy: "ipallocator.k8s.io"}
 		obj = &networkingv1.IPAddress{

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // ownAddress knows the address by which the other nodes reach this one: the
@@ -20,6 +21,10 @@ type ownAddress struct {
 
 	mu      sync.Mutex
 	current netip.Addr
+	// six is the IPv6 address of the same link, if both says it: other nodes do
+	// not use it.
+	six     netip.Addr
+	wants6  bool
 	watches []chan struct{}
 }
 
@@ -44,6 +49,23 @@ func (a *ownAddress) get() netip.Addr {
 
 func (a *ownAddress) list() []netip.Addr { return []netip.Addr{a.get()} }
 
+// showIPv6 lets both say the IPv6 address too. It is called before run.
+func (a *ownAddress) showIPv6() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.wants6, a.six = true, sixOf(a.current)
+}
+
+// both are the node's addresses as its status shows them.
+func (a *ownAddress) both() []netip.Addr {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.six.IsValid() {
+		return []netip.Addr{a.current, a.six}
+	}
+	return []netip.Addr{a.current}
+}
+
 // watch returns a channel that receives after each change.
 func (a *ownAddress) watch() <-chan struct{} {
 	a.mu.Lock()
@@ -55,7 +77,10 @@ func (a *ownAddress) watch() <-chan struct{} {
 
 // run follows the kernel's addresses until ctx ends.
 func (a *ownAddress) run(ctx context.Context, log *slog.Logger) error {
-	if a.fixed.IsValid() {
+	a.mu.Lock()
+	wants6 := a.wants6
+	a.mu.Unlock()
+	if a.fixed.IsValid() && !wants6 {
 		<-ctx.Done()
 		return nil
 	}
@@ -73,22 +98,63 @@ func (a *ownAddress) run(ctx context.Context, log *slog.Logger) error {
 				return nil
 			}
 		}
-		found, err := uplinkAddress()
-		if err != nil || found == a.get() {
-			continue // a link that is away for a moment takes no address from us
-		}
-		log.Info("this machine's address changed", "from", a.get(), "to", found)
-		a.mu.Lock()
-		a.current = found
-		watches := a.watches
-		a.mu.Unlock()
-		for _, c := range watches {
-			select {
-			case c <- struct{}{}:
-			default:
+		found := a.fixed
+		if !found.IsValid() {
+			var err error
+			if found, err = uplinkAddress(); err != nil {
+				found = a.get() // a link that is away for a moment takes no address from us
 			}
 		}
+		var six netip.Addr
+		if wants6 {
+			six = sixOf(found)
+		}
+		a.become(found, six, log)
 	}
+}
+
+// become takes new addresses and tells who watches.
+func (a *ownAddress) become(current, six netip.Addr, log *slog.Logger) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if current == a.current && six == a.six {
+		return
+	}
+	if current != a.current {
+		log.Info("this machine's address changed", "from", a.current, "to", current)
+	}
+	a.current, a.six = current, six
+	for _, c := range a.watches {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// sixOf is the IPv6 address of the link that has an IPv4 address: the lowest
+// that is to be had for long, so that it does not change by itself; invalid if
+// there is none.
+func sixOf(own netip.Addr) netip.Addr {
+	var found netip.Addr
+	all, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return found
+	}
+	link := 0
+	for _, a := range all {
+		if a.IP.Equal(own.AsSlice()) {
+			link = a.LinkIndex
+		}
+	}
+	const passing = unix.IFA_F_TEMPORARY | unix.IFA_F_DEPRECATED | unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED
+	for _, a := range all {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		if ok && ip.Is6() && !ip.Is4In6() && ip.IsGlobalUnicast() && a.LinkIndex == link && a.Flags&passing == 0 && (!found.IsValid() || ip.Less(found)) {
+			found = ip
+		}
+	}
+	return found
 }
 
 var errNoAddress = errors.New("no link of this machine has an address that others could reach")

@@ -89,10 +89,14 @@ func env(flag string) []string {
 	return []string{"CONCLAVE_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))}
 }
 
-// foundFlags are the settings of a cluster, which hold from its founding until
-// they are changed in its ConfigMap kube-system/conclave.
+// foundFlags are the settings of a cluster, which hold from its founding: the
+// ranges of addresses for good, the others until they are changed in its
+// ConfigMap kube-system/conclave.
 func foundFlags() []cli.Flag {
 	return []cli.Flag{
+		&cli.BoolFlag{Name: "dual-stack", Usage: "of the new cluster: pods and Services have IPv6 addresses too, of random unique local ranges unless --pod-cidr and --service-cidr name some", EnvVars: env("dual-stack")},
+		&cli.StringFlag{Name: "pod-cidr", Usage: "of the new cluster: `RANGE` of pods' addresses, IPv4, or IPv4 and IPv6 with a comma between (default: 10.244.0.0/16)", EnvVars: env("pod-cidr")},
+		&cli.StringFlag{Name: "service-cidr", Usage: "of the new cluster: `RANGE` of Services' addresses, in the same way (default: 10.96.0.0/16)", EnvVars: env("service-cidr")},
 		&cli.DurationFlag{Name: "unreachable-toleration", Usage: "of the new cluster: how long pods that do not say so stay bound to a dead node", EnvVars: env("unreachable-toleration")},
 	}
 }
@@ -146,6 +150,10 @@ func serverConfig(c *cli.Context) (ServerConfig, error) {
 	config.ShutdownGrace, config.ShutdownGraceCritical = settings.duration("shutdown-grace-period"), settings.duration("shutdown-grace-period-critical-pods")
 	if config.ShutdownGraceCritical < 0 || config.ShutdownGrace < config.ShutdownGraceCritical {
 		return config, fmt.Errorf("--shutdown-grace-period-critical-pods %v: it is a part of --shutdown-grace-period, which is %v", config.ShutdownGraceCritical, config.ShutdownGrace)
+	}
+	config.DualStack = settings.flag("dual-stack")
+	if config.Ranges, err = readRanges(settings.text("pod-cidr"), settings.text("service-cidr")); err != nil {
+		return config, err
 	}
 	if config.NodeResources, err = readResources(settings); err != nil {
 		return config, err

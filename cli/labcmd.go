@@ -51,6 +51,7 @@ func labCommand() *cli.Command {
 				&cli.StringFlag{Name: "disk-size", Usage: "give every host a disk of its own of this `SIZE`, such as 1Gi (default: this machine's)"},
 				&cli.BoolFlag{Name: "bare", Usage: "make the hosts, start nothing on them"},
 				&cli.StringSliceFlag{Name: "arg", Usage: "further argument of `conclave up` and `join` on every host; may be repeated"},
+				&cli.StringSliceFlag{Name: "up-arg", Usage: "further argument of `conclave up` alone, such as --dual-stack; may be repeated"},
 			), Action: labUp},
 			{Name: "ls", Usage: "list the hosts", Flags: flags(), Action: on(func(c *cli.Context, l *lab.Lab, _ []string) error {
 				table := tabwriter.NewWriter(c.App.Writer, 0, 8, 3, ' ', 0)
@@ -145,7 +146,7 @@ func labUp(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	config := lab.Config{Name: c.String("lab"), Dir: c.String("lab-dir"), Binary: self, Args: c.StringSlice("arg")}
+	config := lab.Config{Name: c.String("lab"), Dir: c.String("lab-dir"), Binary: self, Args: c.StringSlice("arg"), UpArgs: c.StringSlice("up-arg")}
 	if text := c.String("subnet"); text != "" {
 		if config.Subnet, err = netip.ParsePrefix(text); err != nil || !config.Subnet.Addr().Is4() || config.Subnet.Bits() != 24 {
 			return fmt.Errorf("--subnet %q: give an IPv4 network of 24 bits, such as 10.88.0.0/24", text)

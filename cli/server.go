@@ -80,6 +80,9 @@ type ServerConfig struct {
 	SeccompDefault        bool
 	UnsafeSysctls         []string
 	UnreachableToleration time.Duration
+	// Ranges and DualStack are of the cluster that is founded here.
+	Ranges    addressRanges
+	DualStack bool
 	// ShutdownGrace is what pods get to end when the host goes down, and
 	// ShutdownGraceCritical the part of it that is kept for critical ones. 0:
 	// they are left to the host.
@@ -265,6 +268,9 @@ func (s *Server) enter(ctx context.Context) (authority *identity.Authority, foun
 		if s.config.Join != nil && s.config.Join.CAHash != cluster.CAHash() {
 			return nil, false, nil, fmt.Errorf("data folder %s is a member of another cluster: `conclave leave` that one first, or choose another --data-dir", s.config.DataDir)
 		}
+		if err := s.config.Ranges.agree(cluster, s.config.DualStack); err != nil {
+			return nil, false, nil, err
+		}
 		s.config.Name, s.config.NoMaster = s.node.Name(), s.node.NoMaster()
 		s.config.Tell("resuming node %s of cluster %.8s", s.config.Name, cluster.ID)
 		authority, err = identity.OpenAuthority(s.path("master"))
@@ -293,8 +299,8 @@ func (s *Server) enter(ctx context.Context) (authority *identity.Authority, foun
 		authority, err = s.node.Found(ctx, identity.FoundOptions{
 			Name: s.config.Name, Addresses: s.own.list(), MasterDir: s.path("master"),
 			Domain:  "cluster.local",
-			PodCIDR: netip.MustParsePrefix("10.244.0.0/16"), ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"),
-			DNS: netip.MustParseAddr("10.96.0.10"),
+			PodCIDR: s.config.Ranges.pods, ServiceCIDR: s.config.Ranges.services,
+			PodCIDR6: s.config.Ranges.pods6, ServiceCIDR6: s.config.Ranges.services6, DualStack: s.config.DualStack,
 		})
 		if err == nil {
 			s.config.Tell("founding a cluster on %s (%s)", s.config.Name, s.own.get())
@@ -396,12 +402,16 @@ func (s *Server) connect(listener net.Listener, peers []string) (err error) {
 // equip makes what runs pods.
 func (s *Server) equip(ctx context.Context) (err error) {
 	cluster, _ := s.node.Cluster()
+	if cluster.PodCIDR6.IsValid() {
+		s.own.showIPv6()
+	}
 	s.client = newSwitchClient(api.NewHTTP(&url.URL{Scheme: "https", Host: "conclave"}, &masterTransport{server: s}),
 		func() bool { ids := s.masters(); return len(ids) > 1 || len(ids) == 1 && ids[0] != s.node.ID() }, s.membersChanged)
 	s.net, err = network.New(network.Config{
 		NodeName: s.node.Name(), Client: s.client, Dir: s.path("network"), RunDir: s.path("run", "network"),
 		Address: s.own.get, AddressChanged: s.own.watch(),
 		PodCIDR: cluster.PodCIDR, ServiceCIDR: cluster.ServiceCIDR, ClusterDNS: cluster.DNS, Domain: cluster.Domain,
+		PodCIDR6: cluster.PodCIDR6, ServiceCIDR6: cluster.ServiceCIDR6,
 		Live: s.liveNodes, DirectRoutes: s.config.DirectRoutes, PathsChanged: func() { s.agent.PathsChanged() },
 		Made: s.engine.IsolatedNetwork, Log: s.log.With("room", "network"),
 	})
@@ -418,7 +428,7 @@ func (s *Server) equip(ctx context.Context) (err error) {
 	}
 	s.agent, err = agent.New(agent.Config{
 		NodeName: s.node.Name(), NodeID: s.node.ID(), Client: s.client, Runtime: engineRuntime{s.engine}, Network: s.net,
-		Dir: s.config.DataDir, RunDir: s.path("run"), Addresses: s.own.list, AddressesChanged: s.own.watch(),
+		Dir: s.config.DataDir, RunDir: s.path("run"), Addresses: s.own.both, AddressesChanged: s.own.watch(),
 		SeccompDefault: s.config.SeccompDefault, UnsafeSysctls: s.config.UnsafeSysctls,
 		Labels: s.config.Labels, Zone: s.config.Labels[corev1.LabelTopologyZone],
 		Listener: kubelet, TLS: s.certs.Server("h2", "http/1.1"), Authorize: s.authorizeKubelet,
@@ -869,6 +879,7 @@ func (s *Server) runMaster(ctx context.Context, authority *identity.Authority, b
 		ClientCAs:            func() *x509.CertPool { return roots },
 		ServiceAccountSigner: authority.ServiceAccountSigner,
 		ServiceCIDR:          authority.Cluster().ServiceCIDR,
+		ServiceCIDR6:         authority.Cluster().ServiceCIDR6,
 		Nodes:                kubelets{s}, Leases: m.leases,
 		Ready:                 func() error { return m.readiness() },
 		Metrics:               s.metrics,
@@ -969,7 +980,7 @@ func (s *Server) lead(ctx context.Context, m *master) error {
 	cluster := m.authority.Cluster()
 	manager, err := controller.New(controller.Config{
 		Client: system("system:kube-controller-manager"), Kinds: served, Liveness: judgements{m.judge, m.consensus},
-		RootCA: func() []byte { return cluster.CA }, PodCIDR: cluster.PodCIDR, NodeMask: 24, CallDriver: s.callDriver,
+		RootCA: func() []byte { return cluster.CA }, PodCIDR: cluster.PodCIDR, NodeMask: 24, PodCIDR6: cluster.PodCIDR6, CallDriver: s.callDriver,
 		Log: s.log.With("room", "controller"),
 	})
 	if err != nil {

@@ -136,10 +136,10 @@ func excludesBalancers(n *corev1.Node) bool {
 	return yes
 }
 
-// nodeAddresses are a node's own of IPv4.
+// nodeAddresses are a node's own.
 func nodeAddresses(n *corev1.Node) (all []netip.Addr) {
 	for _, a := range n.Status.Addresses {
-		if ip, err := netip.ParseAddr(a.Address); err == nil && ip.Is4() && a.Type == corev1.NodeInternalIP {
+		if ip, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP {
 			all = append(all, ip)
 		}
 	}
@@ -172,9 +172,12 @@ func (c balancerController) reconcile(ctx context.Context, key Key) (time.Durati
 		setting = strings.TrimSpace(settings.Data[balancerSetting])
 	}
 	if setting == "" {
-		want, why = fromNodes(s, others, c.nodesFor(s))
+		addresses, serving := c.nodesFor(s)
+		if want, why = fromNodes(s, others, addresses); why == "" && len(want) == 0 && serving > 0 {
+			why = fmt.Sprintf("none of the %d nodes that serve it has an address of %s", serving, families(s)[0])
+		}
 	} else {
-		ranges, err := parseAddressRanges(setting)
+		ranges, err := parseAddressRanges(setting, c.PodCIDR6.IsValid())
 		if err != nil {
 			c.events.record(balancerComponent, about(settings), corev1.EventTypeWarning, "InvalidSetting", "%s: %v", balancerSetting, err)
 			return 0, nil // what is given stays as it is, until somebody mends this
@@ -218,9 +221,9 @@ func joined(all []netip.Addr) string {
 
 func quoted(all []netip.Addr) string { return fmt.Sprintf("[%q]", joined(all)) }
 
-// nodesFor are the addresses of the nodes that can serve a service to the
-// outside, in order.
-func (c balancerController) nodesFor(s *corev1.Service) (all []netip.Addr) {
+// nodesFor are the addresses, in order, of the nodes that can serve a service to
+// the outside, one of each of its families; and how many nodes these are.
+func (c balancerController) nodesFor(s *corev1.Service) (all []netip.Addr, nodesServing int) {
 	serving := map[string]bool{}
 	if localOnly(s) {
 		for _, slice := range indexed[*discoveryv1.EndpointSlice](c.cache, endpointSlices, slicesByService, s.Namespace+"/"+s.Name) {
@@ -235,12 +238,20 @@ func (c balancerController) nodesFor(s *corev1.Service) (all []netip.Addr) {
 		if c.states.of(n).out() || cooling(n) || excludesBalancers(n) || localOnly(s) && !serving[n.Name] {
 			continue
 		}
-		if own := nodeAddresses(n); len(own) > 0 {
-			all = append(all, own[0])
+		nodesServing++
+		for _, family := range families(s) {
+			if own := addressesOf(family, nodeAddresses(n)); len(own) > 0 {
+				all = append(all, own[0])
+			}
 		}
 	}
 	slices.SortFunc(all, netip.Addr.Compare)
-	return slices.Compact(all)
+	return slices.Compact(all), nodesServing
+}
+
+// addressesOf are those of some addresses that are of a family.
+func addressesOf(family discoveryv1.AddressType, all []netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(slices.Clone(all), func(a netip.Addr) bool { return familyOf(a) != family })
 }
 
 // taken says what else has an address: a node, or another service that names it
@@ -262,10 +273,40 @@ func (c balancerController) taken(s *corev1.Service) map[netip.Addr]string {
 	return all
 }
 
-// fromRanges chooses a service's address: the one that it asks for, or the one
-// that it has, or the first that is free. Where there is none it says why.
-// Others are sorted, the oldest first; taken says what else has an address.
-func fromRanges(s *corev1.Service, others []*corev1.Service, ranges []addressRange, taken map[netip.Addr]string) ([]netip.Addr, string) {
+// fromRanges chooses a service's addresses, one of each of its families: the one
+// that it asks for, or the one that it has, or the first that is free. Where one
+// is missing it has none, and this says why; but where two families are merely
+// preferred one is enough, if no range has the other. Others are sorted, the
+// oldest first; taken says what else has an address.
+func fromRanges(s *corev1.Service, others []*corev1.Service, ranges []addressRange, taken map[netip.Addr]string) (want []netip.Addr, why string) {
+	prefers := s.Spec.IPFamilyPolicy != nil && *s.Spec.IPFamilyPolicy == corev1.IPFamilyPolicyPreferDualStack
+	all := families(s)
+	if asked, err := netip.ParseAddr(s.Spec.LoadBalancerIP); s.Spec.LoadBalancerIP != "" && (err != nil || !slices.Contains(all, familyOf(asked))) {
+		return nil, fmt.Sprintf("invalid spec.loadBalancerIP %q", s.Spec.LoadBalancerIP)
+	}
+	for _, family := range all {
+		of := slices.DeleteFunc(slices.Clone(ranges), func(r addressRange) bool { return familyOf(r.from) != family })
+		a, problem := fromRangesOf(family, s, others, of, taken)
+		switch {
+		case problem == "":
+			want = append(want, a)
+		case !prefers || len(of) > 0:
+			return nil, problem
+		default:
+			why = problem
+		}
+	}
+	if len(want) > 0 {
+		why = ""
+	}
+	return want, why
+}
+
+// fromRangesOf chooses a service's address of one family, of ranges of it.
+func fromRangesOf(family discoveryv1.AddressType, s *corev1.Service, others []*corev1.Service, ranges []addressRange, taken map[netip.Addr]string) (_ netip.Addr, why string) {
+	if len(ranges) == 0 {
+		return netip.Addr{}, fmt.Sprintf("%s has no range of %s", balancerSetting, family)
+	}
 	inside := func(a netip.Addr) bool {
 		return slices.ContainsFunc(ranges, func(r addressRange) bool { return r.contains(a) })
 	}
@@ -282,21 +323,18 @@ func fromRanges(s *corev1.Service, others []*corev1.Service, ranges []addressRan
 		}
 		return ""
 	}
-	if asked := s.Spec.LoadBalancerIP; asked != "" {
-		a, err := netip.ParseAddr(asked)
+	if asked, err := netip.ParseAddr(s.Spec.LoadBalancerIP); err == nil && familyOf(asked) == family {
 		switch {
-		case err != nil:
-			return nil, fmt.Sprintf("invalid spec.loadBalancerIP %q", asked)
-		case !inside(a):
-			return nil, fmt.Sprintf("%q is in none of the ranges %s", asked, joinedRanges(ranges))
-		case holder(a) != "":
-			return nil, fmt.Sprintf("%q is already in use by %s", asked, holder(a))
+		case !inside(asked):
+			return asked, fmt.Sprintf("%q is in none of the ranges %s", asked, joinedRanges(ranges))
+		case holder(asked) != "":
+			return asked, fmt.Sprintf("%q is already in use by %s", asked, holder(asked))
 		}
-		return []netip.Addr{a}, ""
+		return asked, ""
 	}
 	for _, a := range had {
 		if inside(a) && holder(a) == "" {
-			return []netip.Addr{a}, ""
+			return a, ""
 		}
 	}
 	used := map[netip.Addr]bool{}
@@ -308,11 +346,11 @@ func fromRanges(s *corev1.Service, others []*corev1.Service, ranges []addressRan
 	for _, r := range ranges {
 		for a := r.from; r.contains(a); a = a.Next() {
 			if taken[a] == "" && !used[a] {
-				return []netip.Addr{a}, ""
+				return a, ""
 			}
 		}
 	}
-	return nil, "no available IPs in " + joinedRanges(ranges)
+	return netip.Addr{}, "no available IPs in " + joinedRanges(ranges)
 }
 
 // fromNodes gives a service the addresses of nodes, all or the one that it asks
@@ -325,7 +363,8 @@ func fromNodes(s *corev1.Service, others []*corev1.Service, addresses []netip.Ad
 			return nil, fmt.Sprintf("port %d/%s of the nodes' addresses is the nodes' own; set %s in configmap %s/%s to use others", p.Port, p.Protocol, balancerSetting, metav1.NamespaceSystem, api.SettingsName)
 		}
 		for _, o := range others {
-			if olderService(o, s) < 0 && slices.ContainsFunc(o.Spec.Ports, same) {
+			shared := slices.ContainsFunc(families(o), func(f discoveryv1.AddressType) bool { return slices.Contains(families(s), f) })
+			if shared && olderService(o, s) < 0 && slices.ContainsFunc(o.Spec.Ports, same) {
 				return nil, fmt.Sprintf("port %d/%s of the nodes' addresses is in use by service %s", p.Port, p.Protocol, keyOf(o))
 			}
 		}
@@ -357,11 +396,14 @@ func joinedRanges(all []addressRange) string {
 }
 
 // parseAddressRanges reads addresses, prefixes and ranges "first-last",
-// separated by commas or white space.
-func parseAddressRanges(text string) ([]addressRange, error) {
+// separated by commas or white space; of IPv6 too in a dual-stack cluster.
+func parseAddressRanges(text string, dualStack bool) ([]addressRange, error) {
 	var all []addressRange
 	for _, part := range strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' || r == '\n' }) {
 		r, err := parseAddressRange(part)
+		if err == nil && !dualStack && !r.from.Is4() {
+			err = fmt.Errorf("%q: only IPv4 addresses can be given", part)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -385,8 +427,8 @@ func parseAddressRange(part string) (r addressRange, err error) {
 	switch {
 	case err != nil:
 		return r, fmt.Errorf("%q is no address, prefix or range such as 10.0.0.240-10.0.0.250", part)
-	case !r.from.Is4() || !r.to.Is4():
-		return r, fmt.Errorf("%q: only IPv4 addresses can be given", part)
+	case r.from.Is4() != r.to.Is4():
+		return r, fmt.Errorf("%q begins in one family of addresses and ends in another", part)
 	case r.to.Less(r.from):
 		return r, fmt.Errorf("%q ends before it begins", part)
 	}

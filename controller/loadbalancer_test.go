@@ -109,6 +109,69 @@ func TestLoadBalancerRanges(t *testing.T) {
 	})
 }
 
+func ofFamilies(p corev1.IPFamilyPolicy, families ...corev1.IPFamily) func(*corev1.Service) {
+	return func(s *corev1.Service) { s.Spec.IPFamilyPolicy, s.Spec.IPFamilies = &p, families }
+}
+
+// A service gets an address of each of its families, of ranges …
+func TestDualStackLoadBalancerRanges(t *testing.T) {
+	inDualWorld(t, func(w *world) {
+		w.addNode("n1", func(n *corev1.Node) {
+			n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "10.0.0.1"}, {Type: corev1.NodeInternalIP, Address: "fd00:aa::1"}}
+		})
+		w.setPool("10.0.1.0/30, fd00:aa::1-fd00:aa::3")
+		for _, s := range []*corev1.Service{
+			service("one", balanced(80)),
+			service("two", balanced(80, ofFamilies(corev1.IPFamilyPolicyPreferDualStack))),
+			service("six", balanced(80, ofFamilies(corev1.IPFamilyPolicySingleStack, corev1.IPv6Protocol))),
+			service("all", balanced(80, ofFamilies(corev1.IPFamilyPolicyRequireDualStack))),
+		} {
+			create(w, services, s)
+			w.settle(2 * time.Second)
+		}
+		w.wantIngress("one", "10.0.1.0")
+		w.wantIngress("two", "10.0.1.1, fd00:aa::2") // the first is the node's own
+		w.wantIngress("six", "fd00:aa::3")
+		w.wantIngress("all", "")
+		w.wantEvent("all", `AllocationFailed: Failed to allocate IP for "default/all": no available IPs in fd00:aa::1-fd00:aa::3`)
+
+		w.setPool("10.0.1.0/30")
+		w.wantIngress("two", "10.0.1.1")
+		w.wantIngress("six", "")
+		w.wantEvent("six", `AllocationFailed: Failed to allocate IP for "default/six": load-balancer.addresses has no range of IPv6`)
+
+		change(w, services, "default", "two", func(s *corev1.Service) { s.Spec.LoadBalancerIP = "fd00:aa::9" })
+		w.setPool("10.0.1.0/30 fd00:aa::/64")
+		w.wantIngress("two", "10.0.1.1, fd00:aa::9")
+		change(w, services, "default", "one", func(s *corev1.Service) { s.Spec.LoadBalancerIP = "fd00:aa::8" })
+		w.wantIngress("one", "")
+		w.wantEvent("one", `AllocationFailed: Failed to allocate IP for "default/one": invalid spec.loadBalancerIP "fd00:aa::8"`)
+	})
+}
+
+// … or of the nodes.
+func TestDualStackLoadBalancerOnNodes(t *testing.T) {
+	inDualWorld(t, func(w *world) {
+		w.addNode("n1", func(n *corev1.Node) {
+			n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "10.0.0.1"}, {Type: corev1.NodeInternalIP, Address: "fd00:aa::1"}}
+		})
+		w.addNode("n2", withAddress("10.0.0.2"))
+		create(w, services, service("one", balanced(80)))
+		create(w, services, service("two", balanced(81, ofFamilies(corev1.IPFamilyPolicyPreferDualStack))))
+		create(w, services, service("six", balanced(80, ofFamilies(corev1.IPFamilyPolicySingleStack, corev1.IPv6Protocol))))
+		w.wantIngress("one", "10.0.0.1, 10.0.0.2")
+		w.wantIngress("two", "10.0.0.1, 10.0.0.2, fd00:aa::1")
+		w.wantIngress("six", "fd00:aa::1") // the same port as one, of another family
+	})
+	// Where no node has an address of the family, somebody is told.
+	inDualWorld(t, func(w *world) {
+		w.addNode("n1", withAddress("10.0.0.1"))
+		create(w, services, service("six", balanced(80, func(s *corev1.Service) { s.Spec.IPFamilies = []corev1.IPFamily{corev1.IPv6Protocol} })))
+		w.wantIngress("six", "")
+		w.wantEvent("six", `AllocationFailed: Failed to allocate IP for "default/six": none of the 1 nodes that serve it has an address of IPv6`)
+	})
+}
+
 func TestLoadBalancerOfAnotherClass(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.addNode("n1", withAddress("10.0.0.1"))
@@ -185,7 +248,23 @@ func TestAddressRanges(t *testing.T) {
 		"fd00::/64":                             `"fd00::/64": only IPv4 addresses can be given`,
 		"10.0.0.1-x":                            `"10.0.0.1-x" is no address, prefix or range such as 10.0.0.240-10.0.0.250`,
 	} {
-		all, err := parseAddressRanges(text)
+		all, err := parseAddressRanges(text, false)
+		got := joinedRanges(all)
+		if err != nil {
+			got = err.Error()
+		}
+		if got != want {
+			t.Errorf("%q: %s, want %s", text, got, want)
+		}
+	}
+}
+
+func TestDualStackAddressRanges(t *testing.T) {
+	for text, want := range map[string]string{
+		"10.0.0.1, fd00::/126 fd00::9-fd00::a": "10.0.0.1-10.0.0.1, fd00::-fd00::3, fd00::9-fd00::a",
+		"10.0.0.1-fd00::1":                     `"10.0.0.1-fd00::1" begins in one family of addresses and ends in another`,
+	} {
+		all, err := parseAddressRanges(text, true)
 		got := joinedRanges(all)
 		if err != nil {
 			got = err.Error()

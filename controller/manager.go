@@ -64,6 +64,9 @@ type Config struct {
 	// PodCIDR is divided among the nodes in ranges of NodeMask bits (24).
 	PodCIDR  netip.Prefix
 	NodeMask int
+	// PodCIDR6 is divided in the same way, in ranges of 64 bits; it is invalid
+	// in a cluster without IPv6.
+	PodCIDR6 netip.Prefix
 	// CallDriver makes a controller call of a CSI driver, by way of the node, by
 	// name and id, with which it has registered. Nil: drivers bring their own.
 	CallDriver func(ctx context.Context, node, id, driver, method string, request []byte) ([]byte, error)
@@ -143,6 +146,9 @@ func New(c Config) (*Manager, error) {
 		if c.NodeMask < c.PodCIDR.Bits() || c.NodeMask > c.PodCIDR.Addr().BitLen() {
 			return nil, fmt.Errorf("controller: a node's range of /%d bits does not fit into %v", c.NodeMask, c.PodCIDR)
 		}
+	}
+	if c.PodCIDR6.IsValid() && (c.PodCIDR6.Addr().Is4() || c.PodCIDR6.Bits() > nodeMask6) {
+		return nil, fmt.Errorf("controller: a node's range of /%d bits does not fit into %v", nodeMask6, c.PodCIDR6)
 	}
 	if c.Now == nil {
 		c.Now = time.Now

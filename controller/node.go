@@ -360,7 +360,10 @@ func (c *nodeController) markPods(ctx context.Context, node *corev1.Node) error 
 	return nil
 }
 
-// giveRange gives a node the lowest range that no other has.
+// nodeMask6 is the length of a node's range of IPv6 addresses.
+const nodeMask6 = 64
+
+// giveRange gives a node, of each family, the lowest range that no other has.
 func (c *nodeController) giveRange(ctx context.Context, node *corev1.Node) (*corev1.Node, error) {
 	taken := map[netip.Prefix]bool{}
 	for _, other := range list[*corev1.Node](c.cache, nodes, "") {
@@ -370,14 +373,32 @@ func (c *nodeController) giveRange(ctx context.Context, node *corev1.Node) (*cor
 			}
 		}
 	}
-	for p := range ranges(c.PodCIDR, c.NodeMask) {
-		if slices.ContainsFunc(mapKeys(taken), p.Overlaps) {
+	all := mapKeys(taken)
+	var given []string
+	for _, of := range []struct {
+		whole netip.Prefix
+		bits  int
+	}{{c.PodCIDR, c.NodeMask}, {c.PodCIDR6, nodeMask6}} {
+		if !of.whole.IsValid() {
 			continue
 		}
-		node = edit(node)
-		node.Spec.PodCIDR, node.Spec.PodCIDRs = p.String(), []string{p.String()}
-		return c.writeNode(ctx, node)
+		p, ok := freeRange(of.whole, of.bits, all)
+		if !ok {
+			c.events.record("cidrAllocator", about(node), corev1.EventTypeNormal, "CIDRNotAvailable", "Node %s status is now: CIDRNotAvailable", node.Name)
+			return nil, fmt.Errorf("no pod range of /%d in %v is free for node %s", of.bits, of.whole, node.Name)
+		}
+		given = append(given, p.String())
 	}
-	c.events.record("cidrAllocator", about(node), corev1.EventTypeNormal, "CIDRNotAvailable", "Node %s status is now: CIDRNotAvailable", node.Name)
-	return nil, fmt.Errorf("no pod range of /%d in %v is free for node %s", c.NodeMask, c.PodCIDR, node.Name)
+	node = edit(node)
+	node.Spec.PodCIDR, node.Spec.PodCIDRs = given[0], given
+	return c.writeNode(ctx, node)
+}
+
+func freeRange(whole netip.Prefix, bits int, taken []netip.Prefix) (netip.Prefix, bool) {
+	for p := range ranges(whole, bits) {
+		if !slices.ContainsFunc(taken, p.Overlaps) {
+			return p, true
+		}
+	}
+	return netip.Prefix{}, false
 }

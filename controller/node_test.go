@@ -47,6 +47,20 @@ func TestPodRanges(t *testing.T) {
 	})
 }
 
+// Nodes of a dual-stack cluster have a range of each family.
+func TestDualStackPodRanges(t *testing.T) {
+	inDualWorld(t, func(w *world) {
+		for _, name := range []string{"a", "b"} {
+			w.addNode(name)
+		}
+		for name, want := range map[string][]string{"a": {"10.244.0.0/24", "fd00:1::/64"}, "b": {"10.244.1.0/24", "fd00:1:0:1::/64"}} {
+			if n := w.node(name); n.Spec.PodCIDR != want[0] || !slices.Equal(n.Spec.PodCIDRs, want) {
+				t.Errorf("%s: %s %v", name, n.Spec.PodCIDR, n.Spec.PodCIDRs)
+			}
+		}
+	})
+}
+
 func TestRanges(t *testing.T) {
 	for _, tc := range []struct {
 		within      string

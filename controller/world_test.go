@@ -87,15 +87,26 @@ func resources() (all []schema.GroupVersionResource) {
 
 func inWorld(t *testing.T, test func(w *world)) {
 	t.Helper()
+	worldOf(t, netip.Prefix{}, netip.Prefix{}, test)
+}
+
+// inDualWorld is inWorld in a dual-stack cluster.
+func inDualWorld(t *testing.T, test func(w *world)) {
+	t.Helper()
+	worldOf(t, netip.MustParsePrefix("fd00:1::/56"), netip.MustParsePrefix("fd00:2::/112"), test)
+}
+
+func worldOf(t *testing.T, pods6, services6 netip.Prefix, test func(w *world)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		server := apitest.NewServer(t)
+		server := apitest.NewServer(t, func(c *api.Config) { c.ServiceCIDR6 = services6 })
 		client := server.Local(apitest.Admin)
 		liveness := &fakeLiveness{states: map[string]NodeState{}, since: map[string]time.Time{}, changed: make(chan struct{})}
 		driver := &fakeDriver{}
 		m, err := New(Config{
 			CallDriver: driver.call,
 			Client:     client, Kinds: resources(), Liveness: liveness,
-			RootCA: func() []byte { return []byte("-----BEGIN CERTIFICATE-----") }, PodCIDR: netip.MustParsePrefix("10.244.0.0/16"),
+			RootCA: func() []byte { return []byte("-----BEGIN CERTIFICATE-----") }, PodCIDR: netip.MustParsePrefix("10.244.0.0/16"), PodCIDR6: pods6,
 		})
 		if err != nil {
 			t.Fatal(err)

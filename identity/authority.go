@@ -75,8 +75,17 @@ func newAuthority(o FoundOptions) (*Authority, error) {
 	if !o.ServiceCIDR.IsValid() {
 		o.ServiceCIDR = netip.MustParsePrefix("10.96.0.0/16")
 	}
+	if o.DualStack && !o.PodCIDR6.IsValid() && !o.ServiceCIDR6.IsValid() {
+		o.PodCIDR6, o.ServiceCIDR6 = localRanges()
+	}
+	if o.PodCIDR6.IsValid() != o.ServiceCIDR6.IsValid() {
+		return nil, errors.New("pods and services have IPv6 ranges both or neither")
+	}
 	if o.PodCIDR.Overlaps(o.ServiceCIDR) {
 		return nil, fmt.Errorf("the ranges of pods (%s) and services (%s) overlap", o.PodCIDR, o.ServiceCIDR)
+	}
+	if o.PodCIDR6.Overlaps(o.ServiceCIDR6) {
+		return nil, fmt.Errorf("the ranges of pods (%s) and services (%s) overlap", o.PodCIDR6, o.ServiceCIDR6)
 	}
 	if !o.DNS.IsValid() {
 		o.DNS = nthAddr(o.ServiceCIDR, 10)
@@ -87,6 +96,7 @@ func newAuthority(o FoundOptions) (*Authority, error) {
 	b := bundle{Version: bundleVersion, SealKey: randomBytes(32), Cluster: Cluster{
 		ID: uuid.NewString(), Domain: o.Domain,
 		PodCIDR: o.PodCIDR.Masked(), ServiceCIDR: o.ServiceCIDR.Masked(), DNS: o.DNS,
+		PodCIDR6: o.PodCIDR6.Masked(), ServiceCIDR6: o.ServiceCIDR6.Masked(),
 		GossipKey: randomBytes(32), JoinSecret: randomBytes(16),
 	}}
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -121,6 +131,17 @@ func newAuthority(o FoundOptions) (*Authority, error) {
 		return nil, err
 	}
 	return parseBundle(data)
+}
+
+// localRanges are a cluster's own, of a random /48 of unique local addresses
+// (RFC 4193): a /64 for each of 256 nodes, and as many addresses of services as
+// IPv4 has.
+func localRanges() (pods, services netip.Prefix) {
+	b := [16]byte{0: 0xfd}
+	copy(b[1:6], randomBytes(5))
+	pods = netip.PrefixFrom(netip.AddrFrom16(b), 56)
+	b[6] = 0xff
+	return pods, netip.PrefixFrom(netip.AddrFrom16(b), 112)
 }
 
 func parseBundle(data []byte) (*Authority, error) {
@@ -284,7 +305,7 @@ func (a *Authority) SignNode(csrDER []byte, name string, addrs []netip.Addr, dns
 		return nil, fmt.Errorf("%q cannot be a node's name: it is the API server's", name)
 	}
 	addrs = slices.DeleteFunc(slices.Clone(addrs), func(addr netip.Addr) bool {
-		return !addr.IsValid() || addr.IsUnspecified() || addr.IsLoopback() || a.cluster.ServiceCIDR.Contains(addr.Unmap())
+		return !addr.IsValid() || addr.IsUnspecified() || addr.IsLoopback() || a.cluster.ServiceCIDR.Contains(addr.Unmap()) || a.cluster.ServiceCIDR6.Contains(addr)
 	})
 	id, err := publicID(key)
 	if err != nil {

@@ -707,3 +707,57 @@ func TestNodeSealer(t *testing.T) {
 		}
 	}
 }
+
+// A dual-stack cluster has unique local ranges of its own, unless it is given
+// some; one without says nothing of IPv6.
+func TestDualStackRanges(t *testing.T) {
+	one := func(o FoundOptions) (Cluster, error) {
+		o.Name = "a"
+		dir := filepath.Join(t.TempDir(), "identity")
+		n, err := Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.Found(t.Context(), o); err != nil {
+			return Cluster{}, err
+		}
+		again, err := Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, _ := again.Cluster()
+		return c, nil
+	}
+	single, err := one(FoundOptions{})
+	if err != nil || single.PodCIDR6.IsValid() || single.ServiceCIDR6.IsValid() {
+		t.Errorf("%v, %v, %v", single.PodCIDR6, single.ServiceCIDR6, err)
+	}
+	local := netip.MustParsePrefix("fd00::/8")
+	seen := map[netip.Prefix]bool{}
+	for range 3 {
+		c, err := one(FoundOptions{DualStack: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		site := func(p netip.Prefix) netip.Prefix { return netip.PrefixFrom(p.Addr(), 48).Masked() }
+		if c.PodCIDR6.Bits() != 56 || c.ServiceCIDR6.Bits() != 112 || !local.Contains(c.PodCIDR6.Addr()) || site(c.PodCIDR6) != site(c.ServiceCIDR6) || c.PodCIDR6.Overlaps(c.ServiceCIDR6) {
+			t.Errorf("%v and %v", c.PodCIDR6, c.ServiceCIDR6)
+		}
+		seen[c.PodCIDR6] = true
+	}
+	if len(seen) != 3 {
+		t.Errorf("three clusters have the ranges %v", seen)
+	}
+	given := FoundOptions{DualStack: true, PodCIDR6: netip.MustParsePrefix("fd00:1::1/56"), ServiceCIDR6: netip.MustParsePrefix("fd00:2::/112")}
+	if c, err := one(given); err != nil || c.PodCIDR6.String() != "fd00:1::/56" || c.ServiceCIDR6 != given.ServiceCIDR6 {
+		t.Errorf("%v and %v, %v", c.PodCIDR6, c.ServiceCIDR6, err)
+	}
+	for name, o := range map[string]FoundOptions{
+		"overlap": {PodCIDR6: netip.MustParsePrefix("fd00::/56"), ServiceCIDR6: netip.MustParsePrefix("fd00::/112")},
+		"one":     {DualStack: true, PodCIDR6: netip.MustParsePrefix("fd00::/56")},
+	} {
+		if _, err := one(o); err == nil {
+			t.Errorf("%s: founded", name)
+		}
+	}
+}

@@ -55,8 +55,11 @@ type Cluster struct {
 	Domain      string       `json:"domain"`
 	PodCIDR     netip.Prefix `json:"podCIDR"`
 	ServiceCIDR netip.Prefix `json:"serviceCIDR"`
-	DNS         netip.Addr   `json:"dns"`
-	GossipKey   []byte       `json:"gossipKey"`
+	// PodCIDR6 and ServiceCIDR6 are both of IPv6, or both invalid.
+	PodCIDR6     netip.Prefix `json:"podCIDR6,omitzero"`
+	ServiceCIDR6 netip.Prefix `json:"serviceCIDR6,omitzero"`
+	DNS          netip.Addr   `json:"dns"`
+	GossipKey    []byte       `json:"gossipKey"`
 	// JoinSecret is what tokens carry. Only Authority.Cluster knows it.
 	JoinSecret []byte `json:"joinSecret,omitempty"`
 	CA         []byte `json:"ca"` // PEM
@@ -231,7 +234,11 @@ type FoundOptions struct {
 	Domain      string
 	PodCIDR     netip.Prefix
 	ServiceCIDR netip.Prefix
-	DNS         netip.Addr // the tenth address of ServiceCIDR
+	// PodCIDR6 and ServiceCIDR6 make the cluster dual-stack; DualStack does so
+	// too, with ranges that nobody else has.
+	PodCIDR6, ServiceCIDR6 netip.Prefix
+	DualStack              bool
+	DNS                    netip.Addr // the tenth address of ServiceCIDR
 }
 
 // Found makes a cluster with this node as its first master. After a crash

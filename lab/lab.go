@@ -30,6 +30,7 @@ type Config struct {
 	Subnet netip.Prefix
 	Binary string   // the conclave binary that the hosts run
 	Args   []string // further arguments of `conclave up` and `join` on every host
+	UpArgs []string // those of `conclave up` alone
 	// DiskSize gives every host a disk of its own of so many bytes; zero: their
 	// data is on this machine's.
 	DiskSize int64
@@ -56,6 +57,7 @@ type Lab struct {
 	Subnet netip.Prefix `json:"subnet"`
 	Binary string       `json:"binary"`
 	Args   []string     `json:"args,omitempty"`
+	UpArgs []string     `json:"upArgs,omitempty"`
 	Hosts  []*Host      `json:"hosts"`
 	Cuts   []Cut        `json:"cuts,omitempty"`
 	// DiskSize is that of each host's own disk, zero if they have none.
@@ -87,7 +89,7 @@ func Create(c Config) (*Lab, error) {
 	if c.Dir == "" {
 		c.Dir = DefaultDir
 	}
-	l := &Lab{Name: c.Name, Subnet: c.Subnet, Binary: c.Binary, Args: c.Args, DiskSize: c.DiskSize, dir: filepath.Join(c.Dir, c.Name)}
+	l := &Lab{Name: c.Name, Subnet: c.Subnet, Binary: c.Binary, Args: c.Args, UpArgs: c.UpArgs, DiskSize: c.DiskSize, dir: filepath.Join(c.Dir, c.Name)}
 	if _, err := os.Stat(l.statePath()); err == nil {
 		return nil, fmt.Errorf("lab %q exists already: `conclave lab down --lab %s` removes it", c.Name, c.Name)
 	}
@@ -289,6 +291,9 @@ func (l *Lab) Start(name string, args ...string) error {
 		defer log.Close()
 		argv := append([]string{l.Binary}, args...)
 		argv = append(argv, l.Args...)
+		if len(args) > 0 && args[0] == "up" {
+			argv = append(argv, l.UpArgs...)
+		}
 		h.Daemon, err = h.spawn(argv, l.environment(h), log)
 		if err == nil && h.Skew != 0 {
 			err = h.applySkew() // before it has read the clock

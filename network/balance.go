@@ -49,34 +49,25 @@ func (c *cluster) balance(self string, alive []string) balance {
 	owned := map[netip.Addr]bool{}
 	var able []string
 	for name, n := range c.nodes {
-		owned[n.addr] = true
+		for _, a := range n.addrs {
+			owned[a] = true
+		}
 		if !n.excluded && (alive == nil || slices.Contains(alive, name)) {
 			able = append(able, name)
 		}
 	}
 	for key, s := range c.balanced {
-		ready, draining := c.nodesOf(key)
+		counts := map[*family]nodeCounts{ip4: c.nodesOf(ip4, key), ip6: c.nodesOf(ip6, key)}
 		if p := s.balancer.healthPort; p != 0 {
 			if other, taken := b.health[p]; !taken || compareKeys(key, other.service) < 0 {
-				b.health[p] = healthCheck{key, ready[self]}
+				b.health[p] = healthCheck{key, max(counts[ip4].ready[self], counts[ip6].ready[self])}
 			}
 		}
 		if !s.balancer.ours {
 			continue
 		}
-		candidates := able
-		if s.externalLocal {
-			// As the rules choose: ready ones, or else those that drain, or
-			// else anybody may say that nobody serves.
-			for _, on := range []map[string]int{ready, draining} {
-				if near := slices.DeleteFunc(slices.Clone(able), func(n string) bool { return on[n] == 0 }); len(near) > 0 {
-					candidates = near
-					break
-				}
-			}
-		}
 		for _, a := range s.balancer.addresses {
-			if !a.Is4() || owned[a] || announcer(a, candidates) != self {
+			if owned[a] || announcer(a, s.candidates(able, counts[familyOf(a)])) != self {
 				continue
 			}
 			if other, taken := b.answers[a]; !taken || compareKeys(key, other) < 0 {
@@ -87,24 +78,42 @@ func (c *cluster) balance(self string, alive []string) balance {
 	return b
 }
 
-// nodesOf counts a service's endpoints on each node: those that are ready, and
-// those that drain. The lock must be held.
-func (c *cluster) nodesOf(key types.NamespacedName) (ready, draining map[string]int) {
-	ready, draining = map[string]int{}, map[string]int{}
+// candidates are those of some nodes that may answer for a service's address:
+// as the rules choose, ones with an endpoint that is ready, or else that
+// drains, or else anybody may say that nobody serves.
+func (s *service) candidates(able []string, n nodeCounts) []string {
+	if !s.externalLocal {
+		return able
+	}
+	for _, on := range []map[string]int{n.ready, n.draining} {
+		if near := slices.DeleteFunc(slices.Clone(able), func(name string) bool { return on[name] == 0 }); len(near) > 0 {
+			return near
+		}
+	}
+	return able
+}
+
+// nodeCounts are how many endpoints of a service each node has.
+type nodeCounts struct{ ready, draining map[string]int }
+
+// nodesOf counts a service's endpoints of one family on each node. The lock
+// must be held.
+func (c *cluster) nodesOf(f *family, key types.NamespacedName) nodeCounts {
+	out := nodeCounts{map[string]int{}, map[string]int{}}
 	seen := map[netip.Addr]bool{}
 	for _, s := range c.byService[key] {
 		for _, e := range s.endpoints {
 			switch {
-			case seen[e.addr] || e.node == "":
+			case seen[e.addr] || e.node == "" || !f.has(e.addr):
 			case e.ready:
 				seen[e.addr] = true
-				ready[e.node]++
+				out.ready[e.node]++
 			case e.draining:
-				draining[e.node]++
+				out.draining[e.node]++
 			}
 		}
 	}
-	return ready, draining
+	return out
 }
 
 // announcer is which of these nodes answers for an address: the one with the

@@ -3,6 +3,7 @@ package network
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"net"
@@ -143,12 +144,66 @@ func FuzzARP(f *testing.F) {
 	})
 }
 
+func TestNDPFrames(t *testing.T) {
+	me, you := []byte{2, 0, 0, 0, 0, 1}, []byte{2, 0, 0, 0, 0, 2}
+	a, b := netip.MustParseAddr("2001:db8::1:2:3"), netip.MustParseAddr("fe80::2")
+	// fe80::2 asks for 2001:db8::1:2:3.
+	question, err := hex.DecodeString("3333ff020003" + "020000000002" + "86dd" + "6000000000203aff" +
+		"fe800000000000000000000000000002" + "ff0200000000000000000001ff020003" + "87004b5600000000" + "20010db8000000000000000100020003" + "0101020000000002")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, ok := parseSolicitation(question)
+	if !ok || h.asks != a || h.from != b || !bytes.Equal(h.mac[:], you) || h.claims.IsValid() {
+		t.Errorf("% x is read as %+v, %t", question, h, ok)
+	}
+	for i := range question {
+		if _, ok := parseSolicitation(question[:i]); ok {
+			t.Errorf("%d bytes are taken for a question", i)
+		}
+		bad := bytes.Clone(question)
+		bad[i] ^= 1
+		if i >= 14 && i < 14+4 || i < 12 { // traffic class, flow label and link are nobody's business
+			continue
+		}
+		if h, ok := parseSolicitation(bad); ok {
+			t.Errorf("with byte %d wrong it is read as %+v", i, h)
+		}
+	}
+	if group := solicited(a); group != netip.MustParseAddr("ff02::1:ff02:3") {
+		t.Errorf("%s is asked for at %s", a, group)
+	}
+	reply := ndpSpeech.reply(me, h)
+	want, err := hex.DecodeString("020000000002" + "020000000001" + "86dd" + "6000000000203aff" +
+		"20010db8000000000000000100020003" + "fe800000000000000000000000000002" + "8800b9a160000000" + "20010db8000000000000000100020003" + "0201020000000001")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(reply, want) {
+		t.Errorf("the answer is\n% x, want\n% x", reply, want)
+	}
+	h.from = netip.IPv6Unspecified()
+	if reply := ndpSpeech.reply(me, h); !bytes.Equal(reply[:6], allNodesMAC) || reply[14+40+4] != ndpOverride {
+		t.Errorf("who looks for a duplicate is told % x", reply)
+	}
+}
+
+func FuzzNDP(f *testing.F) {
+	f.Add(ndpAdvertisement(everybody, everybody, netip.MustParseAddr("2001:db8::1"), allNodes, 0))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if h, ok := parseSolicitation(b); ok {
+			ndpSpeech.reply(everybody, h)
+		}
+	})
+}
+
 // behind is the hardware address that a machine sends packets for an address
 // to.
 func (m *machine) behind(a netip.Addr) (mac string) {
 	m.t.Helper()
 	m.in(func() error {
-		all, err := netlink.NeighList(0, netlink.FAMILY_V4)
+		all, err := netlink.NeighList(0, familyOf(a).netlink)
 		for _, n := range all {
 			if n.IP.Equal(net.IP(a.AsSlice())) {
 				mac = n.HardwareAddr.String()
@@ -187,18 +242,46 @@ func soon(t *testing.T, what string, ok func() bool) {
 
 func TestLoadBalancer(t *testing.T) {
 	all, l := twoNodes(t)
+	loadBalancer(t, all, l, balancedFamily{
+		protocols: protocols, vip: netip.MustParseAddr("192.168.77.100"), cluster: "10.96.0.20", guest: "192.168.77.200/32", others: []string{"192.168.77.201/32", "10.244.0.0/16"},
+		of: func(m *machine) netip.Addr { return m.addr }, serve: (*machine).serve,
+	})
+}
+
+// The same by IPv6, where neighbour discovery does what ARP does.
+func TestLoadBalancer6(t *testing.T) {
+	all, l := twoDualNodes(t)
+	loadBalancer(t, all, l, balancedFamily{
+		protocols: protocols6, vip: netip.MustParseAddr("fd00:aa::100"), cluster: "fd00:77:0:ff::20", guest: "fd00:aa::c8/128", others: []string{"fd00:aa::c9/128", testPodCIDR6.String()},
+		of: func(m *machine) netip.Addr { return m.addr6 }, serve: (*machine).serve6,
+	})
+}
+
+// balancedFamily is what a load balancer's test differs in by family.
+type balancedFamily struct {
+	protocols []string
+	vip       netip.Addr
+	cluster   string
+	guest     string   // the range of the first machine outside
+	others    []string // those of the second, and of pods
+	of        func(*machine) netip.Addr
+	serve     func(m *machine, name string, port int) func()
+}
+
+func loadBalancer(t *testing.T, all nodes, l *lan, f balancedFamily) {
 	a, c := all[0].attach("a"), all[1].attach("c")
-	a.serve("a", 8080)
-	c.serve("c", 8080)
+	f.serve(a, "a", 8080)
+	f.serve(c, "c", 8080)
 	outside := l.host(200)
-	const ip = "192.168.77.100"
-	vip := netip.MustParseAddr(ip)
+	vip, tcpName, udpName := f.vip, f.protocols[0], f.protocols[1]
+	ip := vip.String()
+	port := func(a string, n uint16) string { return netip.AddrPortFrom(netip.MustParseAddr(a), n).String() }
 	ports, targets := both(80, 8080)
-	svc := serviceOf("web", "10.96.0.20", func(s *corev1.Service) {
+	svc := serviceOf("web", f.cluster, func(s *corev1.Service) {
 		s.Spec.Type = corev1.ServiceTypeLoadBalancer
 		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: ip}}
 	}, ports...)
-	onA, onC := ep{addr: a.addr, node: "node1"}, ep{addr: c.addr, node: "node2"}
+	onA, onC := ep{addr: f.of(a), node: "node1"}, ep{addr: f.of(c), node: "node2"}
 	all.put(svc, sliceOf("web", targets, onC))
 
 	byName := map[string]*testNode{"node1": all[0], "node2": all[1]}
@@ -207,16 +290,16 @@ func TestLoadBalancer(t *testing.T) {
 	at := func(name string) func() bool {
 		return func() bool { return outside.behind(vip) == byName[name].hardware() }
 	}
-	soon(t, "an answer at the address", func() bool { who, _, err := outside.talk("tcp4", ip+":80"); return err == nil && who == "c" })
+	soon(t, "an answer at the address", func() bool { who, _, err := outside.talk(tcpName, port(ip, 80)); return err == nil && who == "c" })
 	if !at(first)() {
 		t.Errorf("%s is at %s, want %s", ip, outside.behind(vip), first)
 	}
-	for _, network := range protocols {
-		outside.expect(network, ip+":80", "c", "")
-		a.expect(network, ip+":80", "c", "")
-		all[0].expect(network, ip+":80", "c", "")
-		outside.expectRefused(network, ip+":81")
-		a.expectRefused(network, ip+":81")
+	for _, network := range f.protocols {
+		outside.expect(network, port(ip, 80), "c", "")
+		a.expect(network, port(ip, 80), "c", "")
+		all[0].expect(network, port(ip, 80), "c", "")
+		outside.expectRefused(network, port(ip, 81))
+		a.expectRefused(network, port(ip, 81))
 	}
 
 	t.Run("moves when its node is gone, and back", func(t *testing.T) {
@@ -224,8 +307,8 @@ func TestLoadBalancer(t *testing.T) {
 			n.do(order{Do: "live", UID: second})
 		}
 		soon(t, "the news that the address is at "+second, at(second))
-		for _, network := range protocols {
-			outside.expect(network, ip+":80", "c", "")
+		for _, network := range f.protocols {
+			outside.expect(network, port(ip, 80), "c", "")
 		}
 		for _, n := range all {
 			n.do(order{Do: "live", UID: "node1,node2"})
@@ -242,8 +325,8 @@ func TestLoadBalancer(t *testing.T) {
 		}{{onA, "a", "node1"}, {onC, "c", "node2"}} {
 			all.put(sliceOf("web", targets, on.e))
 			soon(t, "the news that the address is at "+on.node, at(on.node))
-			for _, network := range protocols {
-				outside.expect(network, ip+":80", on.who, outside.addr.String())
+			for _, network := range f.protocols {
+				outside.expect(network, port(ip, 80), on.who, f.of(outside).String())
 			}
 			for name, n := range byName {
 				status, count := "503 Service Unavailable", 0
@@ -262,29 +345,29 @@ func TestLoadBalancer(t *testing.T) {
 	})
 	t.Run("loadBalancerSourceRanges", func(t *testing.T) {
 		guarded := svc.DeepCopy()
-		guarded.Spec.LoadBalancerSourceRanges = []string{"192.168.77.200/32"}
+		guarded.Spec.LoadBalancerSourceRanges = []string{f.guest}
 		all.put(guarded)
 		stranger := l.host(201)
-		for _, network := range protocols {
-			outside.expect(network, ip+":80", "c", "")
-			a.expect(network, "10.96.0.20:80", "c", a.addr.String())
+		for _, network := range f.protocols {
+			outside.expect(network, port(ip, 80), "c", "")
+			a.expect(network, port(f.cluster, 80), "c", f.of(a).String())
 		}
 		for _, m := range []*machine{stranger, a} {
-			if who, _, err := m.talk("udp4", ip+":80"); err == nil {
+			if who, _, err := m.talk(udpName, port(ip, 80)); err == nil {
 				t.Errorf("%q answered to %s, who may not ask", who, m.addr)
 			}
 		}
-		guarded.Spec.LoadBalancerSourceRanges = []string{"192.168.77.201/32", "10.244.0.0/16"}
+		guarded.Spec.LoadBalancerSourceRanges = f.others
 		all.put(guarded)
-		stranger.expect("tcp4", ip+":80", "c", "")
-		a.expect("tcp4", ip+":80", "c", "")
+		stranger.expect(tcpName, port(ip, 80), "c", "")
+		a.expect(tcpName, port(ip, 80), "c", "")
 	})
 	t.Run("given up", func(t *testing.T) {
 		plain := svc.DeepCopy()
 		plain.Spec.Type, plain.Status = corev1.ServiceTypeClusterIP, corev1.ServiceStatus{}
 		all.put(plain)
 		nobody := l.host(202)
-		soon(t, "silence at the address", func() bool { _, err := nobody.dial("tcp4", ip+":80", ""); return err != nil })
+		soon(t, "silence at the address", func() bool { _, err := nobody.dial(tcpName, port(ip, 80), ""); return err != nil })
 		if mac := nobody.behind(vip); mac != "" {
 			t.Errorf("%s still answers", mac)
 		}

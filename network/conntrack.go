@@ -77,11 +77,11 @@ func (s staleFlows) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 }
 
 // forget deletes what matches.
-func (s staleFlows) forget() error {
+func (s staleFlows) forget(f *family) error {
 	if len(s.vips) == 0 && len(s.pods) == 0 {
 		return nil
 	}
-	if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.FAMILY_V4, s); err != nil {
+	if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.InetFamily(f.netlink), s); err != nil {
 		return fmt.Errorf("forgetting stale connection tracking entries: %w", err)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/miekg/dns"
@@ -24,13 +25,19 @@ type resolver struct {
 }
 
 func newResolver(cfg Config, c *cluster) *resolver {
-	up := newForwarder(cfg.Upstreams, func(a netip.Addr) bool { return cfg.ServiceCIDR.Contains(a) || cfg.PodCIDR.Contains(a) })
+	pods, services := []netip.Prefix{cfg.PodCIDR}, []netip.Prefix{cfg.ServiceCIDR}
+	if cfg.PodCIDR6.IsValid() {
+		pods, services = append(pods, cfg.PodCIDR6), append(services, cfg.ServiceCIDR6)
+	}
+	up := newForwarder(cfg.Upstreams, func(a netip.Addr) bool {
+		return slices.ContainsFunc(slices.Concat(pods, services), func(p netip.Prefix) bool { return p.Contains(a) })
+	})
 	if cfg.Log != nil {
 		up.log = cfg.Log
 	}
 	return &resolver{
 		zone: &zone{
-			domain: dns.CanonicalName(cfg.Domain), address: cfg.ClusterDNS, podCIDR: cfg.PodCIDR, serviceCIDR: cfg.ServiceCIDR,
+			domain: dns.CanonicalName(cfg.Domain), address: cfg.ClusterDNS, pods: pods, served: services,
 			serial: uint32(time.Now().Unix()), cluster: c,
 		},
 		up:   up,

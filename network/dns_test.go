@@ -169,6 +169,44 @@ func TestZone(t *testing.T) {
 	golden(t, "dns.golden", out.String())
 }
 
+// A dual-stack cluster knows its addresses of IPv6, and no others.
+func TestZone6(t *testing.T) {
+	onOne6 := ep{addr: addr("fd00:77:0:f01::5"), node: "node1", hostname: "db-0"}
+	set4, set6 := sliceOf("set", []discoveryv1.EndpointPort{{Name: ptr("http"), Port: ptr[int32](8080)}}, onOne), sliceOf("set", []discoveryv1.EndpointPort{{Name: ptr("http"), Port: ptr[int32](8080)}}, onOne6)
+	n := nodeAt("node1", "192.168.0.1", "")
+	n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: "fd00:aa::1"})
+	http := corev1.ServicePort{Name: "http", Protocol: corev1.ProtocolTCP, Port: 80}
+	r := newResolver(Config{Domain: "cluster.local", ClusterDNS: testDNS, PodCIDR: testPodCIDR, ServiceCIDR: testServiceCIDR,
+		PodCIDR6: testPodCIDR6, ServiceCIDR6: testServiceCIDR6, Upstreams: []netip.AddrPort{}}, seen(n,
+		serviceOf("both", "10.96.0.20", func(s *corev1.Service) { s.Spec.ClusterIPs = append(s.Spec.ClusterIPs, "fd00:77:0:ff::20") }, http),
+		serviceOf("six", "fd00:77:0:ff::21", nil, http), serviceOf("set", "None", nil, http), set4, set6))
+	var out strings.Builder
+	for _, q := range []string{
+		"both.default.svc.cluster.local A", "both.default.svc.cluster.local AAAA", "both.default.svc.cluster.local SRV",
+		"six.default.svc.cluster.local A", "six.default.svc.cluster.local AAAA",
+		"set.default.svc.cluster.local A", "set.default.svc.cluster.local AAAA", "db-0.set.default.svc.cluster.local AAAA", "db-0.set.default.svc.cluster.local A",
+		"fd00-77-0-f01--5.default.pod.cluster.local AAAA", "fd00-77-0-f01--5.default.pod.cluster.local A", "fd00-aa--1.default.pod.cluster.local AAAA", "fd00-78--5.default.pod.cluster.local AAAA",
+		reverse6("fd00:77:0:ff::20") + " PTR", reverse6("fd00:77:0:ff::99") + " PTR", reverse6("fd00:77:0:f01::5") + " PTR", reverse6("fd00:77:0:f01::6") + " PTR", reverse6("fd00:78::1") + " PTR",
+		"f.0.0.0.0.0.7.7.0.0.0.0.d.f.ip6.arpa SOA",
+	} {
+		name, qtype, _ := strings.Cut(q, " ")
+		m := new(dns.Msg)
+		m.SetQuestion(dns.Fqdn(name), dns.StringToType[qtype])
+		m.SetEdns0(1232, false)
+		fmt.Fprintf(&out, "%s\n  %s\n", q, render(r.answer(m, true)))
+	}
+	golden(t, "dns6.golden", out.String())
+}
+
+// reverse6 is the name below ip6.arpa of an address.
+func reverse6(ip string) string {
+	name, err := dns.ReverseAddr(ip)
+	if err != nil {
+		panic(err)
+	}
+	return name
+}
+
 // A cluster that was not seen yet is not one without services.
 func TestZoneBeforeTheClusterIsSeen(t *testing.T) {
 	r := testResolver(newCluster(func(string) {}))

@@ -55,6 +55,7 @@ type nodeConfig struct {
 	Upstreams         []netip.AddrPort
 	Held              bool // no master can be reached
 	Direct            bool // packets of pods go directly where they can
+	Dual              bool // pods and services have IPv6 addresses too
 }
 
 // order is one request to a node's process; each has one answer.
@@ -77,6 +78,9 @@ var (
 	testPodCIDR     = netip.MustParsePrefix("10.244.0.0/16")
 	testServiceCIDR = netip.MustParsePrefix("10.96.0.0/16")
 	testDNS         = netip.MustParseAddr("10.96.0.10")
+
+	testPodCIDR6     = netip.MustParsePrefix("fd00:77:0:f00::/56")
+	testServiceCIDR6 = netip.MustParsePrefix("fd00:77:0:ff::/112")
 )
 
 func newObject(resource string) (api.Object, error) {
@@ -109,8 +113,13 @@ func nodeProcess(config string) error {
 		client.held = make(chan struct{})
 	}
 	live := &liveNodes{changed: make(chan struct{})}
+	var pods6, services6 netip.Prefix
+	if c.Dual {
+		pods6, services6 = testPodCIDR6, testServiceCIDR6
+	}
 	var n *Network
 	n, err := New(Config{
+		PodCIDR6: pods6, ServiceCIDR6: services6,
 		PathsChanged: func() { n.want() }, DirectRoutes: c.Direct,
 		NodeName: c.Name, Live: live.get, Client: client, Dir: c.Dir, RunDir: c.RunDir,
 		Address:        func() netip.Addr { mu.Lock(); defer mu.Unlock(); return address },
@@ -259,6 +268,7 @@ func (n *Network) settled(ctx context.Context) error {
 // lan is a bridge in a namespace of its own, with hosts on it.
 type lan struct {
 	t    *testing.T
+	dual bool // its nodes are of a dual-stack cluster, its hosts have IPv6
 	dir  string
 	path string
 }
@@ -268,12 +278,21 @@ type machine struct {
 	t    *testing.T
 	path string
 	addr netip.Addr
+	// addr6 is invalid where there is none.
+	addr6 netip.Addr
 }
 
 func needRoot(t *testing.T) {
 	t.Helper()
-	if err := probe(); err != nil {
+	if err := probe([]*family{ip4}); err != nil {
 		t.Skipf("needs namespaces, links and nftables: %v", err)
+	}
+}
+
+func needIPv6(t *testing.T) {
+	t.Helper()
+	if err := probe([]*family{ip6}); err != nil {
+		t.Skipf("needs IPv6: %v", err)
 	}
 }
 
@@ -312,6 +331,10 @@ func up(name string) error {
 	return netlink.LinkSetUp(link)
 }
 
+func ipNet6(a netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(64, 128)}
+}
+
 func setAddress(name string, a netip.Addr) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
@@ -348,6 +371,16 @@ func (l *lan) host(number int) *machine {
 		}
 		if err := errors.Join(setAddress("uplink", m.addr), up("uplink")); err != nil {
 			return err
+		}
+		if l.dual {
+			m.addr6 = netip.AddrFrom16([16]byte{0xfd, 0, 0, 0xaa, 15: byte(number)})
+			link, err := netlink.LinkByName("uplink")
+			if err != nil {
+				return err
+			}
+			if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: ipNet6(m.addr6), Flags: unix.IFA_F_NODAD}); err != nil {
+				return err
+			}
 		}
 		// Nobody has this address: it stands for the way to the world.
 		return netlink.RouteAdd(&netlink.Route{Gw: net.IPv4(192, 168, 77, 254)})
@@ -388,6 +421,7 @@ func (l *lan) node(number int, upstreams ...netip.AddrPort) *testNode {
 		upstreams = []netip.AddrPort{netip.MustParseAddrPort("192.168.77.250:53")}
 	}
 	n := &testNode{machine: m, config: nodeConfig{
+		Dual: l.dual,
 		Name: fmt.Sprintf("node%d", number), Address: m.addr, Upstreams: upstreams,
 		Dir: filepath.Join(l.dir, fmt.Sprintf("data%d", number)), RunDir: filepath.Join(l.dir, fmt.Sprintf("run%d", number)),
 	}}
@@ -536,11 +570,18 @@ func (all nodes) delete(objects ...api.Object) {
 
 func (n *testNode) object() *corev1.Node {
 	number := n.addr.As4()[3]
-	return &corev1.Node{
+	o := &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: n.config.Name, Annotations: map[string]string{AnnotationDirectRoutes: strconv.FormatBool(n.config.Direct)}},
 		Spec:       corev1.NodeSpec{PodCIDR: fmt.Sprintf("10.244.%d.0/24", number)},
 		Status:     corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: n.addr.String()}}},
 	}
+	if n.config.Dual {
+		o.Spec.PodCIDRs = []string{o.Spec.PodCIDR, fmt.Sprintf("fd00:77:0:f%02x::/64", number)}
+	}
+	if n.addr6.IsValid() {
+		o.Status.Addresses = append(o.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: n.addr6.String()})
+	}
+	return o
 }
 
 func podNamed(name string, ports ...corev1.ContainerPort) *corev1.Pod {
@@ -553,7 +594,11 @@ func podNamed(name string, ports ...corev1.ContainerPort) *corev1.Pod {
 func (n *testNode) attach(name string, ports ...corev1.ContainerPort) *machine {
 	n.t.Helper()
 	a := n.do(order{Do: "attach", Resource: "pods", Object: encode(n.t, podNamed(name, ports...))})
-	return &machine{t: n.t, path: a.Netns, addr: a.IPs[0]}
+	m := &machine{t: n.t, path: a.Netns, addr: a.IPs[0]}
+	if len(a.IPs) > 1 {
+		m.addr6 = a.IPs[1]
+	}
+	return m
 }
 
 func (n *testNode) detach(name string) {
@@ -573,13 +618,24 @@ func (m *machine) in(f func() error) {
 // address, until the test or the returned function ends it.
 func (m *machine) serve(name string, port int) (stop func()) {
 	m.t.Helper()
+	return m.serveAt(name, "4", fmt.Sprintf("0.0.0.0:%d", port))
+}
+
+// serve6 is serve by IPv6 alone.
+func (m *machine) serve6(name string, port int) (stop func()) {
+	m.t.Helper()
+	return m.serveAt(name, "6", fmt.Sprintf("[::]:%d", port))
+}
+
+func (m *machine) serveAt(name, version, address string) (stop func()) {
+	m.t.Helper()
 	var l net.Listener
 	var p net.PacketConn
 	m.in(func() (err error) {
-		if l, err = net.Listen("tcp4", fmt.Sprintf("0.0.0.0:%d", port)); err != nil {
+		if l, err = net.Listen("tcp"+version, address); err != nil {
 			return err
 		}
-		p, err = net.ListenPacket("udp4", fmt.Sprintf("0.0.0.0:%d", port))
+		p, err = net.ListenPacket("udp"+version, address)
 		return err
 	})
 	hello := func(a net.Addr) []byte {
@@ -673,7 +729,7 @@ func (m *machine) expectRefused(network, to string) {
 	start := time.Now()
 	who, _, err := m.talk(network, to)
 	// A process of the node itself that sends UDP learns it from the send.
-	sent := network == "udp4" && errors.Is(err, unix.EPERM)
+	sent := strings.HasPrefix(network, "udp") && errors.Is(err, unix.EPERM)
 	if !errors.Is(err, unix.ECONNREFUSED) && !sent || time.Since(start) > time.Second {
 		m.t.Errorf("%s %s: got %q, %v after %s; want to be refused at once", network, to, who, err, time.Since(start))
 	}
@@ -704,6 +760,9 @@ func sliceOf(service string, ports []discoveryv1.EndpointPort, endpoints ...ep) 
 	s := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Namespace: "default", Name: service + "-1", Labels: map[string]string{discoveryv1.LabelServiceName: service}},
 		AddressType: discoveryv1.AddressTypeIPv4, Ports: ports,
+	}
+	if len(endpoints) > 0 && endpoints[0].addr.Is6() {
+		s.Name, s.AddressType = service+"-2", discoveryv1.AddressTypeIPv6
 	}
 	for _, e := range endpoints {
 		ready, terminating, serving := !e.notReady && !e.draining, e.draining, e.draining || !e.notReady
@@ -745,6 +804,20 @@ func twoNodes(t *testing.T) (nodes, *lan) {
 	t.Helper()
 	l := newLAN(t)
 	all := nodes{l.node(1), l.node(2)}
+	return all.ready(), l
+}
+
+// twoDualNodes starts a dual-stack cluster of two.
+func twoDualNodes(t *testing.T) (nodes, *lan) {
+	t.Helper()
+	l := newLAN(t)
+	needIPv6(t)
+	l.dual = true
+	all := nodes{l.node(1), l.node(2)}
+	return all.ready(), l
+}
+
+func (all nodes) ready() nodes {
 	// Kernels differ in whether IP rules see what a bridge forwards: one node
 	// of each kind.
 	all[1].in(func() error {
@@ -757,7 +830,7 @@ func twoNodes(t *testing.T) (nodes, *lan) {
 	for _, n := range all {
 		n.do(order{Do: "ready"})
 	}
-	return all, l
+	return all
 }
 
 var protocols = []string{"tcp4", "udp4"}

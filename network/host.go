@@ -2,7 +2,7 @@ package network
 
 import (
 	"bytes"
-	"cmp"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -31,6 +31,12 @@ const (
 	vxlanPort     = 8472
 	vxlanOverhead = 50 // outer Ethernet, IPv4, UDP and VXLAN headers
 
+	minMTU6 = 1280 // RFC 8200: of a link that carries IPv6
+	// overlayPlace is where in a node's IPv6 range its address in the overlay
+	// is, beyond all that pods have; mostBits6 leaves room for it.
+	overlayPlace = 1 << 32
+	mostBits6    = 88
+
 	// routeProtocol marks routes as ours.
 	routeProtocol netlink.RouteProtocol = 0xc0
 )
@@ -39,13 +45,15 @@ const (
 type hostConfig struct {
 	DNS         netip.Addr
 	ServiceCIDR netip.Prefix
+	// ServiceCIDR6 is invalid in a cluster of IPv4 alone.
+	ServiceCIDR6 netip.Prefix
 	// Address is this node's own: the source of overlay packets.
 	Address netip.Addr
 	// MTU is what fits into an overlay packet on the link of Address.
 	MTU int
-	// Range is invalid as long as the node has none; then there are no pods
+	// Range is not valid as long as the node has none; then there are no pods
 	// and no overlay.
-	Range netip.Prefix
+	Range ranges
 	// Uplink is the link of Address, over which peers are reached directly.
 	Uplink int
 	// Peers are the other nodes, sorted by range. Nil means unknown: then
@@ -55,14 +63,16 @@ type hostConfig struct {
 
 // peer is another node, as the overlay sees it.
 type peer struct {
-	Range   netip.Prefix
+	Range   ranges
 	Address netip.Addr
-	// Direct: packets of pods go there as they are, over the uplink.
+	// Direct: IPv4 packets of pods go there as they are, over the uplink. Those
+	// of IPv6 go into the overlay, which is of IPv4: what address of IPv6 the
+	// peer has on the uplink, if any, is not known.
 	Direct bool
 }
 
 func (c hostConfig) equal(d hostConfig) bool {
-	return c.DNS == d.DNS && c.ServiceCIDR == d.ServiceCIDR && c.Address == d.Address && c.MTU == d.MTU && c.Uplink == d.Uplink && c.Range == d.Range &&
+	return c.DNS == d.DNS && c.ServiceCIDR == d.ServiceCIDR && c.ServiceCIDR6 == d.ServiceCIDR6 && c.Address == d.Address && c.MTU == d.MTU && c.Uplink == d.Uplink && c.Range == d.Range &&
 		(c.Peers == nil) == (d.Peers == nil) && slices.Equal(c.Peers, d.Peers)
 }
 
@@ -86,19 +96,30 @@ func (h *host) set(c hostConfig) error {
 			return err
 		}
 	}
+	if c.ServiceCIDR6.IsValid() {
+		if err := h.forward6(); err != nil {
+			return err
+		}
+	}
 	bridge, err := h.setBridge(c, c.MTU)
 	if err != nil {
 		return fmt.Errorf("setting up the bridge %s: %w", bridgeName, err)
 	}
-	if !c.Range.IsValid() {
+	if !c.Range.v4.IsValid() {
 		return nil
 	}
 	// Processes of this host reach services from the bridge's address, which
 	// pods everywhere know the way back to.
-	if err := setRoutes(bridge, []netlink.Route{{
-		LinkIndex: bridge.Attrs().Index, Dst: ipNet(c.ServiceCIDR), Src: gatewayOf(c.Range).AsSlice(),
+	services := []netlink.Route{{
+		LinkIndex: bridge.Attrs().Index, Dst: ipNet(c.ServiceCIDR), Src: gatewayOf(c.Range.v4).AsSlice(),
 		Scope: netlink.SCOPE_LINK, Protocol: routeProtocol,
-	}}); err != nil {
+	}}
+	if c.ServiceCIDR6.IsValid() && c.Range.v6.IsValid() {
+		services = append(services, netlink.Route{
+			LinkIndex: bridge.Attrs().Index, Dst: ipNet(c.ServiceCIDR6), Src: gatewayOf(c.Range.v6).AsSlice(), Protocol: routeProtocol,
+		})
+	}
+	if err := setRoutes(bridge, services); err != nil {
 		return err
 	}
 	if !c.Address.IsValid() {
@@ -113,13 +134,38 @@ func (h *host) set(c hostConfig) error {
 	return setDirect(c)
 }
 
+// forward6 makes this host pass IPv6 packets on. A host that does takes no
+// router's word for its own addresses and ways any more, unless it is told to:
+// so where it did, it is told.
+func (h *host) forward6() error {
+	const key = "ipv6/conf/all/forwarding"
+	if b, err := os.ReadFile(sysctlPath(key)); err == nil && strings.TrimSpace(string(b)) == "1" {
+		return nil
+	}
+	links, err := os.ReadDir(sysctlPath("ipv6/conf"))
+	if err != nil {
+		return fmt.Errorf("this host's links with IPv6: %w", err)
+	}
+	for _, l := range links {
+		accept := "ipv6/conf/" + l.Name() + "/accept_ra"
+		b, err := os.ReadFile(sysctlPath(accept))
+		if l.Name() == "all" || err != nil || strings.TrimSpace(string(b)) != "1" {
+			continue // or the link has just gone
+		}
+		if err := h.sysctl(accept, "2"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return h.sysctl(key, "1")
+}
+
 // setDirect makes the routes to the peers that share our link, and removes
 // those over links that are not ours any more to route over.
 func setDirect(c hostConfig) error {
 	var want []netlink.Route
 	for _, p := range c.Peers {
 		if p.Direct {
-			want = append(want, netlink.Route{LinkIndex: c.Uplink, Dst: ipNet(p.Range), Gw: p.Address.AsSlice(), Src: gatewayOf(c.Range).AsSlice(), Protocol: routeProtocol})
+			want = append(want, netlink.Route{LinkIndex: c.Uplink, Dst: ipNet(p.Range.v4), Gw: p.Address.AsSlice(), Src: gatewayOf(c.Range.v4).AsSlice(), Protocol: routeProtocol})
 		}
 	}
 	if err := dropRoutes(func(r netlink.Route, link string) bool {
@@ -139,7 +185,7 @@ func setDirect(c hostConfig) error {
 
 // dropRoutes removes those of our routes that are of no use.
 func dropRoutes(useless func(r netlink.Route, link string) bool) error {
-	all, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
+	all, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: routeProtocol}, netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
 		return fmt.Errorf("listing routes: %w", err)
 	}
@@ -192,17 +238,15 @@ func uplinkOf(own netip.Addr) (uplink, error) {
 func (h *host) setBridge(c hostConfig, mtu int) (netlink.Link, error) {
 	no := false
 	want := &netlink.Bridge{
-		LinkAttrs: netlink.LinkAttrs{Name: bridgeName, MTU: mtu, TxQLen: -1},
+		// Without an address that it was given a bridge takes the lowest of its
+		// ports', and would change it as pods come and go. One that is there
+		// keeps its own: given again, it would forget who is where.
+		LinkAttrs: netlink.LinkAttrs{Name: bridgeName, MTU: mtu, TxQLen: -1, HardwareAddr: randomMAC()},
 		// Snooping would send queries of its own for ever.
 		MulticastSnooping: &no,
 	}
 	link, err := ensureLink(want, func(netlink.Link) bool { return true })
 	if err != nil {
-		return nil, err
-	}
-	// Without an address of its own a bridge takes the lowest of its ports',
-	// and would change it as pods come and go: what it has now, it keeps.
-	if err := netlink.LinkSetHardwareAddr(link, link.Attrs().HardwareAddr); err != nil {
 		return nil, err
 	}
 	if link.Attrs().MTU != mtu {
@@ -221,8 +265,14 @@ func (h *host) setBridge(c hostConfig, mtu int) (netlink.Link, error) {
 		}
 	}
 	addrs := []netip.Prefix{netip.PrefixFrom(c.DNS, 32)}
-	if c.Range.IsValid() {
-		addrs = append(addrs, netip.PrefixFrom(gatewayOf(c.Range), c.Range.Bits()))
+	if c.Range.v4.IsValid() {
+		addrs = append(addrs, netip.PrefixFrom(gatewayOf(c.Range.v4), c.Range.v4.Bits()))
+	}
+	if c.Range.v6.IsValid() {
+		// There is no link-local one, so that nobody is told of a shorter way
+		// (which takes no sysctl in IPv6): then the host cannot ask its pods
+		// where they are, and is told when they are plugged in.
+		addrs = append(addrs, netip.PrefixFrom(gatewayOf(c.Range.v6), c.Range.v6.Bits()))
 	}
 	return link, bringUp(link, addrs)
 }
@@ -231,7 +281,7 @@ func (h *host) setOverlay(c hostConfig, mtu int) error {
 	// The link's own address is the sender's where a packet that goes into
 	// the overlay is masqueraded.
 	want := &netlink.Vxlan{
-		LinkAttrs: netlink.LinkAttrs{Name: vxlanName, MTU: mtu, HardwareAddr: overlayMAC(c.Range), TxQLen: -1},
+		LinkAttrs: netlink.LinkAttrs{Name: vxlanName, MTU: mtu, HardwareAddr: overlayMAC(c.Range.v4), TxQLen: -1},
 		VxlanId:   vxlanID, Port: vxlanPort, SrcAddr: c.Address.AsSlice(),
 	}
 	link, err := ensureLink(want, func(l netlink.Link) bool {
@@ -242,7 +292,11 @@ func (h *host) setOverlay(c hostConfig, mtu int) error {
 	if err != nil {
 		return err
 	}
-	if err := bringUp(link, []netip.Prefix{netip.PrefixFrom(c.Range.Addr(), 32)}); err != nil {
+	addrs := []netip.Prefix{single(c.Range.v4.Addr())}
+	if c.Range.v6.IsValid() {
+		addrs = append(addrs, single(nth(c.Range.v6, overlayPlace)))
+	}
+	if err := bringUp(link, addrs); err != nil {
 		return err
 	}
 	if c.Peers == nil {
@@ -254,28 +308,42 @@ func (h *host) setOverlay(c hostConfig, mtu int) error {
 // setPeers makes the kernel send a peer's range to that peer: a route to the
 // first address of the range, which nobody has, leads into the overlay; that
 // address's neighbour entry names the peer's overlay MAC, and the forwarding
-// entry of that MAC names the peer. Nothing is asked or learned on the wire.
+// entry of that MAC names the peer. In IPv6 a link-local address that follows
+// from the IPv4 range stands for the first. Nothing is asked or learned on the
+// wire.
 func setPeers(link netlink.Link, c hostConfig) error {
 	index := link.Attrs().Index
-	arp, fdb := map[string]netlink.Neigh{}, map[string]netlink.Neigh{}
+	arp, ndp, fdb := map[string]netlink.Neigh{}, map[string]netlink.Neigh{}, map[string]netlink.Neigh{}
 	var routes []netlink.Route
 	for _, p := range c.Peers {
-		mac, first := overlayMAC(p.Range), p.Range.Masked().Addr()
+		mac, first := overlayMAC(p.Range.v4), p.Range.v4.Masked().Addr()
 		arp[first.String()] = netlink.Neigh{LinkIndex: index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT, IP: first.AsSlice(), HardwareAddr: mac}
 		fdb[mac.String()] = netlink.Neigh{LinkIndex: index, Family: unix.AF_BRIDGE, State: netlink.NUD_PERMANENT, Flags: netlink.NTF_SELF, IP: p.Address.AsSlice(), HardwareAddr: mac}
-		if p.Direct {
-			continue
+		if !p.Direct {
+			routes = append(routes, netlink.Route{
+				LinkIndex: index, Dst: ipNet(p.Range.v4), Gw: first.AsSlice(), Src: gatewayOf(c.Range.v4).AsSlice(),
+				Flags: int(netlink.FLAG_ONLINK), Protocol: routeProtocol,
+			})
 		}
-		routes = append(routes, netlink.Route{
-			LinkIndex: index, Dst: ipNet(p.Range), Gw: first.AsSlice(), Src: gatewayOf(c.Range).AsSlice(),
-			Flags: int(netlink.FLAG_ONLINK), Protocol: routeProtocol,
-		})
+		if p.Range.v6.IsValid() && c.Range.v6.IsValid() {
+			local := overlayLocal(p.Range.v4)
+			ndp[local.String()] = netlink.Neigh{LinkIndex: index, Family: unix.AF_INET6, State: netlink.NUD_PERMANENT, IP: local.AsSlice(), HardwareAddr: mac}
+			routes = append(routes, netlink.Route{
+				LinkIndex: index, Dst: ipNet(p.Range.v6), Gw: local.AsSlice(), Src: gatewayOf(c.Range.v6).AsSlice(), Protocol: routeProtocol,
+			})
+		}
 	}
+	address := func(n netlink.Neigh) string { return n.IP.String() }
 	if err := setNeighbours(index, unix.AF_BRIDGE, fdb, func(n netlink.Neigh) string { return n.HardwareAddr.String() }); err != nil {
 		return err
 	}
-	if err := setNeighbours(index, unix.AF_INET, arp, func(n netlink.Neigh) string { return n.IP.String() }); err != nil {
+	if err := setNeighbours(index, unix.AF_INET, arp, address); err != nil {
 		return err
+	}
+	if c.Range.v6.IsValid() {
+		if err := setNeighbours(index, unix.AF_INET6, ndp, address); err != nil {
+			return err
+		}
 	}
 	return setRoutes(link, routes)
 }
@@ -295,7 +363,7 @@ func setNeighbours(index, family int, want map[string]netlink.Neigh, key func(ne
 		switch {
 		case ok && n.State&netlink.NUD_PERMANENT != 0 && n.IP.Equal(w.IP) && bytes.Equal(n.HardwareAddr, w.HardwareAddr):
 			delete(missing, key(n))
-		case !ok && n.State&netlink.NUD_PERMANENT != 0 && (family == unix.AF_INET || n.Flags&netlink.NTF_SELF != 0):
+		case !ok && n.State&netlink.NUD_PERMANENT != 0 && (family != unix.AF_BRIDGE || n.Flags&netlink.NTF_SELF != 0):
 			n.LinkIndex, n.Family = index, family
 			if err := netlink.NeighDel(&n); err != nil && !errors.Is(err, unix.ENOENT) {
 				return fmt.Errorf("removing the neighbour %s: %w", key(n), err)
@@ -312,7 +380,7 @@ func setNeighbours(index, family int, want map[string]netlink.Neigh, key func(ne
 
 // setRoutes makes our routes over a link be those wanted.
 func setRoutes(link netlink.Link, want []netlink.Route) error {
-	have, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{LinkIndex: link.Attrs().Index, Protocol: routeProtocol},
+	have, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{LinkIndex: link.Attrs().Index, Protocol: routeProtocol},
 		netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
 		return fmt.Errorf("listing routes: %w", err)
@@ -362,22 +430,49 @@ func ensureLink(want netlink.Link, same func(netlink.Link) bool) (netlink.Link, 
 	return netlink.LinkByName(name)
 }
 
-// bringUp gives a link of ours exactly these IPv4 addresses, no IPv6, and
-// turns it on.
+// bringUp gives a link of ours exactly these addresses, and turns it on. One
+// that gets none of IPv6 has no IPv6 at all.
 func bringUp(link netlink.Link, want []netip.Prefix) error {
-	name := link.Attrs().Name
-	if err := disableIPv6(name); err != nil {
+	var want4, want6 []netip.Prefix
+	for _, p := range want {
+		if p.Addr().Is4() {
+			want4 = append(want4, p)
+		} else {
+			want6 = append(want6, p)
+		}
+	}
+	prepare := disableIPv6
+	if len(want6) > 0 {
+		prepare = enableIPv6
+	}
+	if err := prepare(link.Attrs().Name); err != nil {
 		return err
 	}
-	have, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	if err := setAddresses(link, ip4, want4); err != nil {
+		return err
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		if err := netlink.LinkSetUp(link); err != nil {
+			return fmt.Errorf("turning the link on: %w", err)
+		}
+	}
+	if len(want6) == 0 {
+		return nil
+	}
+	return setAddresses(link, ip6, want6)
+}
+
+// setAddresses makes a link's addresses of one family be those wanted.
+func setAddresses(link netlink.Link, f *family, want []netip.Prefix) error {
+	have, err := netlink.AddrList(link, f.netlink)
 	if err != nil {
 		return fmt.Errorf("listing addresses: %w", err)
 	}
 	missing := slices.Clone(want)
 	for _, a := range have {
-		ip, _ := netip.AddrFromSlice(a.IP.To4())
+		ip, _ := netip.AddrFromSlice(a.IP)
 		ones, _ := a.Mask.Size()
-		prefix := netip.PrefixFrom(ip, ones)
+		prefix := netip.PrefixFrom(ip.Unmap(), ones)
 		if i := slices.Index(missing, prefix); i >= 0 {
 			missing = slices.Delete(missing, i, i+1)
 		} else if err := netlink.AddrDel(link, &a); err != nil {
@@ -385,17 +480,23 @@ func bringUp(link netlink.Link, want []netip.Prefix) error {
 		}
 	}
 	for _, p := range missing {
-		if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), 32)}}); err != nil {
+		a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+		if f == ip6 {
+			a.Flags = unix.IFA_F_NODAD // it is nobody else's, and needed at once
+		}
+		if err := netlink.AddrAdd(link, a); err != nil {
 			return fmt.Errorf("adding the address %s: %w", p, err)
 		}
 	}
-	if link.Attrs().Flags&net.FlagUp != 0 {
-		return nil
-	}
-	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("turning the link on: %w", err)
-	}
 	return nil
+}
+
+// randomMAC is nobody's: one that is administered locally.
+func randomMAC() net.HardwareAddr {
+	mac := make(net.HardwareAddr, 6)
+	_, _ = rand.Read(mac) // crypto/rand never fails
+	mac[0] = mac[0]&^1 | 2
+	return mac
 }
 
 // overlayMAC is the overlay's MAC of the node that has a range. That it
@@ -403,6 +504,14 @@ func bringUp(link netlink.Link, want []netip.Prefix) error {
 func overlayMAC(r netip.Prefix) net.HardwareAddr {
 	a := r.Masked().Addr().As4()
 	return net.HardwareAddr{0x0e, 0xc0, a[0], a[1], a[2], a[3]}
+}
+
+// overlayLocal is the address that stands in the overlay's routes of IPv6 for
+// the node that has a range of IPv4.
+func overlayLocal(r netip.Prefix) netip.Addr {
+	b := [16]byte{0: 0xfe, 1: 0x80}
+	copy(b[12:], r.Masked().Addr().AsSlice())
+	return netip.AddrFrom16(b)
 }
 
 // podMAC follows from the address too: an address used again has the MAC that
@@ -422,7 +531,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 }
 
 // attach makes a pod's namespace and its link to the bridge.
-func (h *host) attach(path, from string, r reservation, gateway netip.Addr) error {
+func (h *host) attach(path, from string, r reservation, node ranges) error {
 	bridge, err := netlink.LinkByName(bridgeName)
 	if err != nil {
 		return fmt.Errorf("looking up the bridge: %w", err)
@@ -433,10 +542,10 @@ func (h *host) attach(path, from string, r reservation, gateway netip.Addr) erro
 	}
 	defer here.Close()
 	name := vethName(r.UID)
-	if err := inNewNamespace(path, from, func() error { return makePodLink(name, int(here.Fd()), bridge.Attrs().MTU, r.Address, gateway) }); err != nil {
+	if err := inNewNamespace(path, from, func() error { return makePodLink(name, int(here.Fd()), bridge.Attrs().MTU, r, node) }); err != nil {
 		return err
 	}
-	if err := h.plug(name, bridge); err != nil {
+	if err := h.plug(name, bridge, r); err != nil {
 		return errors.Join(err, removeNamespace(path), deleteLink(name))
 	}
 	return nil
@@ -445,8 +554,9 @@ func (h *host) attach(path, from string, r reservation, gateway netip.Addr) erro
 // makePodLink runs in the pod's namespace. The pod has its address alone and
 // reaches everything, its neighbours too, by way of the bridge's address: so
 // that rules of the IP layer see all packets both ways, whether or not the
-// kernel shows it those that a bridge forwards.
-func makePodLink(peerName string, hostNS, mtu int, addr, gateway netip.Addr) error {
+// kernel shows it those that a bridge forwards. It has no link-local address of
+// IPv6 either, by which neighbours would meet behind those rules.
+func makePodLink(peerName string, hostNS, mtu int, r reservation, node ranges) error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return fmt.Errorf("looking up the pod's loopback: %w", err)
@@ -455,7 +565,7 @@ func makePodLink(peerName string, hostNS, mtu int, addr, gateway netip.Addr) err
 		return fmt.Errorf("turning the pod's loopback on: %w", err)
 	}
 	if err := netlink.LinkAdd(&netlink.Veth{
-		LinkAttrs: netlink.LinkAttrs{Name: "eth0", MTU: mtu, HardwareAddr: podMAC(addr), TxQLen: -1},
+		LinkAttrs: netlink.LinkAttrs{Name: "eth0", MTU: mtu, HardwareAddr: podMAC(r.Address), TxQLen: -1},
 		PeerName:  peerName, PeerNamespace: netlink.NsFd(hostNS),
 	}); err != nil {
 		return fmt.Errorf("adding the pod's link: %w", err)
@@ -469,22 +579,35 @@ func makePodLink(peerName string, hostNS, mtu int, addr, gateway netip.Addr) err
 			return err
 		}
 	}
-	if err := bringUp(eth, []netip.Prefix{netip.PrefixFrom(addr, 32)}); err != nil {
+	var addrs []netip.Prefix
+	for _, a := range r.addresses() {
+		addrs = append(addrs, single(a))
+	}
+	if err := bringUp(eth, addrs); err != nil {
 		return err
 	}
-	for _, route := range []netlink.Route{
-		{LinkIndex: eth.Attrs().Index, Dst: ipNet(netip.PrefixFrom(gateway, 32)), Scope: netlink.SCOPE_LINK},
-		{LinkIndex: eth.Attrs().Index, Gw: gateway.AsSlice()},
-	} {
-		if err := netlink.RouteAdd(&route); err != nil {
-			return fmt.Errorf("adding the pod's route %s: %w", cmp.Or(route.Dst.String(), "default"), err)
+	if r.Address6.IsValid() {
+		if err := addDefault(eth, gatewayOf(node.v6)); err != nil {
+			return err
 		}
+	}
+	return addDefault(eth, gatewayOf(node.v4))
+}
+
+// addDefault makes a pod's routes of one family: all goes by way of the bridge.
+func addDefault(eth netlink.Link, gateway netip.Addr) error {
+	index := eth.Attrs().Index
+	if err := netlink.RouteAdd(&netlink.Route{LinkIndex: index, Dst: ipNet(single(gateway)), Scope: netlink.SCOPE_LINK}); err != nil {
+		return fmt.Errorf("adding the pod's route to %s: %w", gateway, err)
+	}
+	if err := netlink.RouteAdd(&netlink.Route{LinkIndex: index, Gw: gateway.AsSlice()}); err != nil {
+		return fmt.Errorf("adding the pod's default route by %s: %w", gateway, err)
 	}
 	return nil
 }
 
 // plug connects the host's end of a pod's link.
-func (h *host) plug(name string, bridge netlink.Link) error {
+func (h *host) plug(name string, bridge netlink.Link, r reservation) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("looking up the host's end of a pod's link: %w", err)
@@ -503,7 +626,19 @@ func (h *host) plug(name string, bridge netlink.Link) error {
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("turning on the host's end of a pod's link: %w", err)
 	}
+	if !r.Address6.IsValid() {
+		return nil
+	}
+	n := neighbour6(bridge, r.Address6)
+	n.HardwareAddr = podMAC(r.Address)
+	if err := netlink.NeighSet(n); err != nil {
+		return fmt.Errorf("telling this host where %s is: %w", r.Address6, err)
+	}
 	return nil
+}
+
+func neighbour6(bridge netlink.Link, a netip.Addr) *netlink.Neigh {
+	return &netlink.Neigh{LinkIndex: bridge.Attrs().Index, Family: unix.AF_INET6, State: netlink.NUD_PERMANENT, IP: a.AsSlice()}
 }
 
 // attached says whether a pod has all that attach makes.
@@ -524,28 +659,37 @@ func (h *host) attached(path string, r reservation) bool {
 		if err != nil {
 			return err
 		}
-		addrs, err := netlink.AddrList(eth, netlink.FAMILY_V4)
+		addrs, err := netlink.AddrList(eth, netlink.FAMILY_ALL)
 		if err != nil {
 			return err
 		}
-		// The default route is the last thing that attach makes inside.
+		// The default route of IPv4 is the last thing that attach makes inside.
 		routes, err := netlink.RouteList(eth, netlink.FAMILY_V4)
 		if err != nil {
 			return err
 		}
-		if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.Equal(r.Address.AsSlice()) }) ||
-			!slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Gw != nil }) {
+		missing := slices.ContainsFunc(r.addresses(), func(w netip.Addr) bool {
+			return !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.Equal(w.AsSlice()) })
+		})
+		if missing || !slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Gw != nil }) {
 			return errors.New("incomplete")
 		}
 		return nil
 	}) == nil
 }
 
-// detach removes what attach made.
-func (h *host) detach(path string, uid types.UID) error {
+// detach removes what attach made for a pod that had this address of IPv6, if
+// any.
+func (h *host) detach(path string, uid types.UID, six netip.Addr) error {
 	// The link goes first and at once; the namespace goes when its last
 	// process has ended.
-	return errors.Join(deleteLink(vethName(uid)), removeNamespace(path))
+	errs := []error{deleteLink(vethName(uid)), removeNamespace(path)}
+	if bridge, err := netlink.LinkByName(bridgeName); err == nil && six.IsValid() {
+		if err := netlink.NeighDel(neighbour6(bridge, six)); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("forgetting where %s was: %w", six, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func deleteLink(name string) error {
@@ -591,6 +735,19 @@ func disableIPv6(link string) error {
 		return nil // a kernel without IPv6
 	}
 	return err
+}
+
+// enableIPv6 lets a link of ours have the addresses of IPv6 that it is given,
+// and no others: nothing is made up, and no router is listened to.
+func enableIPv6(link string) error {
+	for _, set := range [][2]string{
+		{"addr_gen_mode", "1"}, {"accept_ra", "0"}, {"accept_redirects", "0"}, {"keep_addr_on_down", "1"}, {"disable_ipv6", "0"},
+	} {
+		if err := writeSysctl("ipv6/conf/"+link+"/"+set[0], set[1]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func sysctlPath(key string) string { return filepath.Join("/proc/sys/net", key) }

@@ -401,7 +401,7 @@ func TestHostPorts(t *testing.T) {
 			if err := netlink.AddrDel(lo, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(127, 0, 0, 1), Mask: net.CIDRMask(8, 32)}}); err != nil {
 				return err
 			}
-			return netlink.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Dst: ipNet(loopback), Gw: net.IPv4(10, 244, 1, 1)})
+			return netlink.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Dst: ipNet(ip4.loopback), Gw: net.IPv4(10, 244, 1, 1)})
 		})
 		if who, _, err := p2.talk("udp4", "127.0.0.1:9999"); err == nil {
 			t.Errorf("%s answered", who)
@@ -449,7 +449,7 @@ func TestOverlayIsForNodesOnly(t *testing.T) {
 		if err := bringUp(link, []netip.Prefix{netip.MustParsePrefix("10.244.2.9/32")}); err != nil {
 			return err
 		}
-		return setPeers(link, hostConfig{Range: netip.MustParsePrefix("10.244.2.8/29"), Peers: []peer{{netip.MustParsePrefix("10.244.1.0/24"), all[0].addr, false}}})
+		return setPeers(link, hostConfig{Range: ranges{v4: netip.MustParsePrefix("10.244.2.8/29")}, Peers: []peer{{ranges{v4: netip.MustParsePrefix("10.244.1.0/24")}, all[0].addr, false}}})
 	})
 	var before, after uint64
 	count := func(n *uint64) {

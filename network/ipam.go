@@ -1,6 +1,7 @@
 package network
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,7 +26,25 @@ type reservation struct {
 	Namespace string     `json:"namespace"`
 	Name      string     `json:"name"`
 	Address   netip.Addr `json:"address"`
+	// Address6 is invalid in a cluster of IPv4 alone.
+	Address6  netip.Addr `json:"address6,omitzero"`
 	HostPorts []hostPort `json:"hostPorts,omitempty"`
+}
+
+// address is the pod's of one family, invalid if it has none.
+func (r reservation) address(f *family) netip.Addr {
+	if f == ip6 {
+		return r.Address6
+	}
+	return r.Address
+}
+
+// addresses are the pod's, that of IPv4 first.
+func (r reservation) addresses() []netip.Addr {
+	if r.Address6.IsValid() {
+		return []netip.Addr{r.Address, r.Address6}
+	}
+	return []netip.Addr{r.Address}
 }
 
 // hostPort is a port of this node that leads to a pod.
@@ -46,8 +65,8 @@ func hostPortsOf(pod *corev1.Pod) []hostPort {
 			}
 			h := hostPort{Protocol: protocolOf(p.Protocol), Port: uint16(p.HostPort), PodPort: uint16(p.ContainerPort)}
 			if a, ok := parseAddr(p.HostIP); ok && !a.IsUnspecified() {
-				if !a.Is4() {
-					continue // pods have no IPv6 address that it could lead to
+				if a == netip.IPv6Loopback() {
+					continue // dispatchRules say why it cannot lead to a pod
 				}
 				h.Address = a
 			}
@@ -59,14 +78,45 @@ func hostPortsOf(pod *corev1.Pod) []hostPort {
 	return out
 }
 
-// ipam hands out the addresses of this node's range. It writes only in
+// ranges are a node's, of pods' addresses.
+type ranges struct {
+	v4 netip.Prefix // invalid as long as it is not known
+	// v6 is invalid in a cluster of IPv4 alone. A pod's address has the place
+	// in it that the pod's IPv4 address has in v4.
+	v6 netip.Prefix
+}
+
+func (r ranges) String() string {
+	if !r.v6.IsValid() {
+		return r.v4.String()
+	}
+	return r.v4.String() + "," + r.v6.String()
+}
+
+// sixth is what a has for an address of IPv6, if it is to have one.
+func (r ranges) sixth(a netip.Addr) netip.Addr {
+	if !r.v6.IsValid() {
+		return netip.Addr{}
+	}
+	base, at := r.v4.Masked().Addr().As4(), a.As4()
+	return nth(r.v6, uint64(binary.BigEndian.Uint32(at[:])-binary.BigEndian.Uint32(base[:])))
+}
+
+// nth is the nth address of a range of IPv6.
+func nth(p netip.Prefix, n uint64) netip.Addr {
+	b := p.Masked().Addr().As16()
+	binary.BigEndian.PutUint64(b[8:], binary.BigEndian.Uint64(b[8:])+n)
+	return netip.AddrFrom16(b)
+}
+
+// ipam hands out the addresses of this node's ranges. It writes only in
 // reserve, release and setRange.
 type ipam struct {
-	dir string // the pods' reservations are in dir/pods, the range is in dir/range
+	dir string // the pods' reservations are in dir/pods, the ranges are in dir/range
 	now func() time.Time
 
 	mu       sync.Mutex
-	prefix   netip.Prefix // this node's range, invalid as long as it is not known
+	ranges   ranges
 	byUID    map[types.UID]reservation
 	used     map[netip.Addr]types.UID
 	released map[netip.Addr]time.Time // when an address was last given back
@@ -81,8 +131,12 @@ func openIPAM(dir string, log *slog.Logger) (*ipam, error) {
 		return nil, fmt.Errorf("making the folder of pod addresses: %w", err)
 	}
 	if b, err := os.ReadFile(p.rangeFile()); err == nil {
-		if prefix, err := netip.ParsePrefix(strings.TrimSpace(string(b))); err == nil {
-			p.prefix = prefix.Masked()
+		v4, v6, _ := strings.Cut(strings.TrimSpace(string(b)), ",")
+		if prefix, err := netip.ParsePrefix(v4); err == nil {
+			p.ranges.v4 = prefix.Masked()
+		}
+		if prefix, err := netip.ParsePrefix(v6); err == nil {
+			p.ranges.v6 = prefix.Masked()
 		}
 	}
 	files, err := os.ReadDir(p.podDir())
@@ -118,33 +172,34 @@ func openIPAM(dir string, log *slog.Logger) (*ipam, error) {
 func (p *ipam) podDir() string    { return filepath.Join(p.dir, "pods") }
 func (p *ipam) rangeFile() string { return filepath.Join(p.dir, "range") }
 
-// setRange makes a new range known and says whether it differs.
-func (p *ipam) setRange(prefix netip.Prefix) (bool, error) {
+// setRange makes new ranges known and says whether they differ.
+func (p *ipam) setRange(r ranges) (bool, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.prefix == prefix {
+	if p.ranges == r {
 		return false, nil
 	}
-	p.prefix, p.next = prefix, netip.Addr{}
-	return true, p.write(p.rangeFile(), []byte(prefix.String()+"\n"))
+	p.ranges, p.next = r, netip.Addr{}
+	return true, p.write(p.rangeFile(), []byte(r.String()+"\n"))
 }
 
-func (p *ipam) node() netip.Prefix {
+func (p *ipam) node() ranges {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.prefix
+	return p.ranges
 }
 
 // gatewayOf is this node's own address in its range, the first.
 func gatewayOf(prefix netip.Prefix) netip.Addr { return prefix.Masked().Addr().Next() }
 
-// lastOf is the broadcast address of a range.
+// lastOf is the last address of a range; in IPv4, for broadcasts.
 func lastOf(prefix netip.Prefix) netip.Addr {
-	b := prefix.Masked().Addr().As4()
-	for i := prefix.Bits(); i < 32; i++ {
+	b := prefix.Masked().Addr().AsSlice()
+	for i := prefix.Bits(); i < 8*len(b); i++ {
 		b[i/8] |= 1 << (7 - i%8)
 	}
-	return netip.AddrFrom4(b)
+	last, _ := netip.AddrFromSlice(b)
+	return last
 }
 
 // get returns what a pod has.
@@ -176,7 +231,7 @@ func (p *ipam) reserve(pod *corev1.Pod) (reservation, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r, had := p.byUID[pod.UID]
-	if had && p.prefix.Contains(r.Address) {
+	if had && p.ranges.v4.Contains(r.Address) && p.ranges.sixth(r.Address) == r.Address6 {
 		return r, nil
 	}
 	r = reservation{UID: pod.UID, Namespace: pod.Namespace, Name: pod.Name, HostPorts: hostPortsOf(pod)}
@@ -184,6 +239,7 @@ func (p *ipam) reserve(pod *corev1.Pod) (reservation, error) {
 	if r.Address, err = p.free(); err != nil {
 		return reservation{}, err
 	}
+	r.Address6 = p.ranges.sixth(r.Address)
 	b, err := json.Marshal(r)
 	if err != nil {
 		return reservation{}, fmt.Errorf("encoding a reservation: %w", err)
@@ -204,12 +260,12 @@ func (p *ipam) reserve(pod *corev1.Pod) (reservation, error) {
 // the one released longest ago. So an address rests as long as the range
 // allows, and a client that still has it in a cache meets nobody else there.
 func (p *ipam) free() (netip.Addr, error) {
-	if !p.prefix.IsValid() {
+	if !p.ranges.v4.IsValid() {
 		return netip.Addr{}, errors.New("this node has no range of pod addresses yet")
 	}
-	first, last := gatewayOf(p.prefix).Next(), lastOf(p.prefix)
+	first, last := gatewayOf(p.ranges.v4).Next(), lastOf(p.ranges.v4)
 	start := p.next
-	if !p.prefix.Contains(start) || start.Compare(first) < 0 || start.Compare(last) >= 0 {
+	if !p.ranges.v4.Contains(start) || start.Compare(first) < 0 || start.Compare(last) >= 0 {
 		start = first
 	}
 	var oldest netip.Addr
@@ -228,7 +284,7 @@ func (p *ipam) free() (netip.Addr, error) {
 		}
 	}
 	if !oldest.IsValid() {
-		return netip.Addr{}, fmt.Errorf("all addresses of %s are taken by %d pods", p.prefix, len(p.used))
+		return netip.Addr{}, fmt.Errorf("all addresses of %s are taken by %d pods", p.ranges.v4, len(p.used))
 	}
 	return oldest, nil
 }

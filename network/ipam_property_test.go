@@ -35,7 +35,7 @@ func TestAddressesAreNeverShared(t *testing.T) {
 				t.Fatal(err)
 			}
 			p.now = func() time.Time { return now }
-			if _, err := p.setRange(prefix); err != nil {
+			if _, err := p.setRange(ranges{v4: prefix}); err != nil {
 				t.Fatal(err)
 			}
 			return p
@@ -135,7 +135,7 @@ func FuzzReservation(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.compile(p.all())
+		s.compile(ip4, p.all())
 	})
 }
 
@@ -164,8 +164,8 @@ func TestPolicyStateForgetsNothing(t *testing.T) {
 				local = append(local, reservation{UID: types.UID(p.namespace + "-" + p.name), Namespace: p.namespace, Name: p.name, Address: addr(p.addr)})
 			}
 		}
-		got, _ := s.compile(local)
-		want, _ := fresh.compile(local)
+		got, _ := s.compile(ip4, local)
+		want, _ := fresh.compile(ip4, local)
 		if got.String() != want.String() {
 			t.Fatalf("seed %d: after changes\n%s\nfrom the start\n%s", seed, got, want)
 		}

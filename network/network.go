@@ -43,8 +43,11 @@ type Config struct {
 	// Made names the network namespace that was made for a pod because it has to
 	// belong to the pod's user namespace; empty for other pods. It may be nil.
 	Made func(podUID string) string
-	// PodCIDR and ServiceCIDR are the whole cluster's.
+	// PodCIDR and ServiceCIDR are the whole cluster's, of IPv4.
 	PodCIDR, ServiceCIDR netip.Prefix
+	// PodCIDR6 and ServiceCIDR6 are those of IPv6 in a dual-stack cluster, both
+	// invalid in one of IPv4 alone.
+	PodCIDR6, ServiceCIDR6 netip.Prefix
 	// ClusterDNS is the service address at which every node answers DNS.
 	ClusterDNS netip.Addr
 	// Domain is the cluster's, "cluster.local" if empty.
@@ -79,7 +82,7 @@ type Network struct {
 	cfg      Config
 	cluster  *cluster
 	policies *policyState
-	proxy    *proxy // program's
+	proxies  []*proxy // program's, one for each family
 	ipam     *ipam
 	host     *host
 	dns      *resolver
@@ -96,7 +99,7 @@ type Network struct {
 	policed      uint64 // the last of which the kernel has the policies
 	progress     chan struct{}
 	bridged      bool         // the bridge, and DNS's address on it, are there
-	linked       netip.Prefix // the range whose links are there
+	linked       ranges       // those whose links are there
 	gone         []netip.Addr // addresses of detached pods whose flows must be forgotten
 	problems     map[string]error
 }
@@ -127,13 +130,16 @@ func New(cfg Config) (*Network, error) {
 		{"PodCIDR", !cfg.PodCIDR.IsValid() || !cfg.PodCIDR.Addr().Is4()},
 		{"ServiceCIDR", !cfg.ServiceCIDR.IsValid() || !cfg.ServiceCIDR.Addr().Is4()},
 		{"ClusterDNS", !cfg.ServiceCIDR.Contains(cfg.ClusterDNS)},
+		{"PodCIDR6", cfg.PodCIDR6.IsValid() && cfg.PodCIDR6.Addr().Is4()},
+		{"ServiceCIDR6", cfg.ServiceCIDR6.IsValid() != cfg.PodCIDR6.IsValid() || cfg.ServiceCIDR6.IsValid() && cfg.ServiceCIDR6.Addr().Is4()},
 	} {
 		if need.missing {
 			return nil, fmt.Errorf("network: the configuration lacks a usable %s", need.what)
 		}
 	}
 	cfg.PodCIDR, cfg.ServiceCIDR = cfg.PodCIDR.Masked(), cfg.ServiceCIDR.Masked()
-	if err := probe(); err != nil {
+	cfg.PodCIDR6, cfg.ServiceCIDR6 = cfg.PodCIDR6.Masked(), cfg.ServiceCIDR6.Masked()
+	if err := probe(cfg.families()); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(cfg.RunDir, 0o711); err != nil {
@@ -154,12 +160,25 @@ func New(cfg Config) (*Network, error) {
 		}
 	}}
 	n.cluster = newCluster(n.changed)
-	n.proxy = newProxy(Base{PodCIDR: cfg.PodCIDR, ServiceCIDR: cfg.ServiceCIDR, DNS: cfg.ClusterDNS, NoSCTP: !tracksSCTP()}, cfg.NodeName)
+	base := Base{PodCIDR: cfg.PodCIDR, ServiceCIDR: cfg.ServiceCIDR, DNS: cfg.ClusterDNS, NoSCTP: !tracksSCTP()}
+	n.proxies = []*proxy{newProxy(base, cfg.NodeName)}
+	if cfg.PodCIDR6.IsValid() {
+		base.PodCIDR, base.ServiceCIDR, base.DNS = cfg.PodCIDR6, cfg.ServiceCIDR6, netip.Addr{}
+		n.proxies = append(n.proxies, newProxy(base, cfg.NodeName))
+	}
 	if n.policies, err = openPolicies(cfg.Dir, cfg.ClusterDNS, func() { n.want() }); err != nil {
 		return nil, err
 	}
 	n.dns = newResolver(cfg, n.cluster)
 	return n, nil
+}
+
+// families are those that pods and services have addresses of.
+func (c Config) families() []*family {
+	if c.PodCIDR6.IsValid() {
+		return []*family{ip4, ip6}
+	}
+	return []*family{ip4}
 }
 
 // changed is called after every change of what we know of the cluster. DNS
@@ -251,11 +270,19 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
+// kernels are the tables in the kernel, one of each sort for each family.
+type kernels struct {
+	rules    []*kernel
+	policies []*policyKernel
+}
+
 // program is the loop that brings the kernel to what is wanted.
 func (n *Network) program(ctx context.Context) error {
+	var k kernels
+	for _, f := range n.cfg.families() {
+		k.rules, k.policies = append(k.rules, newKernel(f)), append(k.policies, newPolicyKernel(f))
+	}
 	var (
-		k       kernel
-		pk      policyKernel
 		links   *hostConfig // what the host was last set to
 		leaks   = map[types.UID]time.Time{}
 		moved   = n.cfg.AddressChanged
@@ -288,7 +315,7 @@ func (n *Network) program(ctx context.Context) error {
 			soon = false
 		}
 		var err error
-		if links, err = n.pass(&k, &pk, links); err != nil {
+		if links, err = n.pass(&k, links); err != nil {
 			n.cfg.Log.Warn("programming the network failed, trying again", "in", pause, "err", err)
 			timer.Reset(pause)
 			pause = min(2*pause, retryMost)
@@ -314,7 +341,7 @@ func (n *Network) hurry(timer *time.Timer, soon bool) bool {
 
 // pass brings links, then rules, to what is wanted now. It returns what the
 // links were set to, nil if that failed.
-func (n *Network) pass(k *kernel, pk *policyKernel, links *hostConfig) (*hostConfig, error) {
+func (n *Network) pass(k *kernels, links *hostConfig) (*hostConfig, error) {
 	n.mu.Lock()
 	pass, gone := n.wanted, n.gone
 	n.gone = nil
@@ -324,16 +351,19 @@ func (n *Network) pass(k *kernel, pk *policyKernel, links *hostConfig) (*hostCon
 	if linkErr == nil && (links == nil || !want.equal(*links)) {
 		linkErr = n.host.set(want)
 	}
-	kept, ruleErr := n.applyRules(k, gone)
-	policed, policyErr := n.applyPolicies(pk)
-	ruleErr = errors.Join(ruleErr, policyErr)
+	kept, ruleErr := n.applyRules(k.rules, gone)
+	policed := true
+	for _, p := range k.policies {
+		did, err := n.applyPolicies(p)
+		policed, ruleErr = policed && did, errors.Join(ruleErr, err)
+	}
 
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.problems["links"], n.problems["rules"] = linkErr, ruleErr
 	if linkErr == nil {
 		links, n.bridged, n.linked = &want, true, want.Range
-		if !want.Range.IsValid() {
+		if !want.Range.v4.IsValid() {
 			n.problems["links"] = errors.New("this node has no range of pod addresses yet")
 		}
 	} else {
@@ -355,7 +385,7 @@ func (n *Network) pass(k *kernel, pk *policyKernel, links *hostConfig) (*hostCon
 
 // hostConfig is what the links shall be now. It learns this node's range.
 func (n *Network) hostConfig() (hostConfig, error) {
-	c := hostConfig{DNS: n.cfg.ClusterDNS, ServiceCIDR: n.cfg.ServiceCIDR, Address: n.cfg.Address().Unmap()}
+	c := hostConfig{DNS: n.cfg.ClusterDNS, ServiceCIDR: n.cfg.ServiceCIDR, ServiceCIDR6: n.cfg.ServiceCIDR6, Address: n.cfg.Address().Unmap()}
 	if !c.Address.Is4() {
 		c.Address = netip.Addr{} // the overlay is of IPv4
 	}
@@ -373,7 +403,7 @@ func (n *Network) hostConfig() (hostConfig, error) {
 		for name, o := range n.cluster.nodes {
 			if name != n.cfg.NodeName && o.addr.IsValid() && o.pods.IsValid() && o.addr != c.Address && o.pods != own.pods {
 				direct := n.cfg.DirectRoutes && o.direct && up.near.Contains(o.addr) && !n.paths.isLost(name, pathEnd{o.addr, o.pods})
-				c.Peers = append(c.Peers, peer{o.pods, o.addr, direct})
+				c.Peers = append(c.Peers, peer{ranges{o.pods, o.pods6}, o.addr, direct})
 			}
 		}
 	}
@@ -381,46 +411,65 @@ func (n *Network) hostConfig() (hostConfig, error) {
 	// Two nodes with one range cannot be told apart; the order only keeps the
 	// choice from changing.
 	slices.SortFunc(c.Peers, func(a, b peer) int {
-		if d := a.Range.Addr().Compare(b.Range.Addr()); d != 0 {
+		if d := a.Range.v4.Addr().Compare(b.Range.v4.Addr()); d != 0 {
 			return d
 		}
 		return a.Address.Compare(b.Address)
 	})
-	c.Peers = slices.CompactFunc(c.Peers, func(a, b peer) bool { return a.Range == b.Range })
+	c.Peers = slices.CompactFunc(c.Peers, func(a, b peer) bool { return a.Range.v4 == b.Range.v4 })
 	if own.pods.IsValid() {
+		r := ranges{v4: own.pods}
 		if !n.cfg.PodCIDR.Overlaps(own.pods) || own.pods.Bits() > 30 {
 			return c, fmt.Errorf("this node's range %s is no usable part of %s", own.pods, n.cfg.PodCIDR)
 		}
-		changed, err := n.ipam.setRange(own.pods)
+		if n.cfg.PodCIDR6.IsValid() {
+			if r.v6 = own.pods6; !r.v6.IsValid() || !n.cfg.PodCIDR6.Overlaps(r.v6) || r.v6.Bits() > mostBits6 {
+				return c, fmt.Errorf("this node's IPv6 range %s is no usable part of %s", own.pods6, n.cfg.PodCIDR6)
+			}
+		}
+		changed, err := n.ipam.setRange(r)
 		if err != nil {
 			return c, err
 		}
 		if changed {
-			n.cfg.Log.Info("this node's range of pod addresses", "range", own.pods)
+			n.cfg.Log.Info("this node's range of pod addresses", "range", r)
 		}
 	}
 	c.Range = n.ipam.node()
+	if c.Range.v6.IsValid() && c.MTU < minMTU6 {
+		return c, fmt.Errorf("packets of pods have %d bytes at most here, and IPv6 needs %d: raise the MTU of this host's link to %d", c.MTU, minMTU6, minMTU6+vxlanOverhead)
+	}
 	return c, nil
 }
 
 // applyRules brings the rules up to date. Until services, their endpoints and
 // the nodes have all been seen once, the rules that an earlier process left
 // are kept as they are, because they know more than we do.
-func (n *Network) applyRules(k *kernel, gone []netip.Addr) (kept bool, err error) {
-	if k.applied == nil && !n.cluster.isSynced("services", "endpointslices", "nodes") {
-		if there, err := k.exists(); err != nil || there {
-			return there, err
+func (n *Network) applyRules(kernels []*kernel, gone []netip.Addr) (kept bool, err error) {
+	if !n.cluster.isSynced("services", "endpointslices", "nodes") {
+		for _, k := range kernels {
+			if k.applied != nil {
+				continue
+			}
+			if there, err := k.exists(); err != nil || there {
+				return there, err
+			}
 		}
 	}
-	fresh := k.applied == nil
-	was, is := n.proxy.update(n.cluster, n.ipam.all())
-	if err := k.change(was, is, n.proxy.rules); err != nil {
-		return false, err
+	dirty, all := n.cluster.takeDirty()
+	for i, k := range kernels {
+		fresh := k.applied == nil
+		was, is := n.proxies[i].update(n.cluster, dirty, all, n.ipam.all())
+		if failed := k.change(was, is, n.proxies[i].rules); failed != nil {
+			err = errors.Join(err, failed)
+			continue
+		}
+		if fresh {
+			was, is = nil, n.proxies[i].rules
+		}
+		err = errors.Join(err, staleAfter(was, is, gone).forget(k.ip))
 	}
-	if fresh {
-		was, is = nil, n.proxy.rules
-	}
-	return false, staleAfter(was, is, gone).forget()
+	return false, err
 }
 
 // applyPolicies brings network policies up to date, and says whether they are.
@@ -439,7 +488,7 @@ func (n *Network) applyPolicies(k *policyKernel) (bool, error) {
 	if k.applied != nil && k.version == version {
 		return true, nil
 	}
-	p, version := n.policies.compile(n.ipam.all())
+	p, version := n.policies.compile(k.ip, n.ipam.all())
 	if err := k.apply(p); err != nil {
 		return false, err
 	}
@@ -525,7 +574,7 @@ func (n *Network) Attach(ctx context.Context, pod *corev1.Pod) (netns string, ip
 	}
 	defer n.pods.lock(string(pod.UID))()
 	if err := n.await(ctx, "this node's range of pod addresses", func() bool {
-		return n.linked.IsValid() && n.linked == n.ipam.node()
+		return n.linked.v4.IsValid() && n.linked == n.ipam.node()
 	}); err != nil {
 		return "", nil, fmt.Errorf("attaching pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
@@ -538,9 +587,9 @@ func (n *Network) Attach(ctx context.Context, pod *corev1.Pod) (netns string, ip
 	n.policies.attached(pod, isNew)
 	pass := n.want()
 	if isNew {
-		err := n.host.detach(path, pod.UID) // what a crash may have left
+		err := n.host.detach(path, pod.UID, r.Address6) // what a crash may have left
 		if err == nil {
-			err = n.host.attach(path, n.made(pod), r, gatewayOf(n.ipam.node()))
+			err = n.host.attach(path, n.made(pod), r, n.ipam.node())
 		}
 		if err != nil {
 			return "", nil, fmt.Errorf("attaching pod %s/%s: %w", pod.Namespace, pod.Name, err)
@@ -557,7 +606,7 @@ func (n *Network) Attach(ctx context.Context, pod *corev1.Pod) (netns string, ip
 			return "", nil, fmt.Errorf("attaching pod %s/%s: %w", pod.Namespace, pod.Name, err)
 		}
 	}
-	return path, []netip.Addr{r.Address}, nil
+	return path, r.addresses(), nil
 }
 
 // made is a namespace that was made for the pod before it came here.
@@ -581,10 +630,10 @@ func (n *Network) detach(uid types.UID) error {
 		return nil // never attached
 	}
 	defer n.pods.lock(string(uid))()
-	if err := n.host.detach(n.netns(uid), uid); err != nil {
+	r, held := n.ipam.get(uid)
+	if err := n.host.detach(n.netns(uid), uid, r.Address6); err != nil {
 		return err
 	}
-	r, held := n.ipam.get(uid)
 	if !held {
 		return nil
 	}
@@ -593,7 +642,7 @@ func (n *Network) detach(uid types.UID) error {
 	}
 	n.policies.detached(uid)
 	n.mu.Lock()
-	n.gone = append(n.gone, r.Address)
+	n.gone = append(n.gone, r.addresses()...)
 	n.mu.Unlock()
 	n.want()
 	return nil
@@ -612,7 +661,10 @@ func (n *Network) Teardown(ctx context.Context) error {
 			errs = append(errs, removeNamespace(n.netns(types.UID(f.Name()))))
 		}
 	}
-	errs = append(errs, (&kernel{}).remove(), (&policyKernel{}).remove(), n.host.teardown(), os.RemoveAll(n.cfg.Dir))
+	for _, f := range n.cfg.families() {
+		errs = append(errs, nftTable{tableName, f}.remove(), nftTable{policyTableName, f}.remove())
+	}
+	errs = append(errs, n.host.teardown(), os.RemoveAll(n.cfg.Dir))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("taking the network down: %w", err)
 	}

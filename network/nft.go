@@ -14,11 +14,10 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// The table in the kernel looks like this. Base chains are fixed; services are
+// The table of a family in the kernel looks like this. Base chains are fixed; services are
 // elements of maps, so that a packet pays one lookup however many there are,
 // and a changed service changes its own elements and chains alone.
 //
@@ -37,8 +36,9 @@ import (
 //	               what leaves the cluster
 //	forward, local-out (filter)  new connections → refuse
 //	refuse         reject what nobody serves
-//	input          overlay packets from strangers: drop
-//	raw            packets from pods to 127.0.0.0/8: drop
+//	input          overlay packets from strangers: drop (IPv4, which carries them)
+//	raw            packets from pods to 127.0.0.0/8: drop (IPv4); questions for
+//	               virtual neighbours: drop (IPv6)
 
 const (
 	tableName = "conclave"
@@ -67,36 +67,31 @@ const (
 )
 
 var (
-	typeVIP      = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService)
 	typePort     = nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)
-	typeTarget   = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
 	typeEndpoint = nftables.MustConcatSetType(nftables.TypeInteger, nftables.TypeInteger, nftables.TypeInteger)
-	typePair     = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr)
 )
 
-var table = &nftables.Table{Name: tableName, Family: nftables.TableFamilyIPv4}
-
 // fixedSets are the sets that are always there.
-func fixedSets() []*nftables.Set {
+func fixedSets(f *family) []*nftables.Set {
 	return []*nftables.Set{
-		{Table: table, Name: setServices, IsMap: true, KeyType: typeVIP, DataType: nftables.TypeVerdict},
-		{Table: table, Name: setPlain, IsMap: true, KeyType: typeVIP, DataType: typeEndpoint},
-		{Table: table, Name: setPicks, IsMap: true, KeyType: nftables.TypeInteger, DataType: nftables.TypeVerdict, KeyByteOrder: binaryutil.NativeEndian},
-		{Table: table, Name: setEndpoints, IsMap: true, KeyType: typeEndpoint, DataType: typeTarget},
-		{Table: table, Name: setNodePorts, IsMap: true, KeyType: typePort, DataType: nftables.TypeVerdict},
-		{Table: table, Name: setHostPorts, IsMap: true, KeyType: typeVIP, DataType: typeTarget},
-		{Table: table, Name: setAnyHost, IsMap: true, KeyType: typePort, DataType: typeTarget},
-		{Table: table, Name: setRefused, KeyType: typeVIP},
-		{Table: table, Name: setVirtual, KeyType: nftables.TypeIPAddr},
-		{Table: table, Name: setHairpin, KeyType: typePair},
-		{Table: table, Name: setNodes, KeyType: nftables.TypeIPAddr},
+		{Name: setServices, IsMap: true, KeyType: f.typeVIP, DataType: nftables.TypeVerdict},
+		{Name: setPlain, IsMap: true, KeyType: f.typeVIP, DataType: typeEndpoint},
+		{Name: setPicks, IsMap: true, KeyType: nftables.TypeInteger, DataType: nftables.TypeVerdict, KeyByteOrder: binaryutil.NativeEndian},
+		{Name: setEndpoints, IsMap: true, KeyType: typeEndpoint, DataType: f.typeTarget},
+		{Name: setNodePorts, IsMap: true, KeyType: typePort, DataType: nftables.TypeVerdict},
+		{Name: setHostPorts, IsMap: true, KeyType: f.typeVIP, DataType: f.typeTarget},
+		{Name: setAnyHost, IsMap: true, KeyType: typePort, DataType: f.typeTarget},
+		{Name: setRefused, KeyType: f.typeVIP},
+		{Name: setVirtual, KeyType: f.typeAddr},
+		{Name: setHairpin, KeyType: f.typePair},
+		{Name: setNodes, KeyType: f.typeAddr},
 	}
 }
 
 // endpointsSet maps a number below the count of a balancer's endpoints to one
 // of them.
-func endpointsSet(chain string) *nftables.Set {
-	return &nftables.Set{Table: table, Name: "ep-" + chain, IsMap: true, KeyType: nftables.TypeInteger, DataType: typeTarget, KeyByteOrder: binaryutil.NativeEndian}
+func endpointsSet(f *family, chain string) *nftables.Set {
+	return &nftables.Set{Name: "ep-" + chain, IsMap: true, KeyType: nftables.TypeInteger, DataType: f.typeTarget, KeyByteOrder: binaryutil.NativeEndian}
 }
 
 // A plain balancer's endpoints are in a map with all others'. It is told from
@@ -135,19 +130,15 @@ func (b Balancer) elements() map[string]value {
 }
 
 // clientsSet maps a client to the endpoint that it had. The kernel fills it.
-func clientsSet(chain string, timeout time.Duration) *nftables.Set {
-	return &nftables.Set{Table: table, Name: "cl-" + chain, IsMap: true, KeyType: nftables.TypeIPAddr, DataType: typeTarget,
+func clientsSet(f *family, chain string, timeout time.Duration) *nftables.Set {
+	return &nftables.Set{Name: "cl-" + chain, IsMap: true, KeyType: f.typeAddr, DataType: f.typeTarget,
 		Dynamic: true, HasTimeout: true, Timeout: timeout, Size: maxClients}
 }
-
-// value is the data of an element: bytes, or the chain to go to. Both are
-// empty in a set that is no map.
-type value struct{ data, chain string }
 
 // elements are what Rules put into the fixed sets: by set, then by key.
 func (r *Rules) elements() map[string]map[string]value {
 	out := map[string]map[string]value{}
-	for _, s := range fixedSets() {
+	for _, s := range fixedSets(r.Base.ip()) {
 		out[s.Name] = map[string]value{}
 	}
 	for vip, chain := range r.Services {
@@ -206,36 +197,16 @@ func portKey(p uint16) string {
 	return string(append(binary.BigEndian.AppendUint16(nil, p), 0, 0))
 }
 
-// kernel applies Rules to the kernel's table, each change as one transaction:
-// a packet sees the old rules or the new, never a mixture.
+// kernel applies Rules of one family to the kernel's table, each change as one
+// transaction: a packet sees the old rules or the new, never a mixture.
 type kernel struct {
+	nftTable
 	// applied is what the table holds, nil if that is not known: then it is
 	// built from scratch, in one transaction too.
 	applied *Rules
 }
 
-// connect opens a connection of its own for one transaction, so that a failed
-// one leaves no answers behind for the next.
-func connect() (*nftables.Conn, error) {
-	return nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
-		// A transaction is one message, and each of its parts is answered:
-		// these are limits, not allocations.
-		return errors.Join(c.SetWriteBuffer(64<<20), c.SetReadBuffer(64<<20))
-	}))
-}
-
-// exists says whether the table is there: made by us before a restart.
-func (k *kernel) exists() (bool, error) {
-	c, err := connect()
-	if err != nil {
-		return false, fmt.Errorf("opening nftables: %w", err)
-	}
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyIPv4)
-	if err != nil {
-		return false, fmt.Errorf("listing nftables tables: %w", err)
-	}
-	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == tableName }), nil
-}
+func newKernel(f *family) *kernel { return &kernel{nftTable: nftTable{tableName, f}} }
 
 // apply makes the table hold r. After an error the table is as it was, and the
 // next call builds it from scratch.
@@ -244,77 +215,43 @@ func (k *kernel) apply(r *Rules) error { return k.change(k.applied, r, r) }
 // change is apply for whoever knows what changed: of all, what old said is now
 // as r says.
 func (k *kernel) change(old, r, all *Rules) error {
-	c, err := connect()
+	tx, err := k.begin()
 	if err != nil {
-		return fmt.Errorf("opening nftables: %w", err)
+		return err
 	}
 	applied := k.applied
 	k.applied = nil
-	b := batch{c: c}
+	b := rulesBatch{tx, k.ip}
 	if applied == nil || applied.Base != all.Base {
 		b.scratch(all.Base)
 		old, r = newRules(all.Base), all
 	}
 	b.change(old, r)
-	if b.err != nil {
-		return fmt.Errorf("encoding nftables rules: %w", b.err)
-	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("applying nftables rules: %w", err)
-	}
-	k.applied = all
-	return forgetClients(old, r)
-}
-
-// remove deletes the table.
-func (k *kernel) remove() error {
-	k.applied = nil
-	there, err := k.exists()
-	if err != nil || !there {
+	if err := b.commit(); err != nil {
 		return err
 	}
-	c, err := connect()
-	if err != nil {
-		return fmt.Errorf("opening nftables: %w", err)
-	}
-	c.DelTable(table)
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("removing the nftables table: %w", err)
-	}
-	return nil
+	k.applied = all
+	return k.forgetClients(old, r)
 }
 
-// batch collects one transaction.
-type batch struct {
-	c   *nftables.Conn
-	err error
-}
-
-func (b *batch) fail(err error) { b.err = errors.Join(b.err, err) }
-
-func (b *batch) chain(name string) *nftables.Chain {
-	return b.c.AddChain(&nftables.Chain{Table: table, Name: name})
-}
-
-func (b *batch) rules(chain string, rules ...[]expr.Any) {
-	for _, exprs := range rules {
-		b.c.AddRule(&nftables.Rule{Table: table, Chain: &nftables.Chain{Table: table, Name: chain}, Exprs: exprs})
-	}
+// rulesBatch collects one transaction on a table of Rules.
+type rulesBatch struct {
+	*batch
+	ip *family
 }
 
 // scratch replaces the table by one with the base chains and empty sets.
-func (b *batch) scratch(base Base) {
-	b.c.AddTable(table) // so that it is there to be deleted
-	b.c.DelTable(table)
-	b.c.AddTable(table)
-	for _, s := range fixedSets() {
-		b.fail(b.c.AddSet(s, nil))
+func (b *rulesBatch) scratch(base Base) {
+	b.replace()
+	for _, s := range fixedSets(b.ip) {
+		b.set(s)
 	}
 	b.chain("dispatch")
 	b.chain("refuse")
 	b.chain(dropChain)
 	b.rules(dropChain, verdict(expr.VerdictDrop, ""))
 	for _, c := range baseChains(base) {
+		c.chain.Table = b.nft
 		b.c.AddChain(c.chain)
 		b.rules(c.chain.Name, c.rules...)
 	}
@@ -324,9 +261,9 @@ func (b *batch) scratch(base Base) {
 
 // change turns what old says into what r says. What refers to a chain goes
 // before it, and comes after it.
-func (b *batch) change(old, r *Rules) {
+func (b *rulesBatch) change(old, r *Rules) {
 	was, is := old.elements(), r.elements()
-	for _, s := range fixedSets() {
+	for _, s := range fixedSets(b.ip) {
 		b.delete(s, was[s.Name], is[s.Name])
 	}
 	goneFirewalls, newFirewalls := changed(old.Firewalls, r.Firewalls, func(a, b Firewall) bool {
@@ -346,20 +283,16 @@ func (b *batch) change(old, r *Rules) {
 	for n := range r.Picks {
 		if _, had := old.Picks[n]; !had {
 			b.chain(pickChain(n))
-			b.rules(pickChain(n), pickRules(n)...)
+			b.rules(pickChain(n), pickRules(b.ip, n)...)
 		}
 	}
-	for _, name := range slices.Concat(goneFirewalls, existing(old.Firewalls, newFirewalls), goneEntries, existing(old.Entries, newEntries),
-		goneBalancers, existing(hadChains, newBalancers), gonePicks) {
-		b.c.FlushChain(&nftables.Chain{Table: table, Name: name})
-	}
-	for _, name := range slices.Concat(goneFirewalls, goneEntries, goneBalancers, gonePicks) {
-		b.c.DelChain(&nftables.Chain{Table: table, Name: name})
-	}
+	b.clear(slices.Concat(goneFirewalls, existing(old.Firewalls, newFirewalls), goneEntries, existing(old.Entries, newEntries),
+		goneBalancers, existing(hadChains, newBalancers), gonePicks)...)
+	b.drop(slices.Concat(goneFirewalls, goneEntries, goneBalancers, gonePicks)...)
 	for _, name := range goneBalancers {
-		b.c.DelSet(endpointsSet(name))
+		b.dropSet(endpointsSet(b.ip, name).Name)
 		if a := old.Balancers[name].Affinity; a != 0 {
-			b.c.DelSet(clientsSet(name, a))
+			b.dropSet(clientsSet(b.ip, name, a).Name)
 		}
 	}
 	for _, name := range newBalancers {
@@ -375,89 +308,35 @@ func (b *batch) change(old, r *Rules) {
 		if _, had := old.Firewalls[name]; !had {
 			b.chain(name)
 		}
-		b.rules(name, firewallRules(r.Firewalls[name])...)
+		b.rules(name, firewallRules(b.ip, r.Firewalls[name])...)
 	}
-	for _, s := range fixedSets() {
+	for _, s := range fixedSets(b.ip) {
 		b.add(s, was[s.Name], is[s.Name])
 	}
 }
 
-func (b *batch) balancer(name string, old, is Balancer) {
-	ep := endpointsSet(name)
+func (b *rulesBatch) balancer(name string, old, is Balancer) {
+	ep := endpointsSet(b.ip, name)
 	if len(old.Endpoints) == 0 {
 		b.chain(name)
-		b.fail(b.c.AddSet(ep, nil))
+		b.set(ep)
 	}
 	if old.Affinity != is.Affinity {
 		if old.Affinity != 0 {
-			b.c.DelSet(clientsSet(name, old.Affinity))
+			b.dropSet(clientsSet(b.ip, name, old.Affinity).Name)
 		}
 		if is.Affinity != 0 {
-			b.fail(b.c.AddSet(clientsSet(name, is.Affinity), nil))
+			b.set(clientsSet(b.ip, name, is.Affinity))
 		}
 	}
 	b.delete(ep, old.elements(), is.elements())
 	b.add(ep, old.elements(), is.elements())
-	b.rules(name, balancerRules(name, is)...)
-}
-
-// delete removes the elements that are gone or have another value now.
-func (b *batch) delete(s *nftables.Set, was, is map[string]value) {
-	b.elements(s, was, is, b.c.SetDeleteElements)
-}
-
-// add adds the elements that are new or have another value now.
-func (b *batch) add(s *nftables.Set, was, is map[string]value) {
-	b.elements(s, is, was, b.c.SetAddElements)
-}
-
-// elements passes those of a that b does not have to f.
-func (b *batch) elements(s *nftables.Set, has, hasNot map[string]value, f func(*nftables.Set, []nftables.SetElement) error) {
-	var keys []string
-	for key, v := range has {
-		if other, ok := hasNot[key]; !ok || other != v {
-			keys = append(keys, key)
-		}
-	}
-	slices.Sort(keys)
-	for part := range slices.Chunk(keys, chunk) {
-		var elements []nftables.SetElement
-		for _, key := range part {
-			e := nftables.SetElement{Key: []byte(key), Val: []byte(has[key].data)}
-			if chain := has[key].chain; chain != "" {
-				e.VerdictData = &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}
-			}
-			elements = append(elements, e)
-		}
-		b.fail(f(s, elements))
-	}
-}
-
-// changed returns the names that are gone, and those that are new or differ,
-// both sorted.
-func changed[V any](old, is map[string]V, equal func(a, b V) bool) (gone, differ []string) {
-	for name := range old {
-		if _, ok := is[name]; !ok {
-			gone = append(gone, name)
-		}
-	}
-	for name, v := range is {
-		if was, ok := old[name]; !ok || !equal(was, v) {
-			differ = append(differ, name)
-		}
-	}
-	slices.Sort(gone)
-	slices.Sort(differ)
-	return gone, differ
-}
-
-func existing[V any](m map[string]V, names []string) []string {
-	return slices.DeleteFunc(slices.Clone(names), func(n string) bool { _, ok := m[n]; return !ok })
+	b.rules(name, balancerRules(b.ip, name, is)...)
 }
 
 // forgetClients makes balancers forget the clients of endpoints that they no
 // longer have; the other clients keep theirs.
-func forgetClients(old, r *Rules) error {
+func (k *kernel) forgetClients(old, r *Rules) error {
 	for name, is := range r.Balancers {
 		was, had := old.Balancers[name]
 		if !had || is.Affinity == 0 || is.Affinity != was.Affinity || slices.Equal(was.Endpoints, is.Endpoints) {
@@ -465,13 +344,14 @@ func forgetClients(old, r *Rules) error {
 		}
 		c, err := connect()
 		if err != nil {
-			return fmt.Errorf("opening nftables: %w", err)
+			return err
 		}
 		keep := map[string]bool{}
 		for _, ep := range is.Endpoints {
 			keep[targetKey(ep)] = true
 		}
-		set := clientsSet(name, is.Affinity)
+		set := clientsSet(k.ip, name, is.Affinity)
+		set.Table = k.nft()
 		clients, err := c.GetSetElements(set)
 		if err != nil {
 			return fmt.Errorf("reading the clients of %s: %w", name, err)

@@ -26,7 +26,10 @@ func flowOf(proto protocol, from, to, server netip.AddrPort) *vnetlink.Conntrack
 
 // kernelText renders what the kernel holds in our table, element by element
 // and expression by expression.
-func kernelText() (string, error) {
+func kernelText() (string, error) { return tableText(nftTable{tableName, ip4}) }
+
+func tableText(ours nftTable) (string, error) {
+	table := ours.nft()
 	c, err := connect()
 	if err != nil {
 		return "", err
@@ -57,7 +60,7 @@ func kernelText() (string, error) {
 		slices.Sort(lines)
 		out = append(append(out, line), lines...)
 	}
-	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyIPv4)
+	chains, err := c.ListChainsOfTableFamily(table.Family)
 	if err != nil {
 		return "", err
 	}
@@ -153,30 +156,44 @@ func inScratch(t *testing.T, f func() error) {
 
 func TestKernelRules(t *testing.T) {
 	inScratch(t, func() error {
-		r := newRules(testBase)
-		r.Services[VIP{addr("10.96.0.20"), tcp, 80}] = "svc-a/b/tcp/80"
-		r.Services[VIP{addr("192.0.2.1"), tcp, 80}] = "ext-a/b/tcp/80"
-		r.NodePorts[Port{tcp, 30080}] = "ext-a/b/tcp/80"
-		r.NodePorts[Port{udp, 30081}] = "ext-a/c/udp/80"
-		r.Entries["ext-a/b/tcp/80"] = Entry{Cluster: "svc-a/b/tcp/80"}
-		r.Entries["ext-a/c/udp/80"] = Entry{Cluster: "svc-a/b/tcp/80", LocalOnly: true}
-		r.Balancers["svc-a/b/tcp/80"] = Balancer{Endpoints: []netip.AddrPort{netip.MustParseAddrPort("10.244.1.5:8080"), netip.MustParseAddrPort("10.244.2.5:8080")}, Affinity: time.Minute}
-		r.Refused[VIP{addr("192.0.2.2"), tcp, 80}] = struct{}{}
-		r.HostPorts[VIP{addr("127.0.0.1"), tcp, 8000}] = netip.MustParseAddrPort("10.244.1.9:80")
-		r.HostPorts[VIP{netip.Addr{}, tcp, 8001}] = netip.MustParseAddrPort("10.244.1.9:80")
-		r.Pods[addr("10.244.1.9")] = struct{}{}
-		r.Nodes[addr("192.168.0.2")] = struct{}{}
-		var k kernel
-		if err := k.apply(r); err != nil {
-			return err
-		}
-		text, err := kernelText()
-		if err != nil {
-			return err
-		}
+		pods := []string{"10.244.1.5", "10.244.2.5", "10.244.1.9"}
+		text, err := kernelOf(testBase, "10.96.0.20", "192.0.2.1", "192.0.2.2", "127.0.0.1", "192.168.0.2", pods)
 		golden(t, "kernel.golden", text)
-		return nil
+		return err
 	})
+}
+
+func TestKernelRules6(t *testing.T) {
+	needIPv6(t)
+	inScratch(t, func() error {
+		pods := []string{"fd00:77:0:f01::5", "fd00:77:0:f02::5", "fd00:77:0:f01::9"}
+		text, err := kernelOf(Base{PodCIDR: testPodCIDR6, ServiceCIDR: testServiceCIDR6}, "fd00:77:0:ff::20", "2001:db8::1", "2001:db8::2", "fd00:aa::1", "fd00:aa::2", pods)
+		golden(t, "kernel6.golden", text)
+		return err
+	})
+}
+
+// kernelOf is what the kernel holds of some rules of everything.
+func kernelOf(base Base, cluster, external, refused, own, other string, pods []string) (string, error) {
+	r := newRules(base)
+	at := func(pod int, port uint16) netip.AddrPort { return netip.AddrPortFrom(addr(pods[pod]), port) }
+	r.Services[VIP{addr(cluster), tcp, 80}] = "svc-a/b/tcp/80"
+	r.Services[VIP{addr(external), tcp, 80}] = "ext-a/b/tcp/80"
+	r.NodePorts[Port{tcp, 30080}] = "ext-a/b/tcp/80"
+	r.NodePorts[Port{udp, 30081}] = "ext-a/c/udp/80"
+	r.Entries["ext-a/b/tcp/80"] = Entry{Cluster: "svc-a/b/tcp/80"}
+	r.Entries["ext-a/c/udp/80"] = Entry{Cluster: "svc-a/b/tcp/80", LocalOnly: true}
+	r.Balancers["svc-a/b/tcp/80"] = Balancer{Endpoints: []netip.AddrPort{at(0, 8080), at(1, 8080)}, Affinity: time.Minute}
+	r.Refused[VIP{addr(refused), tcp, 80}] = struct{}{}
+	r.HostPorts[VIP{addr(own), tcp, 8000}] = at(2, 80)
+	r.HostPorts[VIP{netip.Addr{}, tcp, 8001}] = at(2, 80)
+	r.Pods[addr(pods[2])] = struct{}{}
+	r.Nodes[addr(other)] = struct{}{}
+	k := newKernel(base.ip())
+	if err := k.apply(r); err != nil {
+		return "", err
+	}
+	return tableText(k.nftTable)
 }
 
 // randomRules are rules over few enough names that two of them overlap.
@@ -250,7 +267,7 @@ func randomRules(rnd *rand.Rand) *Rules {
 func TestChangesAreAsGoodAsAFreshStart(t *testing.T) {
 	inScratch(t, func() error {
 		rnd := rand.New(rand.NewPCG(1, 2))
-		var k kernel
+		k := newKernel(ip4)
 		for i := range 60 {
 			r := randomRules(rnd)
 			if err := k.apply(r); err != nil {
@@ -260,7 +277,7 @@ func TestChangesAreAsGoodAsAFreshStart(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if err := new(kernel).apply(r); err != nil {
+			if err := newKernel(ip4).apply(r); err != nil {
 				return fmt.Errorf("change %d, from scratch: %w", i, err)
 			}
 			fresh, err := kernelText()
@@ -279,7 +296,7 @@ func TestChangesAreAsGoodAsAFreshStart(t *testing.T) {
 // from scratch.
 func TestRefusedChangeIsMadeGood(t *testing.T) {
 	inScratch(t, func() error {
-		var k kernel
+		k := newKernel(ip4)
 		r := newRules(testBase)
 		if err := k.apply(r); err != nil {
 			return err
@@ -306,7 +323,7 @@ func TestRefusedChangeIsMadeGood(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		c.DelTable(table)
+		c.DelTable(k.nft())
 		if err := c.Flush(); err != nil {
 			return err
 		}
@@ -335,7 +352,7 @@ func TestManyServices(t *testing.T) {
 			r.Services[VIP{netip.AddrFrom4([4]byte{10, 96, byte(i / 250), byte(i % 250)}), tcp, 80}] = name
 		}
 		r.Balancers["svc-0"] = Balancer{Endpoints: many} // more than one message holds
-		var k kernel
+		k := newKernel(ip4)
 		start := time.Now()
 		if err := k.apply(r); err != nil {
 			return err

@@ -109,7 +109,7 @@ func (n *Network) members() (alive func(string) bool, changed <-chan struct{}) {
 func (n *Network) peersNow(alive func(string) bool) map[string]pathEnd {
 	out := map[string]pathEnd{}
 	n.mu.Lock()
-	linked := n.linked
+	linked := n.linked.v4
 	n.mu.Unlock()
 	if !linked.IsValid() {
 		return out
@@ -169,7 +169,7 @@ func (n *Network) test(ctx context.Context, due map[string]pathEnd) {
 	}
 	var g errgroup.Group
 	g.SetLimit(pathTests)
-	from := gatewayOf(n.ipam.node())
+	from := gatewayOf(n.ipam.node().v4)
 	for name, p := range due {
 		g.Go(func() error {
 			reason, doubtful := testPath(ctx, from, gatewayOf(p.pods))

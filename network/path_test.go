@@ -30,7 +30,7 @@ func (m *machine) drop(from *machine, exprs ...[]expr.Any) (heal func()) {
 	change(func(c *nftables.Conn) {
 		c.AddTable(t)
 		ch := c.AddChain(&nftables.Chain{Table: t, Name: "raw", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
-		parts := append([][]expr.Any{sourceIs(expr.CmpOpEq, single(from.addr)), protoIs(udp), loadPort(reg0), compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(vxlanPort))}, exprs...)
+		parts := append([][]expr.Any{ip4.sourceIs(expr.CmpOpEq, single(from.addr)), protoIs(udp), loadPort(reg0), compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(vxlanPort))}, exprs...)
 		c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: rule(append(parts, verdict(expr.VerdictDrop, ""))...)})
 	})
 	return func() { change(func(c *nftables.Conn) { c.DelTable(t) }) }
@@ -191,7 +191,7 @@ func TestDirectRoutes(t *testing.T) {
 			}
 			lossy := c.AddTable(&nftables.Table{Name: "lossy", Family: nftables.TableFamilyIPv4})
 			ch := c.AddChain(&nftables.Chain{Table: lossy, Name: "raw", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
-			c.AddRule(&nftables.Rule{Table: lossy, Chain: ch, Exprs: rule(link(expr.MetaKeyIIFNAME, expr.CmpOpEq, "uplink"), sourceIs(expr.CmpOpEq, testPodCIDR), verdict(expr.VerdictDrop, ""))})
+			c.AddRule(&nftables.Rule{Table: lossy, Chain: ch, Exprs: rule(link(expr.MetaKeyIIFNAME, expr.CmpOpEq, "uplink"), ip4.sourceIs(expr.CmpOpEq, testPodCIDR), verdict(expr.VerdictDrop, ""))})
 			return c.Flush()
 		})
 		for range directFailures {

@@ -21,6 +21,7 @@ import (
 // value decides everything, and two values can be compared. A pod that is in
 // neither Ingress nor Egress is isolated in neither direction.
 type Policies struct {
+	ip *family // of all addresses here
 	// Ingress and Egress map an isolated pod's address to its profile.
 	Ingress, Egress map[netip.Addr]string
 	// Profiles are the policies that add up for a pod, as chains. What none of
@@ -36,7 +37,8 @@ type Policies struct {
 	// touching the next. Their names follow from their content.
 	Blocks map[string][]addrRange
 	// DNS is the address at which this node's resolver answers its pods. It is
-	// judged by the sender's egress, like a pod elsewhere.
+	// judged by the sender's egress, like a pod elsewhere. It is of IPv4: in
+	// the other family there is none.
 	DNS netip.Addr
 }
 
@@ -171,17 +173,21 @@ func (w *policyWorld) everywhere() []string {
 	return out
 }
 
-func newPolicies(dns netip.Addr) *Policies {
-	return &Policies{
+func newPolicies(f *family, dns netip.Addr) *Policies {
+	return &Policies{ip: f,
 		Ingress: map[netip.Addr]string{}, Egress: map[netip.Addr]string{}, Profiles: map[string][]string{}, Chains: map[string][]allowance{},
 		Peers: map[string]map[netip.Addr]struct{}{}, Ports: map[string]map[VIP]struct{}{}, Blocks: map[string][]addrRange{}, DNS: dns,
 	}
 }
 
-// compile turns what policies say of pods into what to do with packets. It
-// depends on nothing else: the same world gives the same answer.
-func (w *policyWorld) compile() *Policies {
-	p := newPolicies(w.dns)
+// compile turns what policies say of pods into what to do with packets of one
+// family. It depends on nothing else: the same world gives the same answer.
+func (w *policyWorld) compile(f *family) *Policies {
+	dns := w.dns
+	if !f.has(dns) {
+		dns = netip.Addr{}
+	}
+	p := newPolicies(f, dns)
 	byNamespace := map[string][]*policy{}
 	for _, pol := range w.policies {
 		byNamespace[pol.key.Namespace] = append(byNamespace[pol.key.Namespace], pol)
@@ -204,7 +210,7 @@ func (w *policyWorld) compile() *Policies {
 			}
 			profile := w.profile(p, d, applies[d])
 			for _, a := range pod.addrs {
-				if a.Is4() {
+				if p.ip.has(a) {
 					subjects[a] = profile
 				}
 			}
@@ -254,13 +260,7 @@ func (w *policyWorld) allowances(p *Policies, d direction, pol *policy) []allowa
 			from = append(from, allowance{Peers: w.peers(p, peer)})
 		}
 		if len(r.blocks) > 0 {
-			parts := make([]string, 0, len(r.blocks))
-			for _, b := range r.blocks {
-				parts = append(parts, b.String())
-			}
-			name := "net-" + digest(parts...)
-			p.Blocks[name] = r.blocks
-			from = append(from, allowance{Blocks: name})
+			from = append(from, allowance{Blocks: blocks(p, r.blocks)})
 		}
 		for _, a := range from {
 			if r.anyPort {
@@ -282,6 +282,21 @@ func (w *policyWorld) allowances(p *Policies, d direction, pol *policy) []allowa
 	return slices.Compact(out)
 }
 
+// blocks adds the set of those of a rule's addresses that are of the family,
+// which may be none, and returns its name.
+func blocks(p *Policies, all []addrRange) string {
+	var here []addrRange
+	var parts []string
+	for _, b := range all {
+		if p.ip.has(b.from) {
+			here, parts = append(here, b), append(parts, b.String())
+		}
+	}
+	name := "net-" + digest(parts...)
+	p.Blocks[name] = here
+	return name
+}
+
 // peers adds the set of pods that a peer selects, and returns its name.
 func (w *policyWorld) peers(p *Policies, peer policyPeer) string {
 	name := "pods-" + peer.id
@@ -295,7 +310,7 @@ func (w *policyWorld) peers(p *Policies, peer policyPeer) string {
 			return
 		}
 		for _, a := range pod.addrs {
-			if a.Is4() {
+			if p.ip.has(a) {
 				set[a] = struct{}{}
 			}
 		}
@@ -327,7 +342,7 @@ func (w *policyWorld) named(p *Policies, d direction, port policyPort) string {
 				continue
 			}
 			for _, a := range pod.addrs {
-				if a.Is4() {
+				if p.ip.has(a) {
 					set[VIP{a, have.proto, have.port}] = struct{}{}
 				}
 			}
@@ -432,13 +447,13 @@ func parseRule(namespace string, peers []networkingv1.NetworkPolicyPeer, ports [
 // parseBlock is the addresses of an ipBlock without its exceptions.
 func parseBlock(b *networkingv1.IPBlock) []addrRange {
 	whole, err := netip.ParsePrefix(b.CIDR)
-	if err != nil || !whole.Addr().Is4() {
+	if err != nil {
 		return nil
 	}
 	left := []addrRange{rangeOf(whole)}
 	for _, except := range b.Except {
 		prefix, err := netip.ParsePrefix(except)
-		if err != nil || !prefix.Addr().Is4() {
+		if err != nil || prefix.Addr().Is4() != whole.Addr().Is4() {
 			continue
 		}
 		out := rangeOf(prefix)

@@ -196,7 +196,7 @@ func TestNetworkPolicies(t *testing.T) {
 		n.expect("udp4", at, "web", "")
 		for _, m := range all {
 			m.in(func() error {
-				if there, err := (&policyKernel{}).exists(); there || err != nil {
+				if there, err := newPolicyKernel(ip4).exists(); there || err != nil {
 					t.Errorf("%s: the table is there: %v, %v", m.config.Name, there, err)
 				}
 				return nil

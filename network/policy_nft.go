@@ -1,8 +1,6 @@
 package network
 
 import (
-	"errors"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -11,10 +9,10 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
 )
 
-// Policies have a table of their own, which is there while a pod is isolated.
+// Policies have a table of their own in each family, which is there while a pod
+// is isolated.
 // Its chains are base chains of their own too: what one accepts goes on to the
 // next, what one drops is gone.
 //
@@ -42,31 +40,31 @@ const (
 	ingressPriority = -10
 )
 
-var policyTable = &nftables.Table{Name: policyTableName, Family: nftables.TableFamilyIPv4}
-
-func policyMap(name string) *nftables.Set {
-	return &nftables.Set{Table: policyTable, Name: name, IsMap: true, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeVerdict}
+// fixedPolicySets are the maps and sets that are always there.
+func fixedPolicySets(f *family) []*nftables.Set {
+	return []*nftables.Set{
+		{Name: setIngress, IsMap: true, KeyType: f.typeAddr, DataType: nftables.TypeVerdict},
+		{Name: setEgress, IsMap: true, KeyType: f.typeAddr, DataType: nftables.TypeVerdict},
+		{Name: setSelf, KeyType: f.typePair},
+	}
 }
 
-func selfSet() *nftables.Set {
-	return &nftables.Set{Table: policyTable, Name: setSelf, KeyType: typePair}
+func peerSet(f *family, name string) *nftables.Set {
+	return &nftables.Set{Name: name, KeyType: f.typeAddr}
 }
 
-func peerSet(name string) *nftables.Set {
-	return &nftables.Set{Table: policyTable, Name: name, KeyType: nftables.TypeIPAddr}
+func portSet(f *family, name string) *nftables.Set {
+	return &nftables.Set{Name: name, KeyType: f.typeVIP}
 }
 
-func portSet(name string) *nftables.Set {
-	return &nftables.Set{Table: policyTable, Name: name, KeyType: typeVIP}
+func blockSet(f *family, name string) *nftables.Set {
+	return &nftables.Set{Name: name, KeyType: f.typeAddr, Interval: true}
 }
 
-func blockSet(name string) *nftables.Set {
-	return &nftables.Set{Table: policyTable, Name: name, KeyType: nftables.TypeIPAddr, Interval: true}
-}
-
-// policyKernel applies Policies to the kernel's table, each change as one
-// transaction.
+// policyKernel applies Policies of one family to the kernel's table, each
+// change as one transaction.
 type policyKernel struct {
+	nftTable
 	// applied is what the table holds, nil if that is not known: then it is
 	// built from scratch, in one transaction too.
 	applied *Policies
@@ -74,17 +72,8 @@ type policyKernel struct {
 	version uint64
 }
 
-// exists says whether the table is there: made by us before a restart.
-func (k *policyKernel) exists() (bool, error) {
-	c, err := connect()
-	if err != nil {
-		return false, fmt.Errorf("opening nftables: %w", err)
-	}
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyIPv4)
-	if err != nil {
-		return false, fmt.Errorf("listing nftables tables: %w", err)
-	}
-	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == policyTableName }), nil
+func newPolicyKernel(f *family) *policyKernel {
+	return &policyKernel{nftTable: nftTable{policyTableName, f}}
 }
 
 // apply makes the table hold p. After an error the table is as it was, and the
@@ -103,121 +92,86 @@ func (k *policyKernel) apply(p *Policies) error {
 		k.applied = p
 		return nil
 	}
-	c, err := connect()
+	tx, err := k.begin()
 	if err != nil {
-		return fmt.Errorf("opening nftables: %w", err)
+		return err
 	}
-	b := policyBatch{c: c}
+	b := policyBatch{tx, k.ip}
 	if old == nil || old.empty() || old.DNS != p.DNS {
 		b.scratch(p.DNS)
-		old = newPolicies(p.DNS)
+		old = newPolicies(k.ip, p.DNS)
 	}
 	b.change(old, p)
-	if b.err != nil {
-		return fmt.Errorf("encoding the rules of network policies: %w", b.err)
-	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("applying network policies: %w", err)
+	if err := b.commit(); err != nil {
+		return err
 	}
 	k.applied = p
 	return nil
 }
 
-// remove deletes the table.
-func (k *policyKernel) remove() error {
-	k.applied = nil
-	there, err := k.exists()
-	if err != nil || !there {
-		return err
-	}
-	c, err := connect()
-	if err != nil {
-		return fmt.Errorf("opening nftables: %w", err)
-	}
-	c.DelTable(policyTable)
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("removing the table of network policies: %w", err)
-	}
-	return nil
-}
-
-// policyBatch collects one transaction.
+// policyBatch collects one transaction on a table of Policies.
 type policyBatch struct {
-	c   *nftables.Conn
-	err error
-}
-
-func (b *policyBatch) fail(err error) { b.err = errors.Join(b.err, err) }
-
-func (b *policyBatch) chain(name string) *nftables.Chain {
-	return &nftables.Chain{Table: policyTable, Name: name}
-}
-
-func (b *policyBatch) rules(chain string, all ...[]expr.Any) {
-	for _, exprs := range all {
-		b.c.AddRule(&nftables.Rule{Table: policyTable, Chain: b.chain(chain), Exprs: exprs})
-	}
+	*batch
+	ip *family
 }
 
 // scratch replaces the table by one with the base chains and empty maps.
 func (b *policyBatch) scratch(dns netip.Addr) {
-	b.c.AddTable(policyTable) // so that it is there to be deleted
-	b.c.DelTable(policyTable)
-	b.c.AddTable(policyTable)
-	for _, s := range []*nftables.Set{policyMap(setIngress), policyMap(setEgress), selfSet()} {
-		b.fail(b.c.AddSet(s, nil))
+	b.replace()
+	for _, s := range fixedPolicySets(b.ip) {
+		b.set(s)
 	}
 	base := func(name string, hook *nftables.ChainHook, priority nftables.ChainPriority, judge ...[]expr.Any) {
-		b.c.AddChain(&nftables.Chain{Table: policyTable, Name: name, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: &priority})
+		c := b.named(name)
+		c.Type, c.Hooknum, c.Priority = nftables.ChainTypeFilter, hook, &priority
+		b.c.AddChain(c)
 		state := one(&expr.Ct{Key: expr.CtKeySTATE, Register: reg0})
 		b.rules(name,
 			rule(one(&expr.Ct{Key: expr.CtKeyDIRECTION, Register: reg0}), compare(expr.CmpOpEq, []byte{1}),
 				state, anyBit(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), verdict(expr.VerdictAccept, "")),
 			// Errors of the network about a connection.
-			rule(meta(expr.MetaKeyL4PROTO, reg0), compare(expr.CmpOpEq, []byte{unix.IPPROTO_ICMP}),
+			rule(meta(expr.MetaKeyL4PROTO, reg0), compare(expr.CmpOpEq, []byte{b.ip.icmp}),
 				state, anyBit(expr.CtStateBitRELATED), verdict(expr.VerdictAccept, "")),
-			rule(loadSource(reg0), loadDest(reg1), inSet(setSelf, false), verdict(expr.VerdictAccept, "")))
+			rule(b.ip.loadBoth(), inSet(setSelf, false), verdict(expr.VerdictAccept, "")))
 		b.rules(name, judge...)
 	}
-	bySource := rule(loadSource(reg0), verdictFrom(setEgress))
+	bySource := rule(b.ip.loadSource(reg0), verdictFrom(setEgress))
 	base("egress", nftables.ChainHookForward, egressPriority, bySource)
-	base("ingress", nftables.ChainHookForward, ingressPriority, rule(loadDest(reg0), verdictFrom(setIngress)))
-	base("dns", nftables.ChainHookInput, egressPriority,
-		rule(destIs(expr.CmpOpNeq, single(dns)), verdict(expr.VerdictAccept, "")), bySource)
+	base("ingress", nftables.ChainHookForward, ingressPriority, rule(b.ip.loadDest(reg0), verdictFrom(setIngress)))
+	if b.ip.has(dns) {
+		base("dns", nftables.ChainHookInput, egressPriority,
+			rule(b.ip.destIs(expr.CmpOpNeq, single(dns)), verdict(expr.VerdictAccept, "")), bySource)
+	}
 }
 
 // change turns what old says into what p says. What refers to a chain or a set
 // goes before it, and comes after it.
 func (b *policyBatch) change(old, p *Policies) {
 	was, is := old.subjects(), p.subjects()
-	fixed := []*nftables.Set{policyMap(setIngress), policyMap(setEgress), selfSet()}
-	for _, s := range fixed {
-		b.elements(s, was[s.Name], is[s.Name], b.c.SetDeleteElements)
+	for _, s := range fixedPolicySets(b.ip) {
+		b.delete(s, was[s.Name], is[s.Name])
 	}
 	// A profile's name follows from what it says: it never changes.
 	goneProfiles, newProfiles := changed(old.Profiles, p.Profiles, slices.Equal)
 	goneChains, newChains := changed(old.Chains, p.Chains, slices.Equal)
-	for _, name := range slices.Concat(goneProfiles, goneChains, existing(old.Chains, newChains)) {
-		b.c.FlushChain(b.chain(name))
-	}
-	for _, name := range slices.Concat(goneProfiles, goneChains) {
-		b.c.DelChain(b.chain(name))
-	}
+	b.clear(slices.Concat(goneProfiles, goneChains, existing(old.Chains, newChains))...)
+	b.drop(slices.Concat(goneProfiles, goneChains)...)
 
 	gonePeers, newPeers := changed(old.Peers, p.Peers, maps.Equal)
 	gonePorts, newPorts := changed(old.Ports, p.Ports, maps.Equal)
 	goneBlocks, newBlocks := changed(old.Blocks, p.Blocks, slices.Equal)
 	for _, name := range slices.Concat(gonePeers, gonePorts, goneBlocks) {
-		b.c.DelSet(&nftables.Set{Table: policyTable, Name: name})
+		b.dropSet(name)
 	}
 	for _, name := range newPeers {
-		b.set(peerSet(name), len(existing(old.Peers, []string{name})) > 0, addrElements(old.Peers[name]), addrElements(p.Peers[name]))
+		b.fill(peerSet(b.ip, name), len(existing(old.Peers, []string{name})) > 0, addrElements(old.Peers[name]), addrElements(p.Peers[name]))
 	}
 	for _, name := range newPorts {
-		b.set(portSet(name), len(existing(old.Ports, []string{name})) > 0, vipElements(old.Ports[name]), vipElements(p.Ports[name]))
+		b.fill(portSet(b.ip, name), len(existing(old.Ports, []string{name})) > 0, vipElements(old.Ports[name]), vipElements(p.Ports[name]))
 	}
 	for _, name := range newBlocks {
-		b.fail(b.c.AddSet(blockSet(name), nil))
+		s := blockSet(b.ip, name)
+		b.set(s)
 		for part := range slices.Chunk(p.Blocks[name], chunk/2) {
 			var elements []nftables.SetElement
 			for _, r := range part {
@@ -226,27 +180,27 @@ func (b *policyBatch) change(old, p *Policies) {
 					elements = append(elements, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
 				}
 			}
-			b.fail(b.c.SetAddElements(blockSet(name), elements))
+			b.fail(b.c.SetAddElements(s, elements))
 		}
 	}
 
 	for _, name := range newChains {
 		if _, had := old.Chains[name]; !had {
-			b.c.AddChain(b.chain(name))
+			b.chain(name)
 		}
 		for _, a := range p.Chains[name] {
-			b.rules(name, a.exprs(strings.HasPrefix(name, string(ingress)+"-")))
+			b.rules(name, a.exprs(b.ip, strings.HasPrefix(name, string(ingress)+"-")))
 		}
 	}
 	for _, name := range newProfiles {
-		b.c.AddChain(b.chain(name))
+		b.chain(name)
 		for _, chain := range p.Profiles[name] {
 			b.rules(name, verdict(expr.VerdictJump, chain))
 		}
 		b.rules(name, verdict(expr.VerdictDrop, ""))
 	}
-	for _, s := range fixed {
-		b.elements(s, is[s.Name], was[s.Name], b.c.SetAddElements)
+	for _, s := range fixedPolicySets(b.ip) {
+		b.add(s, was[s.Name], is[s.Name])
 	}
 }
 
@@ -279,35 +233,27 @@ func vipElements(set map[VIP]struct{}) map[string]value {
 	return out
 }
 
-// set makes a set hold what it shall, by the elements that differ.
-func (b *policyBatch) set(s *nftables.Set, there bool, was, is map[string]value) {
+// fill makes a set hold what it shall, by the elements that differ.
+func (b *policyBatch) fill(s *nftables.Set, there bool, was, is map[string]value) {
 	if !there {
-		b.fail(b.c.AddSet(s, nil))
+		b.set(s)
 	}
-	b.elements(s, was, is, b.c.SetDeleteElements)
-	b.elements(s, is, was, b.c.SetAddElements)
-}
-
-// elements passes those of has that hasNot does not have to f.
-func (b *policyBatch) elements(s *nftables.Set, has, hasNot map[string]value, f func(*nftables.Set, []nftables.SetElement) error) {
-	(&batch{c: b.c}).elements(s, has, hasNot, func(s *nftables.Set, all []nftables.SetElement) error {
-		b.fail(f(s, all))
-		return nil
-	})
+	b.delete(s, was, is)
+	b.add(s, was, is)
 }
 
 // exprs is the rule that lets pass what a allows. The port is always the
 // destination's.
-func (a allowance) exprs(incoming bool) []expr.Any {
-	peer := loadDest(reg0)
+func (a allowance) exprs(f *family, incoming bool) []expr.Any {
+	peer := f.loadDest(reg0)
 	if incoming {
-		peer = loadSource(reg0)
+		peer = f.loadSource(reg0)
 	}
 	var parts [][]expr.Any
 	number := binaryutil.BigEndian.PutUint16
 	switch {
 	case a.Named != "":
-		parts = append(parts, rule(protoIs(a.Proto), vipKey(), inSet(a.Named, false)))
+		parts = append(parts, rule(protoIs(a.Proto), f.vipKey(), inSet(a.Named, false)))
 	case a.Proto != 0 && a.First == 0 && a.Last == 0:
 		parts = append(parts, protoIs(a.Proto))
 	case a.Proto != 0 && a.First == a.Last:

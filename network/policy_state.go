@@ -200,9 +200,9 @@ func (s *policyState) detached(uid types.UID) {
 	delete(s.gone, uid)
 }
 
-// compile is what the kernel shall do for the pods that have these addresses,
-// and the version of what it was made of.
-func (s *policyState) compile(pods []reservation) (p *Policies, version uint64) {
+// compile is what the kernel shall do, in one family, for the pods that have
+// these addresses, and the version of what it was made of.
+func (s *policyState) compile(f *family, pods []reservation) (p *Policies, version uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	attached := make(map[types.UID]bool, len(pods))
@@ -213,7 +213,7 @@ func (s *policyState) compile(pods []reservation) (p *Policies, version uint64) 
 		if known := s.own[r.UID]; known != nil {
 			pod = *known
 		}
-		pod.addrs = []netip.Addr{r.Address}
+		pod.addrs = r.addresses()
 		w.local = append(w.local, &pod)
 		attached[r.UID] = true
 	}
@@ -223,7 +223,7 @@ func (s *policyState) compile(pods []reservation) (p *Policies, version uint64) 
 			delete(s.own, uid)
 		}
 	}
-	return w.compile(), s.version
+	return w.compile(f), s.version
 }
 
 // parsePod keeps of a pod what policies can say of it.

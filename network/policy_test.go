@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/nftables"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -96,7 +95,7 @@ func TestCompile(t *testing.T) {
 			for i, spec := range tc.policies {
 				all = append(all, policyYAML(t, "shop", fmt.Sprintf("p%d", i), spec))
 			}
-			golden(t, "policy-"+tc.name+".golden", worldOn("node1", namespaces, all, pods).compile().String())
+			golden(t, "policy-"+tc.name+".golden", worldOn("node1", namespaces, all, pods).compile(ip4).String())
 		})
 	}
 }
@@ -331,7 +330,7 @@ func randomSpec(rnd *rand.Rand) spec {
 // on is what a node's tables become.
 func (s spec) on(node string) *Policies {
 	pods := slices.Clone(s.pods)
-	return worldOn(node, s.namespaces, s.policies, slices.DeleteFunc(pods, func(p worldPod) bool { return p.node == "" })).compile()
+	return worldOn(node, s.namespaces, s.policies, slices.DeleteFunc(pods, func(p worldPod) bool { return p.node == "" })).compile(ip4)
 }
 
 // Whatever the policies and whatever the packet, the tables of the two nodes
@@ -370,14 +369,6 @@ func TestPoliciesFollowTheSpecification(t *testing.T) {
 	}
 }
 
-// tableText renders what the kernel holds in the table of policies.
-func tableText(t *nftables.Table) (string, error) {
-	was := table
-	table = t
-	defer func() { table = was }()
-	return kernelText()
-}
-
 func TestPolicyKernelRules(t *testing.T) {
 	inScratch(t, func() error {
 		pods := []worldPod{
@@ -388,11 +379,11 @@ func TestPolicyKernelRules(t *testing.T) {
 			policyYAML(t, "shop", "in", `{podSelector: {}, ingress: [{from: [{podSelector: {}}], ports: [{port: http}, {port: 80, endPort: 90}, {protocol: UDP}]}, {from: [{ipBlock: {cidr: 192.168.0.0/16, except: [192.168.3.0/24]}}, {ipBlock: {cidr: 255.0.0.0/8}}]}]}`),
 			policyYAML(t, "shop", "out", `{podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 53, protocol: UDP}]}]}`),
 		}, pods)
-		var k policyKernel
-		if err := k.apply(w.compile()); err != nil {
+		k := newPolicyKernel(ip4)
+		if err := k.apply(w.compile(ip4)); err != nil {
 			return err
 		}
-		text, err := tableText(policyTable)
+		text, err := tableText(k.nftTable)
 		if err != nil {
 			return err
 		}
@@ -404,7 +395,7 @@ func TestPolicyKernelRules(t *testing.T) {
 // However the kernel came to hold some policies, it holds the same.
 func TestPolicyChangesAreAsGoodAsAFreshStart(t *testing.T) {
 	inScratch(t, func() error {
-		var k policyKernel
+		k := newPolicyKernel(ip4)
 		isolated := 0
 		for seed := range uint64(80) {
 			p := randomSpec(rand.New(rand.NewPCG(seed, 11))).on("node1")
@@ -422,14 +413,14 @@ func TestPolicyChangesAreAsGoodAsAFreshStart(t *testing.T) {
 				continue
 			}
 			isolated++
-			changed, err := tableText(policyTable)
+			changed, err := tableText(k.nftTable)
 			if err != nil {
 				return err
 			}
-			if err := new(policyKernel).apply(p); err != nil {
+			if err := newPolicyKernel(ip4).apply(p); err != nil {
 				return fmt.Errorf("change %d, from scratch: %w", seed, err)
 			}
-			fresh, err := tableText(policyTable)
+			fresh, err := tableText(k.nftTable)
 			if err != nil {
 				return err
 			}
@@ -462,10 +453,10 @@ func TestManyPolicies(t *testing.T) {
 				pods = append(pods, worldPod{ns, fmt.Sprint(j), netip.AddrFrom4([4]byte{10, 244, byte(n / 250), byte(n%250 + 2)}).String(), node, labels.Set{"app": "web"}, nil})
 			}
 		}
-		var k policyKernel
+		k := newPolicyKernel(ip4)
 		apply := func(what string) error {
 			start := time.Now()
-			p := worldOn("node1", nil, policies, pods).compile()
+			p := worldOn("node1", nil, policies, pods).compile(ip4)
 			compiled := time.Now()
 			if err := k.apply(p); err != nil {
 				return err
@@ -476,7 +467,7 @@ func TestManyPolicies(t *testing.T) {
 		if err := apply("400 policies, 10000 pods"); err != nil {
 			return err
 		}
-		before, err := tableText(policyTable)
+		before, err := tableText(k.nftTable)
 		if err != nil {
 			return err
 		}
@@ -484,7 +475,7 @@ func TestManyPolicies(t *testing.T) {
 		if err := apply("one pod more"); err != nil {
 			return err
 		}
-		after, err := tableText(policyTable)
+		after, err := tableText(k.nftTable)
 		if err != nil {
 			return err
 		}

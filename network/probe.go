@@ -1,6 +1,7 @@
 package network
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -12,7 +13,7 @@ import (
 
 // probe says what this process or kernel lacks. It tries everything in a
 // namespace of its own, which is gone when it returns.
-func probe() error {
+func probe(families []*family) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("the network of pods needs root: run conclave as root")
 	}
@@ -36,32 +37,44 @@ func probe() error {
 		if _, err := c.ListTables(); err != nil {
 			return fmt.Errorf("this kernel has no nftables (module \"nf_tables\"): %w", err)
 		}
-		for _, p := range []struct {
-			module string
-			hook   *nftables.ChainHook
-			kind   nftables.ChainType
-			exprs  []expr.Any
-		}{
-			{"nft_chain_nat", nftables.ChainHookPostrouting, nftables.ChainTypeNAT, nil},
-			{"nft_masq", nftables.ChainHookPostrouting, nftables.ChainTypeNAT, masquerade()},
-			{"nft_nat", nftables.ChainHookPrerouting, nftables.ChainTypeNAT, rule(loadDest(reg0), loadPort(reg1), dnat(reg0, reg1))},
-			{"nft_fib_ipv4", nftables.ChainHookPrerouting, nftables.ChainTypeNAT, local(expr.CmpOpEq, false)},
-			{"nft_numgen", nftables.ChainHookPrerouting, nftables.ChainTypeFilter, one(&expr.Numgen{Register: reg0, Modulus: 1, Type: unix.NFT_NG_RANDOM})},
-			{"nft_ct", nftables.ChainHookPrerouting, nftables.ChainTypeFilter, one(&expr.Ct{Key: expr.CtKeySTATE, Register: reg0})},
-			{"nft_reject_ipv4", nftables.ChainHookForward, nftables.ChainTypeFilter, one(&expr.Reject{Type: unix.NFT_REJECT_TCP_RST})},
-		} {
-			t := c.AddTable(&nftables.Table{Name: "probe", Family: nftables.TableFamilyIPv4})
-			priority := nftables.ChainPriorityFilter
-			ch := c.AddChain(&nftables.Chain{Table: t, Name: "probe-" + p.module, Type: p.kind, Hooknum: p.hook, Priority: priority})
-			if p.exprs != nil {
-				c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: rule(protoIs(tcp), p.exprs)})
-			}
-			if err := c.Flush(); err != nil {
-				return fmt.Errorf("this kernel's nftables lacks what services need (module %q): %w", p.module, err)
+		for _, f := range families {
+			if err := probeTables(c, f); err != nil {
+				return err
 			}
 		}
 		return nil
 	})
+}
+
+// probeTables tries what tables of one family need.
+func probeTables(c *nftables.Conn, f *family) error {
+	if _, err := os.Stat(sysctlPath("ipv6/conf")); f == ip6 && err != nil {
+		return errors.New("this kernel has no IPv6 (is ipv6.disable=1 on its command line?), which every node of a dual-stack cluster needs")
+	}
+	for _, p := range []struct {
+		module string
+		hook   *nftables.ChainHook
+		kind   nftables.ChainType
+		exprs  []expr.Any
+	}{
+		{"nft_chain_nat", nftables.ChainHookPostrouting, nftables.ChainTypeNAT, nil},
+		{"nft_masq", nftables.ChainHookPostrouting, nftables.ChainTypeNAT, masquerade()},
+		{"nft_nat", nftables.ChainHookPrerouting, nftables.ChainTypeNAT, rule(f.loadDest(reg0), loadPort(f.behind), f.dnatTarget())},
+		{"nft_fib_" + f.long, nftables.ChainHookPrerouting, nftables.ChainTypeNAT, local(expr.CmpOpEq, false)},
+		{"nft_numgen", nftables.ChainHookPrerouting, nftables.ChainTypeFilter, one(&expr.Numgen{Register: reg0, Modulus: 1, Type: unix.NFT_NG_RANDOM})},
+		{"nft_ct", nftables.ChainHookPrerouting, nftables.ChainTypeFilter, one(&expr.Ct{Key: expr.CtKeySTATE, Register: reg0})},
+		{"nft_reject_" + f.long, nftables.ChainHookForward, nftables.ChainTypeFilter, one(&expr.Reject{Type: unix.NFT_REJECT_TCP_RST})},
+	} {
+		t := c.AddTable(&nftables.Table{Name: "probe", Family: f.table})
+		ch := c.AddChain(&nftables.Chain{Table: t, Name: "probe-" + p.module, Type: p.kind, Hooknum: p.hook, Priority: nftables.ChainPriorityFilter})
+		if p.exprs != nil {
+			c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: rule(protoIs(tcp), p.exprs)})
+		}
+		if err := c.Flush(); err != nil {
+			return fmt.Errorf("this kernel's nftables lacks what services need (module %q): %w", p.module, err)
+		}
+	}
+	return nil
 }
 
 // tracksSCTP says whether this kernel follows SCTP's connections, without which

@@ -45,7 +45,7 @@ func TestNewSaysWhatIsMissing(t *testing.T) {
 func TestProbeIsQuick(t *testing.T) {
 	needRoot(t)
 	start := time.Now()
-	if err := probe(); err != nil {
+	if err := probe([]*family{ip4}); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("probed in %s", time.Since(start))
@@ -83,7 +83,7 @@ func TestLeaksAreReclaimed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.ipam.setRange(netip.MustParsePrefix("10.244.1.0/24")); err != nil {
+	if _, err := n.ipam.setRange(ranges{v4: netip.MustParsePrefix("10.244.1.0/24")}); err != nil {
 		t.Fatal(err)
 	}
 	reserveAll(t, n.ipam, "known", "leaked")

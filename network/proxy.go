@@ -3,6 +3,7 @@ package network
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -11,8 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Rules is all that the kernel's tables shall do with packets, as plain data:
-// one value decides everything, and two values can be compared.
+// Rules is all that the kernel's table of one family shall do with packets, as
+// plain data: one value decides everything, and two values can be compared.
 type Rules struct {
 	Base Base
 	// Services maps what a client sends to, to the chain that handles it.
@@ -44,15 +45,18 @@ type Rules struct {
 	Nodes map[netip.Addr]struct{}
 }
 
-// Base is what every node does alike.
+// Base is what every node does alike, with addresses of one family.
 type Base struct {
 	PodCIDR, ServiceCIDR netip.Prefix
-	// DNS is ours: packets to it are for this host.
+	// DNS is ours: packets to it are for this host. It is of IPv4, and invalid
+	// in the other family.
 	DNS netip.Addr
 	// NoSCTP says that this kernel cannot translate SCTP. Then no rule speaks
 	// of it, and it is refused like what nobody serves.
 	NoSCTP bool
 }
+
+func (b Base) ip() *family { return familyOf(b.PodCIDR.Addr()) }
 
 // VIP is one destination of packets.
 type VIP struct {
@@ -124,7 +128,7 @@ type backing struct {
 // targetsOf picks the endpoints of one port: those that are ready, of them
 // those that are meant for this place, or else those that terminate but still
 // serve. The choice is made again among this node's own, whatever their hints.
-func targetsOf(port servicePort, all []*endpointSlice, here place) targets {
+func targetsOf(f *family, port servicePort, all []*endpointSlice, here place) targets {
 	seen := map[netip.AddrPort]backing{}
 	for _, s := range all {
 		for _, p := range s.ports {
@@ -132,7 +136,7 @@ func targetsOf(port servicePort, all []*endpointSlice, here place) targets {
 				continue
 			}
 			for _, e := range s.endpoints {
-				if !e.addr.Is4() {
+				if !f.has(e.addr) {
 					continue
 				}
 				// A pod that moves between slices is in two for a moment.
@@ -238,13 +242,14 @@ func partOf(s *service, all []*endpointSlice, here place, base Base) *part {
 		if port.proto == sctp && base.NoSCTP {
 			continue
 		}
-		p.add(s, port, targetsOf(port, all, here), base)
+		p.add(s, port, targetsOf(base.ip(), port, all, here), base)
 	}
 	return p
 }
 
 // add adds what one port of a service wants.
 func (p *part) add(s *service, port servicePort, t targets, base Base) {
+	f := base.ip()
 	served := len(t.cluster) > 0 || len(t.local) > 0
 	chain := func(kind string) string {
 		return fmt.Sprintf("%s-%s/%s/%s/%d", kind, s.key.Namespace, s.key.Name, port.proto, port.port)
@@ -263,14 +268,14 @@ func (p *part) add(s *service, port servicePort, t targets, base Base) {
 		// Our own resolver answers at DNS's address, whoever else claims it.
 		// Without endpoints there is no element, and what the tables do not
 		// know in ServiceCIDR is refused.
-		if ip.Is4() && ip != base.DNS && served {
+		if f.has(ip) && ip != base.DNS && served {
 			p.vips = append(p.vips, vipClaim{VIP{ip, port.proto, port.port}, internal})
 			used[internal] = true
 		}
 	}
 	external := func(ip netip.Addr, chain string) {
 		switch {
-		case !ip.Is4():
+		case !f.has(ip):
 		case !served:
 			p.vips = append(p.vips, vipClaim{VIP{ip, port.proto, port.port}, ""})
 		default:
@@ -339,8 +344,8 @@ func (r *Rules) removeChains(p *part) {
 	}
 }
 
-// proxy keeps Rules as a node wants them, at the cost of what changes rather
-// than of what there is. One goroutine owns it.
+// proxy keeps the Rules of one family as a node wants them, at the cost of what
+// changes rather than of what there is. One goroutine owns it.
 type proxy struct {
 	rules *Rules
 	here  place
@@ -421,11 +426,11 @@ func (p *proxy) show(r *Rules, vips map[VIP]bool, ports map[Port]bool, keys map[
 	}
 }
 
-// update takes in what changed in the cluster since the last time, and the
-// pods that this node runs. It returns the part of Rules that may differ, as it
-// was and as it is. The whole is in rules.
-func (p *proxy) update(c *cluster, pods []reservation) (was, is *Rules) {
-	dirty, all := c.takeDirty()
+// update takes in what changed in the cluster since the last time: these
+// services, or any of them, and the pods that this node runs. It returns the
+// part of Rules that may differ, as it was and as it is. The whole is in rules.
+func (p *proxy) update(c *cluster, changed map[types.NamespacedName]struct{}, all bool, pods []reservation) (was, is *Rules) {
+	dirty := maps.Clone(changed)
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	was, is = newRules(p.rules.Base), newRules(p.rules.Base)
@@ -539,26 +544,33 @@ func (p *proxy) count(part *part, n int) {
 // here adds what is few: the nodes, this node's pods, and the addresses of load
 // balancers.
 func here(r *Rules, c *cluster, nodeName string, pods []reservation) {
+	f := r.Base.ip()
 	owned := map[netip.Addr]bool{}
 	for name, n := range c.nodes {
-		owned[n.addr] = true
-		if name != nodeName && n.addr.IsValid() {
+		for _, a := range n.addrs {
+			owned[a] = true
+		}
+		if name != nodeName && f.has(n.addr) { // the overlay is of IPv4
 			r.Nodes[n.addr] = struct{}{}
 		}
 	}
 	for _, s := range c.balanced {
 		for _, a := range s.balancer.addresses {
-			if s.balancer.ours && a.Is4() && !owned[a] {
+			if s.balancer.ours && f.has(a) && !owned[a] {
 				r.Virtual[a] = struct{}{}
 			}
 		}
 	}
 	for _, p := range pods {
-		r.Pods[p.Address] = struct{}{}
+		a := p.address(f)
+		if !a.IsValid() {
+			continue
+		}
+		r.Pods[a] = struct{}{}
 		for _, h := range p.HostPorts {
 			vip := VIP{h.Address, h.Protocol, h.Port}
-			if _, taken := r.HostPorts[vip]; !taken {
-				r.HostPorts[vip] = netip.AddrPortFrom(p.Address, h.PodPort)
+			if _, taken := r.HostPorts[vip]; !taken && (!h.Address.IsValid() || f.has(h.Address)) {
+				r.HostPorts[vip] = netip.AddrPortFrom(a, h.PodPort)
 			}
 		}
 	}

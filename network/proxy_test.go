@@ -50,6 +50,12 @@ func seen(objects ...api.Object) *cluster {
 	return c
 }
 
+// take updates a proxy that is the only one of a cluster.
+func (p *proxy) take(c *cluster, pods []reservation) (was, is *Rules) {
+	dirty, all := c.takeDirty()
+	return p.update(c, dirty, all, pods)
+}
+
 var testBase = Base{PodCIDR: testPodCIDR, ServiceCIDR: testServiceCIDR, DNS: testDNS}
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
@@ -194,7 +200,7 @@ func (c *cluster) rules(base Base, nodeName string, pods []reservation) *Rules {
 	c.allDirty = true
 	c.mu.Unlock()
 	p := newProxy(base, nodeName)
-	p.update(c, pods)
+	p.take(c, pods)
 	return p.rules
 }
 
@@ -306,7 +312,7 @@ func TestProxyForgetsNothing(t *testing.T) {
 		c := newCluster(func(string) {})
 		h := c.handlers()
 		p := newProxy(testBase, "node1")
-		var k kernel
+		k := newKernel(ip4)
 		pick := func(of ...string) string { return of[rnd.IntN(len(of))] }
 		randomService := func(name string) *corev1.Service {
 			ports := []corev1.ServicePort{{Name: "a", Protocol: corev1.ProtocolTCP, Port: 80}}
@@ -379,12 +385,12 @@ func TestProxyForgetsNothing(t *testing.T) {
 					h["endpointslices"].Apply(watch.Modified, randomSlice(service+"-"+pick("1", "2"), service))
 				}
 			}
-			was, is := p.update(c, nil)
+			was, is := p.take(c, nil)
 			fresh := newProxy(testBase, "node1")
 			c.mu.Lock()
 			c.allDirty = true
 			c.mu.Unlock()
-			fresh.update(c, nil)
+			fresh.take(c, nil)
 			if got, want := p.rules.String(), fresh.rules.String(); got != want {
 				t.Fatalf("step %d: the proxy wants\n%s\nfrom scratch it would want\n%s", i, got, want)
 			}
@@ -395,7 +401,7 @@ func TestProxyForgetsNothing(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if err := new(kernel).apply(fresh.rules); err != nil {
+			if err := newKernel(ip4).apply(fresh.rules); err != nil {
 				return fmt.Errorf("step %d, from scratch: %w", i, err)
 			}
 			if again, err := kernelText(); err != nil || again != changed {

@@ -62,11 +62,11 @@ func BenchmarkOneChange(b *testing.B) {
 	seenHeap := heapNow()
 	path := filepath.Join(b.TempDir(), "ns")
 	if err := errors.Join(inNewNamespace(path, "", func() error {
-		var k kernel
+		k := newKernel(ip4)
 		base := testBase
 		start, used := time.Now(), cpuTime()
 		p := newProxy(base, "node1")
-		was, is := p.update(c, nil)
+		was, is := p.take(c, nil)
 		computed := time.Since(start)
 		if err := k.change(was, is, p.rules); err != nil {
 			return err
@@ -86,7 +86,7 @@ func BenchmarkOneChange(b *testing.B) {
 			}
 			start := time.Now()
 			h.Apply(watch.Modified, sliceOf(fmt.Sprintf("service-%05d", n), manyTargets, ends...))
-			was, is := p.update(c, nil)
+			was, is := p.take(c, nil)
 			middle := time.Now()
 			if err := k.change(was, is, p.rules); err != nil {
 				return err
@@ -146,8 +146,8 @@ func firstPackets(b *testing.B, services int) error {
 		targets := []discoveryv1.EndpointPort{{Name: ptr(""), Protocol: ptr(corev1.ProtocolUDP), Port: ptr[int32](8080)}}
 		c := seen(append(manyObjects(services-1), last, sliceOf("last", targets, ep{addr: server.Addr()}))...)
 		p := newProxy(testBase, "node1")
-		was, is := p.update(c, nil)
-		if err := new(kernel).change(was, is, p.rules); err != nil {
+		was, is := p.take(c, nil)
+		if err := newKernel(ip4).change(was, is, p.rules); err != nil {
 			return err
 		}
 	}
@@ -181,7 +181,7 @@ func cpuTime() time.Duration {
 }
 
 func needRootB(b *testing.B) {
-	if err := probe(); err != nil {
+	if err := probe([]*family{ip4}); err != nil {
 		b.Skipf("needs namespaces, links and nftables: %v", err)
 	}
 }

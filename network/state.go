@@ -123,9 +123,12 @@ func (h *hints) equal(o *hints) bool {
 
 // node is a Node.
 type node struct {
-	addr netip.Addr   // invalid as long as it has no InternalIP
-	pods netip.Prefix // invalid as long as it has no range
-	zone string
+	addr  netip.Addr   // of IPv4; invalid as long as it has no InternalIP
+	addrs []netip.Addr // all InternalIPs
+	// pods and pods6 are its ranges of pods' addresses, invalid as long as it
+	// has none.
+	pods, pods6 netip.Prefix
+	zone        string
 	// excluded from answering for load balancers' addresses, by its label.
 	excluded bool
 	// direct: it sends to those who share its link, and expects from them,
@@ -479,15 +482,23 @@ func parseNode(n *corev1.Node) node {
 	out.direct = n.Annotations[AnnotationDirectRoutes] == "true"
 	_, out.excluded = n.Labels[corev1.LabelNodeExcludeBalancers]
 	for _, a := range n.Status.Addresses {
-		if addr, ok := parseAddr(a.Address); ok && addr.Is4() && a.Type == corev1.NodeInternalIP {
+		addr, ok := parseAddr(a.Address)
+		if !ok || a.Type != corev1.NodeInternalIP {
+			continue
+		}
+		out.addrs = append(out.addrs, addr)
+		if !out.addr.IsValid() && addr.Is4() {
 			out.addr = addr
-			break
 		}
 	}
 	for _, c := range append([]string{n.Spec.PodCIDR}, n.Spec.PodCIDRs...) {
-		if p, err := netip.ParsePrefix(c); err == nil && p.Addr().Is4() {
+		p, err := netip.ParsePrefix(c)
+		switch {
+		case err != nil:
+		case p.Addr().Is4() && !out.pods.IsValid():
 			out.pods = p.Masked()
-			break
+		case !p.Addr().Is4() && !out.pods6.IsValid():
+			out.pods6 = p.Masked()
 		}
 	}
 	return out

@@ -18,12 +18,12 @@ const recordTTL = 5
 // addresses, as the specification "Kubernetes DNS-Based Service Discovery"
 // says. It reads the cluster and touches nothing.
 type zone struct {
-	domain      string // lower case, fully qualified
-	address     netip.Addr
-	podCIDR     netip.Prefix
-	serviceCIDR netip.Prefix
-	serial      uint32
-	cluster     *cluster
+	domain  string // lower case, fully qualified
+	address netip.Addr
+	pods    []netip.Prefix // the whole cluster's, of each family
+	served  []netip.Prefix // those of services
+	serial  uint32
+	cluster *cluster
 }
 
 // result is what a zone knows of a name.
@@ -253,22 +253,26 @@ func (z *zone) srv(owner string, s *service, match func(servicePort) bool) resul
 }
 
 // pod answers a-b-c-d.namespace.pod from the name alone, but only for
-// addresses that a pod may have: of the pods' range, or a node's.
+// addresses that a pod may have: of the pods' ranges, or a node's. In those of
+// IPv6 a dash stands for each colon.
 func (z *zone) pod(owner string, labels []string, qtype uint16) result {
 	switch len(labels) {
 	case 0, 1:
 		return noData
 	case 2:
 		a, err := netip.ParseAddr(strings.ReplaceAll(labels[0], "-", "."))
+		if err != nil {
+			a, err = netip.ParseAddr(strings.ReplaceAll(labels[0], "-", ":"))
+		}
 		own := func() bool {
 			for _, n := range z.cluster.nodes {
-				if n.addr == a {
+				if slices.Contains(n.addrs, a) {
 					return true
 				}
 			}
 			return false
 		}
-		if err == nil && (z.podCIDR.Contains(a) || own()) {
+		if err == nil && (slices.ContainsFunc(z.pods, func(p netip.Prefix) bool { return p.Contains(a) }) || own()) {
 			return result{answer: addresses(owner, qtype, []netip.Addr{a})}
 		}
 	}
@@ -281,7 +285,9 @@ func (z *zone) reverse(owner, name string, qtype uint16) (result, bool) {
 	if !ok {
 		return result{}, false
 	}
-	inside := z.podCIDR.Overlaps(prefix) && prefix.Bits() >= z.podCIDR.Bits() || z.serviceCIDR.Overlaps(prefix) && prefix.Bits() >= z.serviceCIDR.Bits()
+	inside := slices.ContainsFunc(slices.Concat(z.pods, z.served), func(p netip.Prefix) bool {
+		return p.Overlaps(prefix) && prefix.Bits() >= p.Bits()
+	})
 	if !prefix.IsSingleIP() {
 		return noData, inside
 	}

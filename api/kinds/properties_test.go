@@ -232,7 +232,7 @@ func TestGaps(t *testing.T) {
 	for _, of := range []struct {
 		obj  any
 		gaps []gap
-	}{{&corev1.PodSpec{}, podGaps}, {&corev1.Container{}, containerGaps}, {&corev1.ServiceSpec{}, serviceGaps}, {&corev1.NodeSpec{}, nodeGaps},
+	}{{&corev1.PodSpec{}, podGaps}, {&corev1.Container{}, containerGaps}, {&corev1.NodeSpec{}, nodeGaps},
 		{&corev1.PersistentVolumeClaimSpec{}, claimGaps}, {&corev1.PersistentVolumeSpec{}, slices.Concat(volumeGaps, localGaps)}} {
 		for _, g := range of.gaps {
 			full := reflect.New(reflect.TypeOf(of.obj).Elem())

@@ -32,8 +32,13 @@ func validateServiceUpdate(svc, old *corev1.Service) field.ErrorList {
 		case len(svc.Spec.ClusterIPs) > 1 && len(old.Spec.ClusterIPs) > 1 && svc.Spec.ClusterIPs[1] != old.Spec.ClusterIPs[1]:
 			e.invalid(specPath.Child("clusterIPs").Index(1), svc.Spec.ClusterIPs, "may not change once set")
 		}
-		if len(old.Spec.IPFamilies) > 0 && len(svc.Spec.IPFamilies) > 0 && svc.Spec.IPFamilies[0] != old.Spec.IPFamilies[0] {
-			e.invalid(specPath.Child("ipFamilies").Index(0), svc.Spec.IPFamilies, "primary ipFamily can not be changed")
+		// Those of one without addresses may.
+		headless := svc.Spec.ClusterIP == corev1.ClusterIPNone || old.Spec.ClusterIP == corev1.ClusterIPNone
+		for i := range min(len(old.Spec.IPFamilies), len(svc.Spec.IPFamilies)) {
+			if !headless && svc.Spec.IPFamilies[i] != old.Spec.IPFamilies[i] {
+				e.invalid(specPath.Child("ipFamilies").Index(0), svc.Spec.IPFamilies, "may not change once set")
+				break
+			}
 		}
 	}
 	if svc.Spec.Type == corev1.ServiceTypeLoadBalancer && old.Spec.Type == corev1.ServiceTypeLoadBalancer && old.Spec.LoadBalancerClass != nil {
@@ -193,11 +198,19 @@ func (e *problems) servicePortsOnce(p *field.Path, ports []corev1.ServicePort) {
 	}
 }
 
+// ServiceAddressProblems is what is wrong with the addresses and families that
+// a Service names, whatever the cluster has.
+func ServiceAddressProblems(svc *corev1.Service) field.ErrorList {
+	var e problems
+	e.serviceIPs(specPath, &svc.Spec)
+	return e.list()
+}
+
 func (e *problems) serviceIPs(p *field.Path, spec *corev1.ServiceSpec) {
 	at := p.Child("clusterIPs")
 	switch {
 	case spec.ClusterIP == "" && len(spec.ClusterIPs) > 0:
-		e.forbidden(at, "must be empty when `clusterIP` is not specified")
+		e.invalid(at, spec.ClusterIPs, "must be empty when `clusterIP` is not specified")
 	case spec.ClusterIP != "" && len(spec.ClusterIPs) > 0 && spec.ClusterIPs[0] != spec.ClusterIP:
 		e.invalid(at, spec.ClusterIPs, "first value must match `clusterIP`")
 	}
@@ -221,6 +234,9 @@ func (e *problems) serviceIPs(p *field.Path, spec *corev1.ServiceSpec) {
 			e.invalid(at, spec.ClusterIPs, "may specify no more than one IP for each IP family")
 		}
 		families[err == nil && address.Is4()] = true
+		if err == nil && i < len(spec.IPFamilies) && (spec.IPFamilies[i] == corev1.IPv4Protocol) != address.Is4() {
+			e.invalid(at.Index(i), ip, fmt.Sprintf("expected an %s value as indicated by `ipFamilies[%d]`", spec.IPFamilies[i], i))
+		}
 	}
 	for i, family := range spec.IPFamilies {
 		maybeOneOf(e, p.Child("ipFamilies").Index(i), family, corev1.IPv4Protocol, corev1.IPv6Protocol)

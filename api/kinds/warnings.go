@@ -45,11 +45,6 @@ var mountable = []string{"emptyDir", "hostPath", "configMap", "secret", "downwar
 // projectable are the sources that nodes project into a volume.
 var projectable = []string{"secret", "downwardAPI", "configMap", "serviceAccountToken"}
 
-// serviceGaps are below a service's spec.
-var serviceGaps = []gap{
-	{path: "ipFamilyPolicy", but: []string{string(corev1.IPFamilyPolicySingleStack)}},
-}
-
 // find returns the paths of all fields of v that a gap's path names and that
 // ask for something.
 func (g gap) find(at *field.Path, v reflect.Value) []*field.Path {
@@ -295,7 +290,7 @@ func containerWarnings(p *field.Path, c *corev1.Container) []string {
 }
 
 func serviceWarnings(svc *corev1.Service) []string {
-	out := gapWarnings(specPath, &svc.Spec, serviceGaps)
+	var out []string
 	for i, p := range svc.Spec.Ports {
 		if p.Protocol == corev1.ProtocolSCTP && !kernelHasSCTP() {
 			out = append(out, specPath.Child("ports").Index(i).Child("protocol").String()+": this node's kernel has no SCTP; only nodes and pods whose kernel has it can speak it")

@@ -40,6 +40,7 @@ type Config struct {
 	Name  string // of the lab
 	Hosts int
 	Args  []string // further arguments of every host's conclave
+	Up    []string // those of `conclave up` alone
 	// Binary is another build to run than the project's own.
 	Binary string
 	// Bare hosts run nothing yet: Form starts them.
@@ -88,7 +89,7 @@ func New(ctx context.Context, c Config) (_ *Cluster, err error) {
 			err = errors.Join(err, cl.Down())
 		}
 	}()
-	cl.Lab, err = lab.Create(lab.Config{Name: c.Name, Dir: filepath.Join(dir, "lab"), Binary: binary, Args: c.Args})
+	cl.Lab, err = lab.Create(lab.Config{Name: c.Name, Dir: filepath.Join(dir, "lab"), Binary: binary, Args: c.Args, UpArgs: c.Up})
 	if err != nil {
 		return nil, err
 	}
