@@ -162,7 +162,10 @@ func zip(text []byte) ([]byte, error) {
 	if _, err := z.Write(text); err != nil {
 		return nil, err
 	}
-	return b.Bytes(), z.Close()
+	if err := z.Close(); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
 }
 
 // spliced is the document of version 2 with more models and paths in it. It is

@@ -3,19 +3,23 @@ package api_test
 import (
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	openapi_v2 "github.com/google/gnostic-models/openapiv2"
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/kube-openapi/pkg/util/proto"
 	"sigs.k8s.io/yaml"
 
 	"conclave/api"
 	"conclave/api/apitest"
 	"conclave/api/custom"
+	"conclave/api/openapi"
 )
 
 const crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
@@ -389,4 +393,89 @@ func TestCustomDiscovery(t *testing.T) {
 	if a := st.request(st.admin(), "GET", tabs, ""); a.code != 404 {
 		t.Errorf("%d %s", a.code, a.body)
 	}
+}
+
+// The documents have the custom resources in them, in both their forms, and
+// lose them again.
+func TestCustomOpenAPI(t *testing.T) {
+	st := newSite(t, func(c *api.Config) { c.OpenAPI = documents{} })
+	plain := st.request(st.admin(), "GET", "/openapi/v2", "")
+	st.define(crontab)
+	var v2 struct {
+		Definitions, Paths map[string]any
+	}
+	st.request(st.admin(), "GET", "/openapi/v2", "").into(t, &v2)
+	if v2.Definitions["com.example.stable.v1.CronTab"] == nil || v2.Definitions["com.example.stable.v1beta1.CronTabList"] == nil || v2.Definitions["io.k8s.api.core.v1.Pod"] == nil {
+		t.Errorf("version 2 has %d definitions", len(v2.Definitions))
+	}
+	if v2.Paths["/apis/stable.example.com/v1/namespaces/{namespace}/crontabs/{name}/scale"] == nil || v2.Paths["/api/v1/pods"] == nil {
+		t.Errorf("version 2 has %d paths", len(v2.Paths))
+	}
+	document, err := st.clientset("").Discovery().OpenAPISchema()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, d := range document.Definitions.AdditionalProperties {
+		names = append(names, d.Name)
+		if d.Name == "com.example.stable.v1.CronTab" {
+			spec := d.Value.Properties.AdditionalProperties[slices.IndexFunc(d.Value.Properties.AdditionalProperties, func(p *openapi_v2.NamedSchema) bool { return p.Name == "spec" })]
+			if !slices.Equal(spec.Value.Type.Value, []string{"object"}) || !slices.Equal(spec.Value.Required, []string{"cronSpec"}) {
+				t.Errorf("in protobuf, spec is %v", spec)
+			}
+		}
+	}
+	if !slices.Contains(names, "com.example.stable.v1.CronTab") || !slices.Contains(names, "io.k8s.api.core.v1.Pod") {
+		t.Errorf("in protobuf, version 2 has %d definitions", len(names))
+	}
+	if _, err := proto.NewOpenAPIData(document); err != nil {
+		t.Error(err)
+	}
+	var v3 struct {
+		Components struct{ Schemas map[string]any }
+		Paths      map[string]any
+	}
+	st.request(st.admin(), "GET", "/openapi/v3/apis/stable.example.com/v1", "").into(t, &v3)
+	for _, name := range []string{"com.example.stable.v1.CronTab", "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta", "io.k8s.api.autoscaling.v1.ScaleSpec"} {
+		if v3.Components.Schemas[name] == nil {
+			t.Errorf("version 3 has no %s", name)
+		}
+	}
+	text := st.request(st.admin(), "GET", "/openapi/v3/apis/stable.example.com/v1", "").body
+	for _, ref := range regexp.MustCompile(`"#/components/schemas/([^"]+)"`).FindAllSubmatch(text, -1) {
+		if v3.Components.Schemas[string(ref[1])] == nil {
+			t.Errorf("version 3 speaks of %s and does not have it", ref[1])
+		}
+	}
+	if a := st.request(st.admin(), "GET", "/openapi/v3/apis/stable.example.com/v1", "", "Accept", "application/com.github.proto-openapi.spec.v3.v1.0+protobuf,application/json"); a.header.Get("Content-Type") != "application/json" {
+		t.Errorf("answered with %s", a.header.Get("Content-Type"))
+	}
+	if a := st.request(st.admin(), "PATCH", crds+"/crontabs.stable.example.com", `[{"op":"replace","path":"/spec/versions/1/served","value":false}]`, "Content-Type", "application/json-patch+json"); a.code != 200 {
+		t.Fatalf("%d %s", a.code, a.body)
+	}
+	if a := st.request(st.admin(), "GET", "/openapi/v3/apis/stable.example.com/v1beta1", ""); a.code != 404 {
+		t.Errorf("%d", a.code)
+	}
+	v2.Definitions = nil
+	st.request(st.admin(), "GET", "/openapi/v2", "").into(t, &v2)
+	if v2.Definitions["com.example.stable.v1beta1.CronTab"] != nil || v2.Definitions["com.example.stable.v1.CronTab"] == nil {
+		t.Error("the version that is not served is still in version 2, or the other not")
+	}
+	if plain.header.Get("ETag") == st.request(st.admin(), "GET", "/openapi/v2", "").header.Get("ETag") {
+		t.Error("the ETag is the same")
+	}
+}
+
+type documents struct{}
+
+func (documents) V2() api.Document {
+	return api.Document{JSON: openapi.V2(), Protobuf: openapi.V2Protobuf()}
+}
+
+func (documents) V3() map[string]api.Document {
+	all := map[string]api.Document{}
+	for path, doc := range openapi.V3() {
+		all[path] = api.Document{JSON: doc, Protobuf: openapi.V3Protobuf()[path]}
+	}
+	return all
 }
