@@ -1,6 +1,7 @@
 package hosts
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -118,8 +119,11 @@ func (k customs) get(name string) (*apiextensionsv1.CustomResourceDefinition, er
 	return d, runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, d)
 }
 
+// undefine also runs when the test's own context has ended.
 func (k customs) undefine(name string) {
-	if _, err := k.c.Kubectl(k.Context(), "delete", "crd", name, "--ignore-not-found", "--timeout=60s"); err != nil && k.Context().Err() == nil {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(k.Context()), time.Minute)
+	defer cancel()
+	if _, err := k.c.Kubectl(ctx, "delete", "crd", name, "--ignore-not-found", "--timeout=50s"); err != nil {
 		k.Error(err)
 	}
 }
@@ -423,9 +427,8 @@ func customNames(k customs) {
 // with them as they do all others.
 func customLife(k customs) {
 	k.define(definition("life.example.com", [2]string{"v1", keepAll}))
-	const doomed = "custom-life"
-	kubectl(k.T, k.c, "create", "namespace", doomed)
-	ns := doomed
+	ns := "custom-life"
+	kubectl(k.T, k.c, "create", "namespace", ns)
 	client := k.dyn.Resource(things("life.example.com", "v1")).Namespace(ns)
 	create := func(name string, owner *unstructured.Unstructured) (*unstructured.Unstructured, error) {
 		u := thing("life.example.com", "v1", name, nil)
@@ -457,15 +460,19 @@ func customLife(k customs) {
 	}
 	gone("owner", "owned")
 	kubectl(k.T, k.c, "-n", ns, "create", "quota", "few", "--hard=count/things.life.example.com=1")
-	eventually(k.T, "the quota holds", func() error {
-		if _, err := create("first", nil); err != nil {
-			return err
+	eventually(k.T, "the quota is looked after", func() error {
+		q, err := k.c.Client.CoreV1().ResourceQuotas(ns).Get(k.Context(), "few", metav1.GetOptions{})
+		if err == nil && len(q.Status.Hard) == 0 {
+			err = errNotThere
 		}
-		if _, err := create("second", nil); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "exceeded quota: few") {
-			k.Fatalf("beyond the quota: %v", err)
-		}
-		return nil
+		return err
 	})
+	if _, err := create("first", nil); err != nil {
+		k.Fatal(err)
+	}
+	if _, err := create("second", nil); !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "exceeded quota: few") {
+		k.Fatalf("beyond the quota: %v", err)
+	}
 	kubectl(k.T, k.c, "delete", "namespace", ns, "--timeout=60s")
 	ns = namespace(k.T, k.c)
 	client = k.dyn.Resource(things("life.example.com", "v1")).Namespace(ns)
