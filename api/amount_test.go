@@ -57,13 +57,13 @@ func TestAbsurdAmounts(t *testing.T) {
 			good = append(good, with("note: \"n\"", "note: 1e-2147483640x"))
 		}
 		for _, b := range bad {
-			_, err := decodeBody(b, media, metav1.FieldValidationIgnore, &corev1.Pod{}, gvk, func(string) {})
+			_, err := decodeBody(b, media, metav1.FieldValidationIgnore, &corev1.Pod{}, gvk, nil, func(string) {})
 			if err == nil || asStatus(err).Code != 400 || !strings.Contains(err.Error(), "exponent") {
 				t.Errorf("%s: %v for %q", media, err, b)
 			}
 		}
 		for _, b := range good {
-			if _, err := decodeBody(b, media, metav1.FieldValidationIgnore, &corev1.Pod{}, gvk, func(string) {}); err != nil {
+			if _, err := decodeBody(b, media, metav1.FieldValidationIgnore, &corev1.Pod{}, gvk, nil, func(string) {}); err != nil {
 				t.Errorf("%s: %v for %q", media, err, b)
 			}
 		}

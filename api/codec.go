@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	kjson "k8s.io/apimachinery/pkg/runtime/serializer/json"
+	sigsjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 )
 
@@ -43,8 +44,9 @@ type format struct {
 var acceptable = []string{mediaJSON, mediaYAML, mediaProtobuf}
 
 // negotiate picks the first form of the Accept header that the server has.
-// transforms says that tables and bare metadata are among what it has here.
-func negotiate(header string, transforms bool) (format, bool) {
+// transforms says that tables and bare metadata are among what it has here,
+// without is a media type that it does not have for whole objects.
+func negotiate(header string, transforms bool, without ...string) (format, bool) {
 	for _, a := range parseAccept(header) {
 		f := format{media: a.media}
 		switch f.media {
@@ -67,6 +69,8 @@ func negotiate(header string, transforms bool) (format, bool) {
 			case as != "Table" && as != "PartialObjectMetadata" && as != "PartialObjectMetadataList":
 				continue
 			}
+		} else if slices.Contains(without, f.media) {
+			continue
 		}
 		return f, true
 	}
@@ -157,7 +161,8 @@ func encodeListing(r *resource, l listing, media string) ([]byte, error) {
 	var b bytes.Buffer
 	b.Write(head[:len(head)-1])
 	b.WriteString(`,"items":[`)
-	// The items of a typed list do not repeat their kind.
+	// The items of a typed list do not repeat their kind; those of custom
+	// resources do.
 	said, err := json.Marshal(typeMeta(r.GVK))
 	if err != nil {
 		return nil, err
@@ -171,7 +176,7 @@ func encodeListing(r *resource, l listing, media string) ([]byte, error) {
 		if i > 0 {
 			b.WriteByte(',')
 		}
-		if rest, ok := bytes.CutPrefix(item, said); ok {
+		if rest, ok := bytes.CutPrefix(item, said); ok && r.def == nil {
 			b.WriteByte('{')
 			item = rest
 		}
@@ -273,14 +278,26 @@ func unsupportedMedia(got string, supported ...string) error {
 
 // decodeBody reads an object of the expected kind. What is wrong with its
 // fields, though it can be read, is refused, told or ignored, as validation
-// says.
-func decodeBody(data []byte, media, validation string, into runtime.Object, expected schema.GroupVersionKind, warn func(string)) (runtime.Object, error) {
+// says. decoded, if not nil, is the Decoded of the object's kind.
+func decodeBody(data []byte, media, validation string, into runtime.Object, expected schema.GroupVersionKind, decoded func(runtime.Object) ([]string, error), warn func(string)) (runtime.Object, error) {
 	pair, ok := bodyCodecs()[media]
 	if !ok {
 		return nil, unsupportedMedia(media, acceptable...)
 	}
 	if u, ok := into.(*unstructured.Unstructured); ok {
-		return decodeUnstructured(data, media, u, expected)
+		strict, err := decodeUnstructured(data, media, u, expected, decoded)
+		switch {
+		case err != nil:
+			return nil, err
+		case len(strict) == 0 || validation == metav1.FieldValidationIgnore:
+		case validation == metav1.FieldValidationStrict:
+			return nil, cannotHandle(expected, expected, runtime.NewStrictDecodingError(strict))
+		default:
+			for _, e := range strict {
+				warn(e.Error())
+			}
+		}
+		return u, nil
 	}
 	codec := pair[1]
 	if validation == metav1.FieldValidationIgnore {
@@ -301,7 +318,7 @@ func decodeBody(data []byte, media, validation string, into runtime.Object, expe
 	}
 	if err != nil {
 		if got != nil && got.Kind != "" && len(got.Version) > 0 {
-			return nil, apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: %v", got.Kind, got.Version, expected.Kind, err))
+			return nil, cannotHandle(*got, expected, err)
 		}
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("the object provided is unrecognized (must be of type %s): %v", expected.Kind, err))
 	}
@@ -311,6 +328,10 @@ func decodeBody(data []byte, media, validation string, into runtime.Object, expe
 	return obj, nil
 }
 
+func cannotHandle(got, expected schema.GroupVersionKind, err error) error {
+	return apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: %v", got.Kind, got.Version, expected.Kind, err))
+}
+
 func wrongKind(got, expected schema.GroupVersionKind) error {
 	if got.GroupVersion() != expected.GroupVersion() {
 		return apierrors.NewBadRequest(fmt.Sprintf("the API version in the data (%s) does not match the expected API version (%s)", got.GroupVersion(), expected.GroupVersion()))
@@ -318,25 +339,44 @@ func wrongKind(got, expected schema.GroupVersionKind) error {
 	return apierrors.NewBadRequest(fmt.Sprintf("%s in version %q cannot be handled as a %s: the kind does not match", got.Kind, got.Version, expected.Kind))
 }
 
-func decodeUnstructured(data []byte, media string, u *unstructured.Unstructured, expected schema.GroupVersionKind) (runtime.Object, error) {
-	if media == mediaProtobuf {
-		return nil, unsupportedMedia(media, mediaJSON, mediaYAML)
-	}
-	if media == mediaYAML {
-		var err error
+// decodeUnstructured reads an object that has no type of its own. It returns
+// what is wrong with it though it can be read.
+func decodeUnstructured(data []byte, media string, u *unstructured.Unstructured, expected schema.GroupVersionKind, decoded func(runtime.Object) ([]string, error)) (strict []error, err error) {
+	switch media {
+	case mediaJSON:
+	case mediaYAML:
+		if _, err := yaml.YAMLToJSONStrict(data); err != nil {
+			strict = append(strict, err)
+		}
 		if data, err = yaml.YAMLToJSON(data); err != nil {
 			return nil, apierrors.NewBadRequest(err.Error())
 		}
+	default:
+		return nil, unsupportedMedia(media, mediaJSON, mediaYAML)
 	}
-	if err := json.Unmarshal(data, &u.Object); err != nil {
-		return nil, apierrors.NewBadRequest(err.Error())
+	object := map[string]any{}
+	doubled, err := sigsjson.UnmarshalStrict(data, &object)
+	if err != nil {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("the object provided is unrecognized (must be of type %s): %v", expected.Kind, err))
 	}
-	if got := u.GroupVersionKind(); got.Empty() {
-		u.SetGroupVersionKind(expected)
-	} else if got != expected {
+	u.Object, strict = object, append(strict, doubled...)
+	switch got := u.GroupVersionKind(); {
+	case got.Kind == "":
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("the object provided is unrecognized (must be of type %s): Object 'Kind' is missing", expected.Kind))
+	case got != expected:
 		return nil, wrongKind(got, expected)
 	}
-	return u, nil
+	if decoded == nil {
+		return strict, nil
+	}
+	unknown, err := decoded(u)
+	if err != nil {
+		return nil, cannotHandle(expected, expected, err)
+	}
+	for _, path := range unknown {
+		strict = append(strict, fmt.Errorf("unknown field %q", path))
+	}
+	return strict, nil
 }
 
 // accepted is one entry of an Accept header.

@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/version"
 )
 
 var allVerbs = metav1.Verbs{"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"}
@@ -41,7 +42,7 @@ func newDocument(obj any) *document {
 	return &document{body: b, etag: `"` + strings.ToUpper(hex.EncodeToString(sum[:])) + `"`}
 }
 
-func (d *discovery) build(s *Server, t *table) {
+func (d *discovery) build(s *Server, rows []*resource) {
 	d.resources = map[schema.GroupVersion]*metav1.APIResourceList{}
 	list := func(gv schema.GroupVersion) *metav1.APIResourceList {
 		l := d.resources[gv]
@@ -52,11 +53,11 @@ func (d *discovery) build(s *Server, t *table) {
 		}
 		return l
 	}
-	for _, r := range t.rows {
+	for _, r := range rows {
 		l := list(r.gvr.GroupVersion())
 		l.APIResources = append(l.APIResources, metav1.APIResource{
-			Name: r.Plural, SingularName: r.Singular, Namespaced: r.Namespaced, Kind: r.GVK.Kind, Verbs: allVerbs,
-			ShortNames: r.ShortNames, Categories: r.Categories, StorageVersionHash: storageHash(r.GVK),
+			Name: r.Plural, SingularName: r.Singular, Namespaced: r.Namespaced, Kind: r.GVK.Kind, Verbs: s.verbs(r),
+			ShortNames: r.ShortNames, Categories: r.Categories, StorageVersionHash: storageHash(r.storedGVK()),
 		})
 		for _, sub := range r.subresources(s.creators) {
 			a := metav1.APIResource{Name: r.Plural + "/" + sub.name, Namespaced: r.Namespaced, Kind: sub.gvk.Kind, Verbs: sub.verbs}
@@ -77,7 +78,10 @@ func (d *discovery) build(s *Server, t *table) {
 	for _, l := range d.resources {
 		slices.SortFunc(l.APIResources, func(a, b metav1.APIResource) int { return cmp.Compare(a.Name, b.Name) })
 	}
-	slices.SortStableFunc(d.order, func(a, b schema.GroupVersion) int { return cmp.Compare(a.Group, b.Group) })
+	// Of the versions of a group, the first is the one that clients prefer.
+	slices.SortStableFunc(d.order, func(a, b schema.GroupVersion) int {
+		return cmp.Or(cmp.Compare(a.Group, b.Group), version.CompareKubeAwareVersionStrings(b.Version, a.Version))
+	})
 	for _, gv := range d.order {
 		if gv.Group == "" {
 			continue
@@ -153,7 +157,7 @@ func appendDiscovered(all []discoveryv2.APIResourceDiscovery, gv schema.GroupVer
 // discover answers what is below /api and /apis. found says that there is
 // something by that path.
 func (x *exchange) discover(path string) (found bool, err error) {
-	d := &x.s.disco
+	d := x.s.discovery()
 	if whole := d.whole[path]; whole != nil {
 		if version := aggregatedVersion(x.r.Header.Get("Accept")); version != "" {
 			doc := whole[version]

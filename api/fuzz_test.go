@@ -69,7 +69,7 @@ func FuzzBody(f *testing.F) {
 	f.Add([]byte("k8s\x00\n\x00\x12\x00"), mediaProtobuf)
 	gvk := corev1.SchemeGroupVersion.WithKind("Pod")
 	f.Fuzz(func(t *testing.T, data []byte, media string) {
-		obj, err := decodeBody(data, media, metav1.FieldValidationWarn, &corev1.Pod{}, gvk, func(string) {})
+		obj, err := decodeBody(data, media, metav1.FieldValidationWarn, &corev1.Pod{}, gvk, nil, func(string) {})
 		if err == nil && obj == nil {
 			t.Error("neither an object nor an error")
 		}

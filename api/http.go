@@ -143,9 +143,15 @@ func (x *exchange) resource(ctx context.Context) error {
 	if t.Resource.GroupVersion() == metricsVersion {
 		return x.metrics(ctx)
 	}
-	res := x.s.table.Load().byGVR[t.Resource]
+	res, err := x.s.resourceNow(ctx, t.Resource)
+	if err != nil {
+		return err
+	}
 	if res == nil {
 		return errNoSuchPath
+	}
+	if res.def != nil && !x.ofCustom(res) {
+		return notAcceptable()
 	}
 	c := &call{
 		s: x.s, res: x.s.shownTo(x.user, res, t.Attributes), user: x.user, namespace: t.Namespace, name: t.Name, sub: t.Subresource,
@@ -258,7 +264,7 @@ func (x *exchange) create(ctx context.Context, c *call) error {
 	if err := x.options(&o); err != nil {
 		return err
 	}
-	obj, err := x.body(c.res.New(), c.res.GVK, o.FieldValidation)
+	obj, err := x.body(c.res.New(), c.res.GVK, c.res.Decoded, o.FieldValidation)
 	if err != nil {
 		return err
 	}
@@ -270,12 +276,12 @@ func (x *exchange) create(ctx context.Context, c *call) error {
 }
 
 // body reads the object that a request carries.
-func (x *exchange) body(into runtime.Object, gvk schema.GroupVersionKind, validation string) (Object, error) {
+func (x *exchange) body(into runtime.Object, gvk schema.GroupVersionKind, decoded func(runtime.Object) ([]string, error), validation string) (Object, error) {
 	data, err := readBody(x.r)
 	if err != nil {
 		return nil, err
 	}
-	obj, err := decodeBody(data, bodyMedia(x.r.Header.Get("Content-Type")), validation, into, gvk, x.warn)
+	obj, err := decodeBody(data, bodyMedia(x.r.Header.Get("Content-Type")), validation, into, gvk, decoded, x.warn)
 	if err != nil {
 		return nil, err
 	}
@@ -298,7 +304,7 @@ func (x *exchange) update(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	obj, err := x.body(into, f.gvk, o.FieldValidation)
+	obj, err := x.body(into, f.gvk, c.decodedOf(f.gvk), o.FieldValidation)
 	if err != nil {
 		return err
 	}

@@ -25,7 +25,7 @@ type local struct {
 
 // begin finds the resource and asks whether the user may.
 func (l *local) begin(ctx context.Context, verb string, r schema.GroupVersionResource, namespace, name string, o *metav1.ListOptions, sub ...string) (*call, error) {
-	res := l.s.table.Load().byGVR[r]
+	res := l.s.resource(r)
 	if res == nil {
 		return nil, apierrors.NewNotFound(r.GroupResource(), name)
 	}

@@ -97,7 +97,7 @@ func (x *exchange) metrics(ctx context.Context) error {
 	if x.format.as != "Table" {
 		x.format.as = ""
 	}
-	c := &call{s: x.s, res: x.s.table.Load().byGVR[m.of], user: x.user, namespace: t.Namespace, name: t.Name}
+	c := &call{s: x.s, res: x.s.resource(m.of), user: x.user, namespace: t.Namespace, name: t.Name}
 	var records []Record
 	if t.Verb == "get" {
 		rec, err := c.get(ctx, metav1.GetOptions{}, true)

@@ -31,6 +31,8 @@ var patchTypes = []string{
 type facet struct {
 	gvk  schema.GroupVersionKind
 	show func(of Object) (Object, error)
+	// base is what a patch starts from, where that is not what is shown.
+	base func(of Object) (Object, error)
 	// put returns a copy of of that is as shown says.
 	put  func(of, shown Object) (Object, error)
 	mode mode
@@ -66,7 +68,18 @@ func (c *call) scaleFacet() facet {
 	return facet{
 		gvk: autoscalingv1.SchemeGroupVersion.WithKind("Scale"),
 		show: func(of Object) (Object, error) {
-			scale := c.res.GetScale(of)
+			scale, err := c.res.GetScale(of)
+			if err != nil {
+				return nil, err
+			}
+			scale.SetGroupVersionKind(autoscalingv1.SchemeGroupVersion.WithKind("Scale"))
+			return scale, nil
+		},
+		base: func(of Object) (Object, error) {
+			scale, err := c.res.GetScale(of)
+			if scale == nil {
+				return nil, err
+			}
 			scale.SetGroupVersionKind(autoscalingv1.SchemeGroupVersion.WithKind("Scale"))
 			return scale, nil
 		},
@@ -76,7 +89,9 @@ func (c *call) scaleFacet() facet {
 				return nil, apierrors.NewBadRequest(fmt.Sprintf("expected a Scale, got a %T", shown))
 			}
 			obj := of.DeepCopyObject().(Object)
-			c.res.SetScale(obj, scale)
+			if err := c.res.SetScale(obj, scale); err != nil {
+				return nil, err
+			}
 			obj.SetResourceVersion(scale.ResourceVersion)
 			if scale.UID != "" {
 				obj.SetUID(scale.UID)
@@ -148,7 +163,11 @@ func (c *call) patch(ctx context.Context, t types.PatchType, data []byte, o meta
 		return nil, false, err
 	}
 	rec, err = c.update(ctx, update{mode: f.mode, dryRun: c.dryRun(o.DryRun), manager: o.FieldManager, change: func(old Object) (Object, error) {
-		before, err := f.show(old)
+		base := f.show
+		if f.base != nil {
+			base = f.base
+		}
+		before, err := base(old)
 		if err != nil {
 			return nil, err
 		}
@@ -213,11 +232,19 @@ func (c *call) decodePatched(doc []byte, gvk schema.GroupVersionKind, validation
 	if warn == nil {
 		warn = func(string) {}
 	}
-	obj, err := decodeBody(doc, mediaJSON, validation, into, gvk, warn)
+	obj, err := decodeBody(doc, mediaJSON, validation, into, gvk, c.decodedOf(gvk), warn)
 	if err != nil {
 		return nil, err
 	}
 	return obj.(Object), nil
+}
+
+// decodedOf is the kind's Decoded, for an object of the kind itself.
+func (c *call) decodedOf(gvk schema.GroupVersionKind) func(runtime.Object) ([]string, error) {
+	if gvk == c.res.GVK {
+		return c.res.Decoded
+	}
+	return nil
 }
 
 func (c *call) newOf(gvk schema.GroupVersionKind) (runtime.Object, error) {
@@ -304,14 +331,12 @@ func (c *call) decodeApplied(data []byte, validation string) (*unstructured.Unst
 	if intent.GetManagedFields() != nil {
 		return nil, apierrors.NewBadRequest("metadata.managedFields must be nil")
 	}
-	if _, typed := c.res.New().(*unstructured.Unstructured); !typed {
-		warn := c.warn
-		if warn == nil {
-			warn = func(string) {}
-		}
-		if _, err := decodeBody(data, mediaYAML, validation, c.res.New(), c.res.GVK, warn); err != nil {
-			return nil, err
-		}
+	warn := c.warn
+	if warn == nil {
+		warn = func(string) {}
+	}
+	if _, err := decodeBody(data, mediaYAML, validation, c.res.New(), c.res.GVK, c.res.Decoded, warn); err != nil {
+		return nil, err
 	}
 	return intent, c.checkPlace(intent)
 }

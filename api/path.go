@@ -62,7 +62,7 @@ func (x *exchange) json(v any) error {
 
 func (s *Server) paths() []string {
 	all := []string{"/.well-known/openid-configuration", "/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"}
-	for _, gv := range s.disco.order {
+	for _, gv := range s.discovery().order {
 		if gv.Group == "" {
 			all = append(all, "/api/"+gv.Version)
 		} else {
@@ -161,24 +161,31 @@ func openAPIHash(b []byte) string {
 
 // openAPI answers with the documents that describe the kinds.
 func (x *exchange) openAPI(path string) error {
-	o := x.s.cfg.OpenAPI
-	if o == nil {
+	if x.s.cfg.OpenAPI == nil {
 		return errNoSuchPath
 	}
-	switch {
-	case path == "/openapi/v2":
-		return x.openAPIDocument(o.V2(), mediaOpenAPI2, askOpenAPI2)
-	case path == "/openapi/v3":
+	if path == "/openapi/v2" {
+		doc, err := x.s.openAPI2()
+		if err != nil {
+			return err
+		}
+		return x.openAPIDocument(doc, mediaOpenAPI2, askOpenAPI2)
+	}
+	all, err := x.s.openAPI3()
+	if err != nil {
+		return err
+	}
+	if path == "/openapi/v3" {
 		type entry struct {
 			URL string `json:"serverRelativeURL"`
 		}
 		index := map[string]entry{}
-		for name, doc := range o.V3() {
+		for name, doc := range all {
 			index[name] = entry{"/openapi/v3/" + name + "?hash=" + openAPIHash(doc.JSON)}
 		}
 		return x.json(map[string]any{"paths": index})
 	}
-	doc, ok := o.V3()[strings.TrimPrefix(path, "/openapi/v3/")]
+	doc, ok := all[strings.TrimPrefix(path, "/openapi/v3/")]
 	if !ok {
 		return errNoSuchPath
 	}
@@ -214,6 +221,9 @@ func (x *exchange) openAPIDocument(doc Document, protoMedia, protoAlias string) 
 		case mediaJSON, "*/*", "application/*":
 			media = mediaJSON
 		case protoMedia, protoAlias:
+			if len(doc.Protobuf) == 0 {
+				continue // those of custom resources have none
+			}
 			media = protoMedia
 		default:
 			continue

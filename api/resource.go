@@ -26,8 +26,10 @@ import (
 type resource struct {
 	*kinds.Kind
 	gvr    schema.GroupVersionResource
-	stored string // the resource under which Storage keeps it
-	hooks  hooks  // what this kind needs besides its row
+	stored string      // the resource under which Storage keeps it
+	hooks  hooks       // what this kind needs besides its row
+	def    *definition // whose custom resource it is, nil for all others
+	as     string      // tells its encodings of a stored object from others'
 
 	mu       sync.Mutex
 	managers map[string]*managedfields.FieldManager // by subresource
@@ -44,10 +46,7 @@ type table struct {
 func newTable(rows []*kinds.Kind) (*table, error) {
 	t := &table{byGVR: map[schema.GroupVersionResource]*resource{}}
 	for _, k := range rows {
-		r := &resource{Kind: k, gvr: k.GVR(), stored: k.Stored, managers: map[string]*managedfields.FieldManager{}}
-		if r.stored == "" {
-			r.stored = k.Resource()
-		}
+		r := newResource(k)
 		if t.byGVR[r.gvr] != nil {
 			return nil, fmt.Errorf("two kinds share the resource %s", r.gvr)
 		}
@@ -55,6 +54,14 @@ func newTable(rows []*kinds.Kind) (*table, error) {
 		t.byGVR[r.gvr] = r
 	}
 	return t, nil
+}
+
+func newResource(k *kinds.Kind) *resource {
+	r := &resource{Kind: k, gvr: k.GVR(), stored: k.Stored, as: k.GVK.Group, managers: map[string]*managedfields.FieldManager{}}
+	if r.stored == "" {
+		r.stored = k.Resource()
+	}
+	return r
 }
 
 // groupVersions lists every group with its versions, in the order of the rows.
@@ -91,6 +98,13 @@ func (r *resource) fieldManager(subresource string) (*managedfields.FieldManager
 		return m, nil
 	}
 	gv := r.gvr.GroupVersion()
+	if r.def != nil {
+		m, err := r.customManager(subresource)
+		if err == nil {
+			r.managers[subresource] = m
+		}
+		return m, err
+	}
 	var reset map[fieldpath.APIVersion]fieldpath.Filter
 	// What a writer's request cannot change, the writer does not own.
 	var filter fieldpath.Filter
@@ -203,12 +217,14 @@ func (v *viewed) convert(stored Object) Object {
 		out.(Object).SetNamespace(stored.GetNamespace())
 	}
 	o := out.(Object)
-	o.GetObjectKind().SetGroupVersionKind(v.r.GVK)
+	if o.GetObjectKind().GroupVersionKind() != v.r.GVK { // it may be the stored object itself
+		o.GetObjectKind().SetGroupVersionKind(v.r.GVK)
+	}
 	return o
 }
 
 func (v *viewed) Encoding(name string, encode func(Object) ([]byte, error)) ([]byte, error) {
-	return v.Record.Encoding(v.r.gvr.Group+" "+name, func(stored Object) ([]byte, error) { return encode(v.convert(stored)) })
+	return v.Record.Encoding(v.r.as+" "+name, func(stored Object) ([]byte, error) { return encode(v.convert(stored)) })
 }
 
 // loose is a record of an object that no store holds: what a dry run would
@@ -229,6 +245,9 @@ func (r *resource) emptyList() runtime.Object {
 }
 
 func (r *resource) listGVK() schema.GroupVersionKind {
+	if r.ListKind != "" {
+		return r.GVK.GroupVersion().WithKind(r.ListKind)
+	}
 	return r.GVK.GroupVersion().WithKind(r.GVK.Kind + "List")
 }
 

@@ -58,7 +58,7 @@ func (x *exchange) review(ctx context.Context, r *review) error {
 	if err := x.options(&o); err != nil {
 		return err
 	}
-	obj, err := x.body(r.new(), r.gvk, o.FieldValidation)
+	obj, err := x.body(r.new(), r.gvk, nil, o.FieldValidation)
 	if err != nil {
 		return err
 	}
@@ -189,7 +189,7 @@ func (s *Server) rulesReview(_ context.Context, u User, _ string, obj Object) (O
 
 // binding is the old way to post a pod's binding: beside the pods.
 func (s *Server) binding(ctx context.Context, u User, namespace string, obj Object) (Object, error) {
-	res := s.table.Load().byGVR[pods]
+	res := s.resource(pods)
 	if res == nil {
 		return nil, errNoSuchPath
 	}

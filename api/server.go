@@ -17,6 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/version"
 
+	"golang.org/x/sync/errgroup"
+
 	"conclave/api/kinds"
 )
 
@@ -131,7 +133,8 @@ type Server struct {
 	table    atomic.Pointer[table]
 	reviews  map[schema.GroupVersionResource]*review
 	creators map[string]creator // by "resource.group/subresource"
-	disco    discovery
+	disco    discovery          // without custom resources
+	customs  customs
 	certs    certCache
 	// ending ends when Run does, and with it all watches.
 	ending context.Context
@@ -162,18 +165,22 @@ func New(cfg Config) (*Server, error) {
 	s.table.Store(t)
 	s.reviews = reviews(s)
 	s.creators = creators()
-	s.disco.build(s, t)
+	s.disco.build(s, t.rows)
 	if s.cfg.Authorizer == nil {
 		s.cfg.Authorizer = &rules{s: s}
 	}
 	return s, nil
 }
 
-// Run frees reservations that belong to nobody, and ends all watches when ctx
+// Run frees reservations that belong to nobody, ends the watches of custom
+// resources that are served no more or otherwise, and ends all watches when ctx
 // ends.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.end()
-	return s.repairLoop(ctx)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.followDefinitions(ctx) })
+	g.Go(func() error { return s.repairLoop(ctx) })
+	return g.Wait()
 }
 
 // watchContext is ctx, ended also by the end of the server.

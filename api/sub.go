@@ -85,7 +85,7 @@ func (x *exchange) post(ctx context.Context, c *call, cr creator) error {
 	if err := x.options(&o); err != nil {
 		return err
 	}
-	obj, err := x.body(cr.new(), cr.gvk, o.FieldValidation)
+	obj, err := x.body(cr.new(), cr.gvk, nil, o.FieldValidation)
 	if err != nil {
 		return err
 	}

@@ -131,6 +131,9 @@ func (st *stream) run(ctx context.Context, send func([]change) error) error {
 	defer st.watcher.Stop()
 	ctx, cancel := context.WithTimeout(ctx, st.ends)
 	defer cancel()
+	if d := st.res.def; d != nil { // until it is served otherwise
+		defer context.AfterFunc(d.life, cancel)()
+	}
 	if len(st.initial) > 0 {
 		err := send(st.initial)
 		st.initial = nil // a watch lives long: let the first state go

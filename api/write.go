@@ -17,6 +17,8 @@ import (
 	utilrand "k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"conclave/api/custom"
 )
 
 // call is one operation of one user on one resource, over HTTP or in process.
@@ -368,7 +370,7 @@ func (c *call) tryUpdate(ctx context.Context, stored Record, u update) (_ Record
 		}
 	}
 	c.warnings(obj, old)
-	if apiequality.Semantic.DeepEqual(old, obj) {
+	if apiequality.Semantic.DeepEqual(old, obj) && !c.res.outdated(stored) {
 		return stored, conditional, nil // nothing to write: the log is spared
 	}
 	if u.mode == ofSpec {
@@ -511,6 +513,9 @@ func planRemoval(old Object, o metav1.DeleteOptions, at metav1.Time) (obj Object
 	obj = old.DeepCopyObject().(Object)
 	obj.SetFinalizers(policyFinalizers(old.GetFinalizers(), orphansByDefault(obj), o))
 	grace := int64(0)
+	if d, ok := obj.(*custom.Definition); ok && old.GetDeletionTimestamp() == nil {
+		custom.PrepareRemoval(d, at.Time)
+	}
 	if pod, ok := obj.(*corev1.Pod); ok {
 		grace = podGrace(pod, o.GracePeriodSeconds)
 	}

@@ -36,7 +36,7 @@ import (
 
 	"conclave/agent"
 	"conclave/api"
-	"conclave/api/kinds"
+	"conclave/api/custom"
 	"conclave/api/openapi"
 	"conclave/consensus"
 	"conclave/controller"
@@ -875,7 +875,7 @@ func (s *Server) runMaster(ctx context.Context, authority *identity.Authority, b
 		}
 	}
 	m.api, err = api.New(api.Config{
-		Storage: storage{m.consensus}, Kinds: kinds.Builtin(), OpenAPI: openapiDocuments{},
+		Storage: storage{m.consensus}, Kinds: custom.Kinds(), OpenAPI: openapiDocuments{},
 		ClientCAs:            func() *x509.CertPool { return roots },
 		ServiceAccountSigner: authority.ServiceAccountSigner,
 		ServiceCIDR:          authority.Cluster().ServiceCIDR,
@@ -972,7 +972,7 @@ func (s *Server) lead(ctx context.Context, m *master) error {
 		return err
 	}
 	var served []schema.GroupVersionResource
-	for _, k := range kinds.Builtin() {
+	for _, k := range custom.Kinds() {
 		if k.Stored == "" {
 			served = append(served, k.GVR())
 		}

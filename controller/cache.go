@@ -59,6 +59,7 @@ type cache struct {
 
 type table struct {
 	resource schema.GroupVersionResource
+	kind     string                           // of a custom resource, whose plural does not tell it
 	objects  map[string]map[string]api.Object // by namespace, then name
 	indexes  map[string]*index
 	// gone holds the UIDs that a controller deleted before the follower told
@@ -85,14 +86,69 @@ func newCache(kinds []schema.GroupVersionResource) *cache {
 		dependents: map[types.UID]map[Key]api.Object{},
 	}
 	for _, r := range kinds {
-		c.tables[r] = &table{
-			resource: r,
-			objects:  map[string]map[string]api.Object{},
-			indexes:  map[string]*index{},
-			gone:     map[types.UID]struct{}{},
-		}
+		c.tables[r] = newTable(r)
 	}
 	return c
+}
+
+func newTable(r schema.GroupVersionResource) *table {
+	return &table{
+		resource: r,
+		objects:  map[string]map[string]api.Object{},
+		indexes:  map[string]*index{},
+		gone:     map[types.UID]struct{}{},
+	}
+}
+
+// addCustom makes room for a custom resource, which is about to be followed. A
+// table stays when its resource goes: who was owned by its objects must find
+// that they are gone.
+func (c *cache) addCustom(r schema.GroupVersionResource, kind string, namespaced bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.tables[r]
+	if t == nil {
+		t = newTable(r)
+		c.tables[r] = t
+	}
+	t.kind, t.seen, t.namespaced = kind, true, namespaced
+}
+
+// clear forgets the objects of a resource that is followed no more.
+func (c *cache) clear(r schema.GroupVersionResource) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.tables[r]
+	for _, names := range t.objects {
+		for _, o := range names {
+			c.put(t, o, nil)
+		}
+	}
+	clear(t.gone)
+	t.synced = true // nobody need wait for it
+}
+
+// scope says whether a resource's objects are in namespaces, if that is known.
+func (c *cache) scope(r schema.GroupVersionResource) (namespaced, known bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	t := c.tables[r]
+	if t == nil {
+		return false, false
+	}
+	return t.namespaced, t.seen
+}
+
+// resourceOf is the resource that is followed of a kind, whatever the version.
+func (c *cache) resourceOf(group, plural, kind string) (schema.GroupVersionResource, bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	for r, t := range c.tables {
+		if r.Group == group && (t.kind == kind || t.kind == "" && r.Resource == plural) {
+			return r, true
+		}
+	}
+	return schema.GroupVersionResource{}, false
 }
 
 // addIndex is called before anything is followed.

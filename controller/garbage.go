@@ -33,6 +33,7 @@ func newGarbage(e *env) *Controller {
 			controller.Inputs = append(controller.Inputs, Input{r, func(change Change) []Key { return c.keys(r, change) }})
 		}
 	}
+	controller.Custom = c.keys
 	return controller
 }
 
@@ -93,14 +94,12 @@ func (c *garbageController) resource(ref metav1.OwnerReference) (schema.GroupVer
 		return schema.GroupVersionResource{}, false
 	}
 	plural, _ := meta.UnsafeGuessKindToResource(gv.WithKind(ref.Kind))
-	if _, ok := c.cache.tables[plural]; ok {
+	if slices.Contains(c.Kinds, plural) {
 		return plural, true
 	}
 	// Another version of a served kind is the same objects.
-	for r := range c.cache.tables {
-		if r.GroupResource() == plural.GroupResource() {
-			return r, true
-		}
+	if r, ok := c.cache.resourceOf(gv.Group, plural.Resource, ref.Kind); ok {
+		return r, true
 	}
 	return plural, false
 }
@@ -139,9 +138,7 @@ func (c *garbageController) standing(ctx context.Context, o api.Object, ref meta
 	if !ok {
 		return solid, nil // of a kind that this cluster does not know (yet)
 	}
-	c.cache.mu.RLock()
-	seen, namespaced := c.cache.tables[r].seen, c.cache.tables[r].namespaced
-	c.cache.mu.RUnlock()
+	namespaced, seen := c.cache.scope(r)
 	if o.GetNamespace() == "" && (!seen || namespaced) {
 		// A cluster-wide object cannot be owned by one in a namespace: that is
 		// a mistake of the reference, and deletes nothing.

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"conclave/api"
+	"conclave/api/custom"
 )
 
 // NodeState is what gossip and the leases together say of a node.
@@ -84,6 +85,9 @@ type Controller struct {
 	// Outputs are all that Reconcile writes. No two controllers may own the
 	// same: the Manager refuses to start.
 	Outputs []Output
+	// Custom says what changes of custom resources concern: there is no input of
+	// those, since they come and go.
+	Custom func(schema.GroupVersionResource, Change) []Key
 	// Workers is how many keys are reconciled at a time.
 	Workers int
 	// Reconcile brings the world nearer to what the key's object asks for. It
@@ -115,6 +119,8 @@ type env struct {
 	Config
 	*store
 	events *recorder
+	// customs are the custom resources that are followed.
+	customs *customs
 	// states is the last answer of Liveness per node name; see liveness.go.
 	states *states
 }
@@ -165,14 +171,14 @@ func New(c Config) (*Manager, error) {
 		}
 	}
 	m := &Manager{byInput: map[schema.GroupVersionResource][]boundInput{}, ready: make(chan struct{})}
-	m.env = &env{Config: c, events: newRecorder(c), states: newStates(c.Liveness)}
+	m.env = &env{Config: c, events: newRecorder(c), customs: &customs{}, states: newStates(c.Liveness)}
 	m.env.store = &store{client: c.Client, cache: newCache(c.Kinds), changed: m.dispatch}
 	addIndexes(m.env.cache)
 	for _, add := range []func(*env) *Controller{
 		newReplicaSets, newReplicationControllers, newDeployments, newStatefulSets, newDaemonSets, newJobs, newCronJobs, newDisruption,
 		newVolumes, newVolumeProtection, newEphemeral, newAttachDetach, newCSI, newEndpointSlices, newEndpoints, newMirror, newLoadBalancer,
 		newNodes, newTaintEviction, newPodGC, newGarbage, newNamespaces,
-		newServiceAccounts, newRootCA, newExpiry, newServiceCIDRs, newQuotas,
+		newServiceAccounts, newRootCA, newExpiry, newServiceCIDRs, newQuotas, newDefinitions,
 	} {
 		if err := m.add(add(m.env)); err != nil {
 			return nil, err
@@ -205,7 +211,12 @@ func (m *Manager) add(c *Controller) error {
 // that it started has ended. A Manager runs once.
 func (m *Manager) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	for resource := range m.env.cache.tables {
+	m.env.customs.start = func(r schema.GroupVersionResource) context.CancelFunc {
+		ctx, cancel := context.WithCancel(ctx)
+		g.Go(func() error { m.followCustom(ctx, r); return nil })
+		return cancel
+	}
+	for _, resource := range m.env.Kinds {
 		g.Go(func() error {
 			err := api.Follow(ctx, m.env.client, resource, "", metav1.ListOptions{}, &follower{ctx, m, resource})
 			if ctx.Err() != nil {
@@ -256,8 +267,17 @@ func (m *Manager) work(ctx context.Context, c *Controller) {
 // dispatch tells the controllers of changes.
 func (m *Manager) dispatch(r schema.GroupVersionResource, changes []Change) {
 	for _, change := range changes {
-		for _, in := range m.byInput[r] {
+		inputs, known := m.byInput[r]
+		for _, in := range inputs {
 			in.queue.add(in.keys(change)...)
+		}
+		if known || slices.Contains(m.env.Kinds, r) {
+			continue
+		}
+		for _, c := range m.controllers {
+			if c.Custom != nil {
+				c.queue.add(c.Custom(r, change)...)
+			}
 		}
 	}
 }
@@ -271,25 +291,51 @@ type follower struct {
 
 func (f *follower) Replace(objects []api.Object) {
 	changes, missing := f.m.env.cache.replace(f.resource, objects)
+	f.definitions()
 	f.m.dispatch(f.resource, changes)
 	for _, o := range missing {
 		f.m.env.refresh(f.ctx, f.resource, o)
 	}
-	f.m.mu.Lock()
-	defer f.m.mu.Unlock()
+	f.m.checkReady()
+}
+
+// checkReady lets the controllers begin once everything has been listed.
+func (m *Manager) checkReady() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	select {
-	case <-f.m.ready:
+	case <-m.ready:
 	default:
-		if f.m.env.cache.synced() {
-			close(f.m.ready)
+		if m.env.cache.synced() {
+			close(m.ready)
 		}
 	}
 }
 
 func (f *follower) Apply(t watch.EventType, o api.Object) {
+	var changes []Change
 	if t == watch.Deleted {
-		f.m.dispatch(f.resource, f.m.env.cache.remove(f.resource, o, true))
-		return
+		changes = f.m.env.cache.remove(f.resource, o, true)
+	} else {
+		changes = f.m.env.cache.apply(f.resource, o, true)
 	}
-	f.m.dispatch(f.resource, f.m.env.cache.apply(f.resource, o, true))
+	f.definitions()
+	f.m.dispatch(f.resource, changes)
+}
+
+// definitions follows the custom resources that there are now.
+func (f *follower) definitions() {
+	if f.resource == definitions {
+		f.m.env.customs.set(f.m.env.cache, list[*custom.Definition](f.m.env.cache, definitions, ""))
+	}
+}
+
+// followCustom follows a custom resource until ctx ends.
+func (m *Manager) followCustom(ctx context.Context, r schema.GroupVersionResource) {
+	err := api.Follow(ctx, m.env.client, r, "", metav1.ListOptions{}, &follower{ctx, m, r})
+	if ctx.Err() == nil {
+		m.env.Log.Error("a custom resource is not looked after any more", "resource", r.String(), "error", err)
+	}
+	m.env.cache.clear(r)
+	m.checkReady()
 }

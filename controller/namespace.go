@@ -32,6 +32,7 @@ func newNamespaces(e *env) *Controller {
 	for _, r := range e.Kinds {
 		controller.Inputs = append(controller.Inputs, Input{r, c.keysOfContent})
 	}
+	controller.Custom = func(_ schema.GroupVersionResource, change Change) []Key { return c.keysOfContent(change) }
 	return controller
 }
 
@@ -121,7 +122,7 @@ func (c namespaceController) empty(ctx context.Context, namespace string) ([]rem
 	}
 	var found []remains
 	var errs []error
-	for _, r := range c.Kinds {
+	for _, r := range c.kinds() {
 		if r == pods {
 			continue
 		}
@@ -135,10 +136,7 @@ func (c namespaceController) empty(ctx context.Context, namespace string) ([]rem
 }
 
 func (c namespaceController) emptyOf(ctx context.Context, r schema.GroupVersionResource, namespace string) (*remains, error) {
-	c.cache.mu.RLock()
-	clusterWide := c.cache.tables[r].seen && !c.cache.tables[r].namespaced
-	c.cache.mu.RUnlock()
-	if clusterWide {
+	if namespaced, known := c.cache.scope(r); known && !namespaced {
 		return nil, nil
 	}
 	objects, err := c.inNamespace(ctx, r, namespace)

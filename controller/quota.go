@@ -36,6 +36,7 @@ func newQuotas(e *env) *Controller {
 			controller.Inputs = append(controller.Inputs, Input{r, func(change Change) []Key { return c.keysOf(r, change) }})
 		}
 	}
+	controller.Custom = c.keysOf
 	return controller
 }
 
@@ -124,7 +125,7 @@ func (c *quotaController) used(q *corev1.ResourceQuota, now time.Time) corev1.Re
 	for name := range q.Spec.Hard {
 		used[name] = *resource.NewQuantity(0, resource.DecimalSI)
 	}
-	for _, r := range c.Kinds {
+	for _, r := range c.kinds() {
 		kind := r.GroupResource().String()
 		concerns := func(name corev1.ResourceName) bool { return kinds.QuotaConcerns(name, kind) }
 		var names []corev1.ResourceName

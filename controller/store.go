@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"conclave/api"
+	"conclave/api/custom"
 )
 
 // The resources that controllers speak of.
@@ -39,6 +40,7 @@ var (
 	replicationControllers = corev1.SchemeGroupVersion.WithResource("replicationcontrollers")
 	daemonSets             = appsv1.SchemeGroupVersion.WithResource("daemonsets")
 	budgets                = policyv1.SchemeGroupVersion.WithResource("poddisruptionbudgets")
+	definitions            = custom.Definitions
 	quotas                 = corev1.SchemeGroupVersion.WithResource("resourcequotas")
 	jobs                   = batchv1.SchemeGroupVersion.WithResource("jobs")
 	cronJobs               = batchv1.SchemeGroupVersion.WithResource("cronjobs")
@@ -54,7 +56,7 @@ var (
 		pods, nodes, services, endpoints, namespaces, configMaps, serviceAccounts,
 		events, deployments, replicaSets, endpointSlices,
 		statefulSets, revisions, claims, volumes, storageClasses, attachments, csiNodes, csiDrivers,
-		serviceCIDRs, ipAddresses, replicationControllers, daemonSets, budgets, jobs, cronJobs, quotas,
+		serviceCIDRs, ipAddresses, replicationControllers, daemonSets, budgets, jobs, cronJobs, quotas, definitions,
 	}
 )
 

@@ -22,7 +22,7 @@ import (
 
 	"conclave/api"
 	"conclave/api/apitest"
-	"conclave/api/kinds"
+	"conclave/api/custom"
 )
 
 // world is a cluster in a bubble: the API server in memory, the controllers
@@ -77,7 +77,7 @@ func (l *fakeLiveness) set(name string, s NodeState) {
 }
 
 func resources() (all []schema.GroupVersionResource) {
-	for _, k := range kinds.Builtin() {
+	for _, k := range custom.Kinds() {
 		if k.Stored == "" { // its own storage, not a second view of another's
 			all = append(all, k.GVR())
 		}

@@ -16,7 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/version"
 
 	"conclave/api"
-	"conclave/api/kinds"
+	"conclave/api/custom"
 )
 
 // Admin may do everything.
@@ -40,7 +40,7 @@ func NewServerStorage(t testing.TB, edit ...func(*api.Config)) (*api.Server, *St
 	store := NewStorage()
 	cfg := api.Config{
 		Storage:              store,
-		Kinds:                kinds.Builtin(),
+		Kinds:                custom.Kinds(),
 		ClientCAs:            func() *x509.CertPool { return x509.NewCertPool() },
 		ServiceAccountSigner: func() crypto.Signer { return key },
 		ServiceCIDR:          netip.MustParsePrefix("10.96.0.0/16"),

@@ -269,7 +269,7 @@ func Builtin() []*Kind {
 	}
 	rows = append(append(append(rows, storedRows()...), workloadRows()...), policyRows()...)
 	for _, k := range rows {
-		k.complete()
+		k.Complete()
 	}
 	return rows
 }

@@ -89,7 +89,7 @@ func objectReferenceFields(prefix string, r *corev1.ObjectReference) fields.Set 
 
 // Scales.
 
-func scaleOf(meta *metav1.ObjectMeta, desired *int32, current int32, selector *metav1.LabelSelector) *autoscalingv1.Scale {
+func scaleOf(meta *metav1.ObjectMeta, desired *int32, current int32, selector *metav1.LabelSelector) (*autoscalingv1.Scale, error) {
 	scale := &autoscalingv1.Scale{
 		TypeMeta: metav1.TypeMeta{APIVersion: autoscalingv1.SchemeGroupVersion.String(), Kind: "Scale"},
 		ObjectMeta: metav1.ObjectMeta{
@@ -104,49 +104,53 @@ func scaleOf(meta *metav1.ObjectMeta, desired *int32, current int32, selector *m
 	if s, err := metav1.LabelSelectorAsSelector(selector); err == nil {
 		scale.Status.Selector = s.String()
 	}
-	return scale
+	return scale, nil
 }
 
-func deploymentScale(obj runtime.Object) *autoscalingv1.Scale {
+func deploymentScale(obj runtime.Object) (*autoscalingv1.Scale, error) {
 	d := obj.(*appsv1.Deployment)
 	return scaleOf(&d.ObjectMeta, d.Spec.Replicas, d.Status.Replicas, d.Spec.Selector)
 }
 
-func setDeploymentScale(obj runtime.Object, s *autoscalingv1.Scale) {
+func setDeploymentScale(obj runtime.Object, s *autoscalingv1.Scale) error {
 	d := obj.(*appsv1.Deployment)
 	replicas := s.Spec.Replicas
 	d.Spec.Replicas, d.ResourceVersion = &replicas, s.ResourceVersion
+	return nil
 }
 
-func replicaSetScale(obj runtime.Object) *autoscalingv1.Scale {
+func replicaSetScale(obj runtime.Object) (*autoscalingv1.Scale, error) {
 	rs := obj.(*appsv1.ReplicaSet)
 	return scaleOf(&rs.ObjectMeta, rs.Spec.Replicas, rs.Status.Replicas, rs.Spec.Selector)
 }
 
-func setReplicaSetScale(obj runtime.Object, s *autoscalingv1.Scale) {
+func setReplicaSetScale(obj runtime.Object, s *autoscalingv1.Scale) error {
 	rs := obj.(*appsv1.ReplicaSet)
 	replicas := s.Spec.Replicas
 	rs.Spec.Replicas, rs.ResourceVersion = &replicas, s.ResourceVersion
+	return nil
 }
 
-func statefulSetScale(obj runtime.Object) *autoscalingv1.Scale {
+func statefulSetScale(obj runtime.Object) (*autoscalingv1.Scale, error) {
 	s := obj.(*appsv1.StatefulSet)
 	return scaleOf(&s.ObjectMeta, s.Spec.Replicas, s.Status.Replicas, s.Spec.Selector)
 }
 
-func setStatefulSetScale(obj runtime.Object, scale *autoscalingv1.Scale) {
+func setStatefulSetScale(obj runtime.Object, scale *autoscalingv1.Scale) error {
 	s := obj.(*appsv1.StatefulSet)
 	replicas := scale.Spec.Replicas
 	s.Spec.Replicas, s.ResourceVersion = &replicas, scale.ResourceVersion
+	return nil
 }
 
-func replicationScale(obj runtime.Object) *autoscalingv1.Scale {
+func replicationScale(obj runtime.Object) (*autoscalingv1.Scale, error) {
 	rc := obj.(*corev1.ReplicationController)
 	return scaleOf(&rc.ObjectMeta, rc.Spec.Replicas, rc.Status.Replicas, &metav1.LabelSelector{MatchLabels: rc.Spec.Selector})
 }
 
-func setReplicationScale(obj runtime.Object, s *autoscalingv1.Scale) {
+func setReplicationScale(obj runtime.Object, s *autoscalingv1.Scale) error {
 	rc := obj.(*corev1.ReplicationController)
 	replicas := s.Spec.Replicas
 	rc.Spec.Replicas, rc.ResourceVersion = &replicas, s.ResourceVersion
+	return nil
 }

@@ -15,7 +15,7 @@ import (
 // Kind is one row of the table that the API server reads. Every function is
 // pure: it reads its arguments, changes at most the first one where its name
 // says so, and keeps nothing. In rows of Builtin, every function is set,
-// except GetScale, SetScale, ToStored and FromStored where they do not apply.
+// except GetScale, SetScale, ToStored, FromStored and Decoded where they do not apply.
 type Kind struct {
 	GVK        schema.GroupVersionKind
 	Plural     string
@@ -23,6 +23,9 @@ type Kind struct {
 	ShortNames []string
 	Categories []string
 	Namespaced bool
+
+	// ListKind is the kind of a list; empty: the kind's name with List behind it.
+	ListKind string
 
 	// New and NewList return empty objects.
 	New, NewList func() runtime.Object
@@ -35,14 +38,21 @@ type Kind struct {
 	// update changes a part.
 	Subs []Sub
 
-	// GetScale and SetScale are the scale subresource. SetScale changes obj.
-	GetScale func(obj runtime.Object) *autoscalingv1.Scale
-	SetScale func(obj runtime.Object, s *autoscalingv1.Scale)
+	// GetScale and SetScale are the scale subresource. SetScale changes obj. An
+	// error is of an object that does not say what its scale is made of.
+	GetScale func(obj runtime.Object) (*autoscalingv1.Scale, error)
+	SetScale func(obj runtime.Object, s *autoscalingv1.Scale) error
 
 	// Stored, if not empty, is the Resource() of the row under whose name and
 	// in whose type objects of this kind are kept; the two functions convert.
 	Stored               string
 	ToStored, FromStored func(obj runtime.Object) (runtime.Object, error)
+
+	// Decoded, if set, makes of an object that was just read from a request's
+	// body one that the kind can hold, and returns the paths of the fields that
+	// it does not have. It changes obj. Rows whose objects have a type of their
+	// own need none: decoding does it.
+	Decoded func(obj runtime.Object) (unknown []string, err error)
 
 	// Default fills in what the writer left out. It is idempotent.
 	Default func(obj runtime.Object)
@@ -143,8 +153,9 @@ func checkTwo[T runtime.Object](f func(obj, old T) field.ErrorList) func(obj, ol
 	return func(obj, old runtime.Object) field.ErrorList { return f(obj.(T), old.(T)) }
 }
 
-// complete fills in what a row left out because it is the same for all.
-func (k *Kind) complete() *Kind {
+// Complete fills in what a row left out because it is the same for all: rows of
+// Builtin have it done.
+func (k *Kind) Complete() *Kind {
 	if k.Singular == "" {
 		k.Singular = strings.ToLower(k.GVK.Kind)
 	}

@@ -326,14 +326,19 @@ func TestScale(t *testing.T) {
 	for _, resource := range []string{"deployments.apps", "replicasets.apps", "statefulsets.apps"} {
 		k := table[resource]
 		obj := parse[runtime.Object](t, resource, "metadata: {name: x, namespace: ns, uid: u, resourceVersion: '7'}\nspec: {replicas: 3, selector: {matchLabels: {a: b}}, template: {spec: {}}}\nstatus: {replicas: 2}")
-		s := k.GetScale(obj)
+		s, err := k.GetScale(obj)
+		if err != nil {
+			t.Fatal(err)
+		}
 		if s.Name != "x" || s.Namespace != "ns" || s.UID != "u" || s.ResourceVersion != "7" || s.Spec.Replicas != 3 || s.Status.Replicas != 2 || s.Status.Selector != "a=b" || s.Kind != "Scale" {
 			t.Errorf("%s: scale is %+v", resource, s)
 		}
 		s.Spec.Replicas = 9
-		k.SetScale(obj, s)
-		if got := k.GetScale(obj).Spec.Replicas; got != 9 {
-			t.Errorf("%s: scaled to %d", resource, got)
+		if err := k.SetScale(obj, s); err != nil {
+			t.Error(err)
+		}
+		if s, err := k.GetScale(obj); err != nil || s.Spec.Replicas != 9 {
+			t.Errorf("%s: scaled to %d: %v", resource, s.Spec.Replicas, err)
 		}
 	}
 }

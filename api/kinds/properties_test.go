@@ -70,7 +70,13 @@ func use(t *testing.T, k *Kind, obj, old runtime.Object) {
 		t.Errorf("%s: %d cells for %d columns", k.Resource(), n, len(k.Columns))
 	}
 	if k.GetScale != nil {
-		k.SetScale(created.DeepCopyObject(), k.GetScale(created))
+		scale, err := k.GetScale(created)
+		if err == nil {
+			err = k.SetScale(created.DeepCopyObject(), scale)
+		}
+		if err != nil {
+			t.Errorf("%s: scale: %v", k.Resource(), err)
+		}
 	}
 	if k.Validate(created); !equality.Semantic.DeepEqual(created, before) {
 		t.Errorf("%s: something that only reads changed the object", k.Resource())
@@ -214,7 +220,7 @@ func TestTable(t *testing.T) {
 		v := reflect.ValueOf(*k)
 		for i := range v.NumField() {
 			name := v.Type().Field(i).Name
-			if v.Field(i).Kind() == reflect.Func && v.Field(i).IsNil() && !slices.Contains([]string{"GetScale", "SetScale", "ToStored", "FromStored"}, name) {
+			if v.Field(i).Kind() == reflect.Func && v.Field(i).IsNil() && !slices.Contains([]string{"GetScale", "SetScale", "ToStored", "FromStored", "Decoded"}, name) {
 				t.Errorf("%s: no %s", k.Resource(), name)
 			}
 		}

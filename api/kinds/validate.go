@@ -131,13 +131,19 @@ func maybeOneOf[T ~string](e *problems, p *field.Path, value T, allowed ...T) {
 	}
 }
 
-// metadata of the object to be created, and of an update if old is not nil.
-func metadata(meta, old *metav1.ObjectMeta, namespaced bool, name apivalidation.ValidateNameFunc) problems {
+// ValidateMetadata says what is wrong with the metadata of an object that is
+// created, or updated if old is not nil.
+func ValidateMetadata(meta, old *metav1.ObjectMeta, namespaced bool, name apivalidation.ValidateNameFunc, p *field.Path) field.ErrorList {
 	op := operation.Create
 	if old != nil {
 		op = operation.Update
 	}
-	return problems(apivalidation.ValidateObjectMetaDeclaratively(context.Background(), op, meta, old, namespaced, name, field.NewPath("metadata"), true))
+	return apivalidation.ValidateObjectMetaDeclaratively(context.Background(), op, meta, old, namespaced, name, p, true)
+}
+
+// metadata of the object to be created, and of an update if old is not nil.
+func metadata(meta, old *metav1.ObjectMeta, namespaced bool, name apivalidation.ValidateNameFunc) problems {
+	return problems(ValidateMetadata(meta, old, namespaced, name, field.NewPath("metadata")))
 }
 
 func labelSelector(e *problems, p *field.Path, s *metav1.LabelSelector) {

@@ -11,7 +11,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
-	"conclave/api/kinds"
+	"conclave/api/custom"
 )
 
 func unzip(t *testing.T, data []byte, into any) {
@@ -113,7 +113,7 @@ func TestEveryKind(t *testing.T) {
 	for at, data := range V3() {
 		v3[at] = v3Document(t, data)
 	}
-	for _, k := range kinds.Builtin() {
+	for _, k := range custom.Kinds() {
 		at := root(k.GVK.GroupVersion())
 		for version, d := range map[string]document{"2": v2, "3": v3[at]} {
 			want := gvk{k.GVK.Group, k.GVK.Version, k.GVK.Kind}
@@ -123,7 +123,7 @@ func TestEveryKind(t *testing.T) {
 					found = name
 				}
 			}
-			if found == "" || !strings.HasPrefix(found, "io.k8s.api.") || !strings.HasSuffix(found, ".v1."+k.GVK.Kind) {
+			if found == "" || !strings.HasPrefix(found, "io.k8s.api") || !strings.HasSuffix(found, ".v1."+k.GVK.Kind) {
 				t.Errorf("version %s: the schema of %s is %q", version, k.GVK, found)
 			}
 			if d.definitions[found].Description == "" {

@@ -85,17 +85,23 @@ var v3_11 []byte
 //go:embed spec/v3/apis__batch__v1.pb.gz
 var v3Protobuf_11 []byte
 
-//go:embed spec/v3/apis__authentication.k8s.io__v1.json.gz
+//go:embed spec/v3/apis__apiextensions.k8s.io__v1.json.gz
 var v3_12 []byte
 
-//go:embed spec/v3/apis__authentication.k8s.io__v1.pb.gz
+//go:embed spec/v3/apis__apiextensions.k8s.io__v1.pb.gz
 var v3Protobuf_12 []byte
 
-//go:embed spec/v3/apis__authorization.k8s.io__v1.json.gz
+//go:embed spec/v3/apis__authentication.k8s.io__v1.json.gz
 var v3_13 []byte
 
-//go:embed spec/v3/apis__authorization.k8s.io__v1.pb.gz
+//go:embed spec/v3/apis__authentication.k8s.io__v1.pb.gz
 var v3Protobuf_13 []byte
+
+//go:embed spec/v3/apis__authorization.k8s.io__v1.json.gz
+var v3_14 []byte
+
+//go:embed spec/v3/apis__authorization.k8s.io__v1.pb.gz
+var v3Protobuf_14 []byte
 
 // v3 and v3Protobuf are by path. Each value is the bytes in the binary, not a copy.
 var v3 = map[string][]byte{
@@ -111,8 +117,9 @@ var v3 = map[string][]byte{
 	"apis/scheduling.k8s.io/v1":     v3_9,
 	"apis/policy/v1":                v3_10,
 	"apis/batch/v1":                 v3_11,
-	"apis/authentication.k8s.io/v1": v3_12,
-	"apis/authorization.k8s.io/v1":  v3_13,
+	"apis/apiextensions.k8s.io/v1":  v3_12,
+	"apis/authentication.k8s.io/v1": v3_13,
+	"apis/authorization.k8s.io/v1":  v3_14,
 }
 
 var v3Protobuf = map[string][]byte{
@@ -128,6 +135,7 @@ var v3Protobuf = map[string][]byte{
 	"apis/scheduling.k8s.io/v1":     v3Protobuf_9,
 	"apis/policy/v1":                v3Protobuf_10,
 	"apis/batch/v1":                 v3Protobuf_11,
-	"apis/authentication.k8s.io/v1": v3Protobuf_12,
-	"apis/authorization.k8s.io/v1":  v3Protobuf_13,
+	"apis/apiextensions.k8s.io/v1":  v3Protobuf_12,
+	"apis/authentication.k8s.io/v1": v3Protobuf_13,
+	"apis/authorization.k8s.io/v1":  v3Protobuf_14,
 }

@@ -15,6 +15,7 @@ import (
 	"k8s.io/kube-openapi/pkg/common"
 	"k8s.io/kube-openapi/pkg/util"
 
+	"conclave/api/custom"
 	"conclave/api/kinds"
 )
 
@@ -230,7 +231,7 @@ func (s *service) add(r route) {
 
 func routes() []*service {
 	all := &services{by: map[schema.GroupVersion]*service{}}
-	for _, k := range kinds.Builtin() {
+	for _, k := range custom.Kinds() {
 		all.of(k.GVK.GroupVersion()).addKind(k)
 	}
 	for _, r := range reviews {
@@ -353,7 +354,7 @@ func modelKinds(all []*service) map[string][]schema.GroupVersionKind {
 		name := modelName(util.GetCanonicalTypeName(model))
 		out[name] = append(out[name], gvk)
 	}
-	for _, k := range kinds.Builtin() {
+	for _, k := range custom.Kinds() {
 		add(k.New(), k.GVK)
 		add(k.NewList(), k.GVK.GroupVersion().WithKind(k.GVK.Kind+"List"))
 	}

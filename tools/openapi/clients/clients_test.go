@@ -21,7 +21,7 @@ import (
 	"k8s.io/kubectl/pkg/util/openapi"
 	"k8s.io/kubectl/pkg/validation"
 
-	"conclave/api/kinds"
+	"conclave/api/custom"
 	served "conclave/api/openapi"
 )
 
@@ -84,7 +84,7 @@ func TestExplain(t *testing.T) {
 			}
 		}
 	}
-	for _, k := range kinds.Builtin() {
+	for _, k := range custom.Kinds() {
 		var out bytes.Buffer
 		if err := explainv2.PrintModelDescription(nil, &out, client{t}, k.GVR(), true, -1, "plaintext"); err != nil || out.Len() == 0 {
 			t.Errorf("explain %s: %v", k.Resource(), err)
@@ -98,7 +98,7 @@ func TestVerifiers(t *testing.T) {
 	root := openapi3.NewRoot(client{t})
 	for _, param := range []resource.VerifiableQueryParam{"dryRun", resource.QueryParamFieldValidation} {
 		verifier := resource.NewQueryParamVerifierV3(nil, client{t}, param)
-		for _, k := range kinds.Builtin() {
+		for _, k := range custom.Kinds() {
 			if err := verifier.HasSupport(k.GVK); err != nil {
 				t.Errorf("%s: %v", k.GVK, err)
 			}
@@ -124,7 +124,7 @@ func TestClientSideValidation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, k := range kinds.Builtin() {
+	for _, k := range custom.Kinds() {
 		if resources.LookupResource(k.GVK) == nil {
 			t.Errorf("no schema of %s", k.GVK)
 		}
