@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"regexp"
+	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -29,7 +30,7 @@ var (
 // refuseAbsurdAmounts refuses a body that holds a quantity with an exponent of
 // four digits or more, or of 64 digits; other text may look as it likes.
 func refuseAbsurdAmounts(data []byte, media string, codec runtime.Serializer, expected schema.GroupVersionKind, into runtime.Object) error {
-	if media != mediaYAML && !maybeAbsurd(data) {
+	if media != mediaYAML && !maybeAbsurd(data, media != mediaProtobuf) {
 		return nil
 	}
 	var harmless, first []byte
@@ -90,7 +91,7 @@ func hideAbsurdStrings(data []byte) (harmless, first []byte) {
 			if n == 0 || n > uint64(end-start) {
 				continue
 			}
-			if s := data[start : start+int(n)]; len(s) >= 64 || maybeAbsurd(s) {
+			if s := data[start : start+int(n)]; len(s) >= 64 || maybeAbsurd(s, false) {
 				hideDigits(harmless[start : start+int(n)])
 				if first == nil {
 					first = s
@@ -124,19 +125,29 @@ func hideDigits(number []byte) {
 }
 
 // maybeAbsurd is what nearly every body has to pay: it says, without the cost
-// of regular expressions, whether an absurd number may be there, be it behind
-// escapes. YAML has more ways to write a number.
-func maybeAbsurd(data []byte) bool {
+// of regular expressions, whether an absurd number may be there. In JSON, which
+// is full of hexadecimal digits, it says so only where absurdInJSON finds one,
+// be it behind escapes; YAML has more ways to write a number.
+func maybeAbsurd(data []byte, inJSON bool) bool {
 	const none = -1
 	number, exponent := 0, none // their digits up to here
-	for _, c := range data {
+	signed := false             // the exponent
+	for i := 0; i < len(data); i++ {
+		c := data[i]
+		if c == '\\' && inJSON && i+1 < len(data) {
+			if m := data[i:]; ofNumber(m) {
+				c, i = unhex(m[4])<<4|unhex(m[5]), i+5
+			} else if m[1] == '\\' {
+				i++ // it escapes nothing
+			}
+		}
 		switch {
 		case '0' <= c && c <= '9':
 			number++
 			if exponent != none {
 				exponent++
 			}
-			if number == 64 || exponent == 4 {
+			if number == 64 || exponent == 4 && !inJSON {
 				return true
 			}
 			continue
@@ -147,17 +158,40 @@ func maybeAbsurd(data []byte) bool {
 				return true
 			}
 			continue
-		case (c == 'e' || c == 'E') && number > 0:
-			exponent = 0
-		case (c == '+' || c == '-') && exponent == 0:
-		case c == '\\':
+		case exponent >= 4 && !inWord(c):
 			return true
+		case (c == 'e' || c == 'E') && number > 0:
+			exponent, signed = 0, false
+		case (c == '+' || c == '-') && exponent == 0 && !signed:
+			signed = true
 		default:
 			exponent = none
 		}
 		number = 0
 	}
+	return exponent >= 4
+}
+
+// ofNumber says that an escape of JSON is what escapedNumber finds: a character
+// of a number.
+func ofNumber(b []byte) bool {
+	if len(b) < 6 || b[1] != 'u' || b[2] != '0' || b[3] != '0' {
+		return false
+	}
+	switch b[4] {
+	case '3':
+		return '0' <= b[5] && b[5] <= '9'
+	case '4', '6':
+		return b[5] == '5'
+	case '2':
+		return strings.IndexByte("bBdDeE", b[5]) >= 0
+	}
 	return false
+}
+
+// inWord says that a number in JSON does not end before c.
+func inWord(c byte) bool {
+	return c == '.' || c == '+' || c == '_' || c == '-' || '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'z'
 }
 
 // unhex is the value of a hexadecimal digit.

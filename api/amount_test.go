@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"math/rand/v2"
 	"strings"
 	"testing"
 
@@ -70,16 +71,42 @@ func TestAbsurdAmounts(t *testing.T) {
 	}
 }
 
-// The quick look finds whatever the expressions find.
+// quickLook compares the quick look with the expressions.
+func quickLook(t *testing.T, s string) {
+	t.Helper()
+	_, first := hideAbsurdJSON([]byte(s))
+	if found := maybeAbsurd([]byte(s), true); found != (first != nil) {
+		t.Errorf("%q: %v, and the expressions find %q", s, found, first)
+	}
+	if absurdInJSON.MatchString(s) && !maybeAbsurd([]byte(s), false) {
+		t.Errorf("%q: not found in text that is no JSON", s)
+	}
+}
+
+var numbers = []string{"1e1234", ".E+12345", "9e-00001x", "1e123", "e1234", "12e+-1234", `1\u0065`, "1e1234e", "+1E2147483647", "a-1234e", strings.Repeat("12.4", 16), "1e5e1234", "1.e1234", `1\\e1234`, `\\1e1234`, `\u1e1234`, `\1e1234`, `1e1234\n`, "0a1e1234f", `"1e1234"`}
+
+// The quick look finds what the expressions find, in texts made of the pieces of
+// numbers.
+func TestMaybeAbsurd(t *testing.T) {
+	for _, s := range numbers {
+		quickLook(t, s)
+	}
+	pieces := append([]string{"0", "12", "1234", "e", "E", ".", "+", "-", "_", `\`, "u", "00", "65", `\u0065`, `\u0031`, `\u002b`, `\u0041`, `"`, "x", ",", strings.Repeat("7", 60)}, numbers...)
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 200_000 {
+		var b strings.Builder
+		for range random.IntN(9) {
+			b.WriteString(pieces[random.IntN(len(pieces))])
+		}
+		quickLook(t, b.String())
+	}
+}
+
 func FuzzMaybeAbsurd(f *testing.F) {
-	for _, s := range []string{"1e1234", ".E+12345", "9e-00001x", "1e123", "e1234", "12e+-1234", `1\u0065`, "1e1234e", "+1E2147483647", "a-1234e", strings.Repeat("12.4", 16), "1e5e1234", "1.e1234"} {
+	for _, s := range numbers {
 		f.Add(s)
 	}
-	f.Fuzz(func(t *testing.T, s string) {
-		if absurdInJSON.MatchString(s) && !maybeAbsurd([]byte(s)) {
-			t.Errorf("%q", s)
-		}
-	})
+	f.Fuzz(quickLook)
 }
 
 // A length may be written longer than it need be.
