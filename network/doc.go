@@ -13,14 +13,21 @@
 //	              static route, neighbour and forwarding entry for each node;
 //	              between two nodes with DirectRoutes that share a link, the
 //	              route leads over that link instead
-//	table ip conclave
+//	table ip conclave, table ip6 conclave
 //	              the rules; nft.go has the picture
-//	table ip conclave-policy
+//	table ip conclave-policy, table ip6 conclave-policy
 //	              network policies, while one isolates a pod of this node;
 //	              policy_nft.go has the picture
 //
-// A pod has its address alone (/32) and reaches even its neighbours by way of
-// the bridge's address. So every packet between pods passes the IP layer of
+// What is of IPv6 is there in a dual-stack cluster (PodCIDR6) and not otherwise:
+// in one of IPv4 alone nothing here knows of IPv6, and links of ours have none.
+// What differs between the two is a family (family.go), which all else takes;
+// a proxy, a table and compiled policies are each of one. A pod's IPv6 address
+// has the place in the node's range that its IPv4 address has. The overlay is of
+// IPv4 and carries both.
+//
+// A pod has its addresses alone (/32, /128) and reaches even its neighbours by
+// way of the bridge's addresses. So every packet between pods passes the IP layer of
 // the host, where services are translated back, whether or not the kernel is
 // set to show bridged packets to IP rules.
 //
@@ -54,8 +61,8 @@
 //
 // # What is not promised
 //
-// Pods and services have IPv4 addresses only (DNS hands out the IPv6 addresses
-// that Services or EndpointSlices name). Overlay packets are not encrypted;
+// A cluster of IPv6 alone. DNS answers at its IPv4 address, direct routes are of
+// IPv4, and paths are tested by IPv4. Overlay packets are not encrypted;
 // those that do not come from a node's address are dropped. A host firewall
 // that drops forwarded packets (Docker sets one up) has the last word.
 //

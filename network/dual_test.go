@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	vnetlink "github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -164,6 +165,10 @@ func TestServices6(t *testing.T) {
 		outside.serve6("outside", 80)
 		for _, network := range protocols6 {
 			a.expect(network, at(outside.addr6, 80), "outside", all[0].addr6.String())
+		}
+		// Where nothing leads, who asks is told so, and may try IPv4.
+		if _, err := a.dial("tcp6", "[2001:db8::1]:80", ""); !errors.Is(err, unix.ENETUNREACH) {
+			t.Errorf("a way that is not there: %v", err)
 		}
 	})
 	t.Run("a UDP client moves on when its endpoint goes", func(t *testing.T) {
