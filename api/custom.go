@@ -209,7 +209,7 @@ func (c *customs) names() []string {
 	return names
 }
 
-// all are the definitions that are served, by name, and a text that differs
+// definitions are those that are served, by name, and a text that differs
 // when they do.
 func (s *Server) definitions() (all []*definition, stamp string) {
 	records, _ := s.cfg.Storage.List(definitionsStored, "")
@@ -240,10 +240,13 @@ func (d *definition) served(s *Server) (rows []*resource) {
 // discovery is what this replica serves now.
 func (s *Server) discovery() *discovery {
 	all, stamp := s.definitions()
+	c := &s.customs
 	if len(all) == 0 {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.stamp, c.disco, c.docs = "", nil, nil // what there was may go
 		return &s.disco
 	}
-	c := &s.customs
 	c.mu.Lock()
 	d := c.disco
 	fresh := d != nil && c.stamp == stamp
