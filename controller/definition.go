@@ -20,7 +20,7 @@ import (
 // customs are the custom resources that the controllers follow beside the kinds
 // that they know from the start: one version of each, the one that is stored.
 type customs struct {
-	known func(schema.GroupResource) bool // of the kinds known from the start
+	known func(schema.GroupResource) bool                      // of the kinds known from the start
 	start func(schema.GroupVersionResource) context.CancelFunc // Run's
 	mu    sync.Mutex
 	stop  map[schema.GroupVersionResource]context.CancelFunc
