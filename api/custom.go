@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -159,32 +158,42 @@ func (s *Server) resourceNow(ctx context.Context, r schema.GroupVersionResource)
 	if row := s.find(r, true); row != nil || !strings.Contains(r.Group, ".") || s.table.Load().byGVR[custom.Definitions] == nil {
 		return row, nil
 	}
-	if err := s.cfg.Storage.Sync(ctx); err != nil && !errors.Is(err, ErrNoLeader) {
+	if err := s.cfg.Storage.Sync(ctx); err != nil {
 		return nil, storageError(err, r.GroupResource(), "")
 	}
 	return s.find(r, true), nil
 }
 
 // followDefinitions ends the watches of custom resources whose definition went
-// or changed, though nobody asks for them, until ctx ends.
+// or changed, though nobody asks for them, until ctx ends. Where the store cannot
+// be followed it tries again: requests do not depend on it.
 func (s *Server) followDefinitions(ctx context.Context) error {
 	for {
-		_, w, err := s.cfg.Storage.ListAndWatch(definitionsStored, "")
-		if err != nil {
-			return fmt.Errorf("follow the definitions of custom resources: %w", err)
+		err := s.followOnce(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
-		for _, name := range s.customs.names() { // what a gap may have hidden
-			s.definition(schema.ParseGroupResource(name))
+		if errors.Is(err, ErrExpired) {
+			continue // it was too slow, and begins anew
 		}
-		err = s.followFrom(ctx, w)
-		w.Stop()
-		if !errors.Is(err, ErrExpired) {
-			return err
+		s.log.Warn("the definitions of custom resources cannot be followed", "error", err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(watchGrace):
 		}
 	}
 }
 
-func (s *Server) followFrom(ctx context.Context, w Watcher) error {
+func (s *Server) followOnce(ctx context.Context) error {
+	_, w, err := s.cfg.Storage.ListAndWatch(definitionsStored, "")
+	if err != nil {
+		return err
+	}
+	defer w.Stop()
+	for _, name := range s.customs.names() { // what a gap may have hidden
+		s.definition(schema.ParseGroupResource(name))
+	}
 	for {
 		events, _, err := w.Next(ctx)
 		if err != nil {
@@ -209,7 +218,7 @@ func (c *customs) names() []string {
 	return names
 }
 
-// all are the definitions that are served, by name, and a text that differs
+// definitions are those that are served, by name, and a text that differs
 // when they do.
 func (s *Server) definitions() (all []*definition, stamp string) {
 	records, _ := s.cfg.Storage.List(definitionsStored, "")
@@ -240,10 +249,13 @@ func (d *definition) served(s *Server) (rows []*resource) {
 // discovery is what this replica serves now.
 func (s *Server) discovery() *discovery {
 	all, stamp := s.definitions()
+	c := &s.customs
 	if len(all) == 0 {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.stamp, c.disco, c.docs = "", nil, nil // what there was may go
 		return &s.disco
 	}
-	c := &s.customs
 	c.mu.Lock()
 	d := c.disco
 	fresh := d != nil && c.stamp == stamp
@@ -305,14 +317,13 @@ func (x *exchange) ofCustom(r *resource) bool {
 	if text := custom.Deprecation(r.def.object, r.gvr.Version); text != "" {
 		x.warn(text)
 	}
-	f, ok := negotiate(x.r.Header.Get("Accept"), true, mediaProtobuf)
 	if x.target.Subresource == "scale" {
 		return true // it has
 	}
-	if ok {
-		x.format = f
-	} else if x.r.Method != http.MethodGet || x.target.Verb != "watch" {
-		x.format = format{media: mediaJSON}
+	f, ok := negotiate(x.r.Header.Get("Accept"), true, mediaProtobuf)
+	if !ok {
+		f = format{media: mediaJSON}
 	}
+	x.format = f
 	return ok
 }

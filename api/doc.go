@@ -20,6 +20,9 @@
 //   - an error becomes a metav1.Status in one place, errors.go;
 //   - nobody is let in by default: a request that no rule allows is refused.
 //
+// The rows of custom resources are made of the definitions that this replica
+// stores, and compared with them at each request (custom.go).
+//
 // A write is decided on this replica's state, which may be behind. So before
 // it is refused because of what is missing or different here, this replica is
 // brought up to date once and the decision is made again.
@@ -31,6 +34,7 @@
 // slow client holds up nobody. A Watch of a Client runs one goroutine, which
 // ends when Stop is called, its context ends or the server's Run ends. Follow
 // runs in its caller. Run looks after reservations of service addresses every
-// ten minutes, in its caller's goroutine, and ends all watches when its
-// context ends.
+// ten minutes, follows the definitions of custom resources in a goroutine beside
+// it, to end watches of what is served otherwise now, and ends all watches when
+// its context ends.
 package api

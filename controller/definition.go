@@ -20,6 +20,7 @@ import (
 // customs are the custom resources that the controllers follow beside the kinds
 // that they know from the start: one version of each, the one that is stored.
 type customs struct {
+	known func(schema.GroupResource) bool                      // of the kinds known from the start
 	start func(schema.GroupVersionResource) context.CancelFunc // Run's
 	mu    sync.Mutex
 	stop  map[schema.GroupVersionResource]context.CancelFunc
@@ -30,8 +31,8 @@ type customs struct {
 func (c *customs) set(cache *cache, all []*custom.Definition) {
 	wanted := map[schema.GroupVersionResource]*custom.Definition{}
 	for _, d := range all {
-		if custom.IsServed(d) {
-			wanted[storedResource(d)] = d
+		if r := storedResource(d); custom.IsServed(d) && !c.known(r.GroupResource()) {
+			wanted[r] = d
 		}
 	}
 	c.mu.Lock()
@@ -143,9 +144,8 @@ func (c definitionController) empty(ctx context.Context, d *custom.Definition) e
 	release := func() {
 		d.Finalizers = slices.DeleteFunc(slices.Clone(d.Finalizers), func(f string) bool { return f == custom.Finalizer })
 	}
-	ours := func(k schema.GroupVersionResource) bool { return k.GroupResource() == r.GroupResource() }
 	switch {
-	case slices.ContainsFunc(c.Kinds, ours): // its instances are not of this definition
+	case c.customs.known(r.GroupResource()): // its instances are not of this definition
 		say(false, "OverlappingBuiltInResource", "instances overlap with built-in resources in storage")
 		release()
 		return nil

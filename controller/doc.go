@@ -22,7 +22,8 @@
 //
 // # Threads
 //
-// Run starts one follower per resource, the workers of each controller, one
+// Run starts one follower per resource and, while there are definitions of
+// custom resources, one for each of these, the workers of each controller, one
 // goroutine that writes events and one that waits for news of liveness. All
 // end with Run's context, and Run returns after them; a resource that cannot
 // be followed ends them all. A queue has no goroutine of its own, and a timer

@@ -171,7 +171,7 @@ func New(c Config) (*Manager, error) {
 		}
 	}
 	m := &Manager{byInput: map[schema.GroupVersionResource][]boundInput{}, ready: make(chan struct{})}
-	m.env = &env{Config: c, events: newRecorder(c), customs: &customs{}, states: newStates(c.Liveness)}
+	m.env = &env{Config: c, events: newRecorder(c), customs: &customs{known: knows(c.Kinds)}, states: newStates(c.Liveness)}
 	m.env.store = &store{client: c.Client, cache: newCache(c.Kinds), changed: m.dispatch}
 	addIndexes(m.env.cache)
 	for _, add := range []func(*env) *Controller{
@@ -297,6 +297,13 @@ func (f *follower) Replace(objects []api.Object) {
 		f.m.env.refresh(f.ctx, f.resource, o)
 	}
 	f.m.checkReady()
+}
+
+// knows says which resources are among these, in whatever version.
+func knows(kinds []schema.GroupVersionResource) func(schema.GroupResource) bool {
+	return func(gr schema.GroupResource) bool {
+		return slices.ContainsFunc(kinds, func(r schema.GroupVersionResource) bool { return r.GroupResource() == gr })
+	}
 }
 
 // checkReady lets the controllers begin once everything has been listed.

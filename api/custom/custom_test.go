@@ -282,6 +282,62 @@ func TestFromStored(t *testing.T) {
 	}
 }
 
+// An object that was stored in another version keeps what that version knows
+// for readers of that version, though the storage version has changed.
+func TestOtherStoredVersion(t *testing.T) {
+	d := def(t, "{type: object, properties: {a: {type: string}, b: {type: string, default: x}}}", func(d *Definition) {
+		v := *d.Spec.Versions[0].DeepCopy()
+		d.Spec.Versions[0].Storage = false
+		v.Name, v.Schema.OpenAPIV3Schema.Properties = "v2", map[string]apiextensionsv1.JSONSchemaProps{"c": {Type: "string"}, "b": {Type: "string"}}
+		d.Spec.Versions = append(d.Spec.Versions, v)
+	})
+	old := &unstructured.Unstructured{Object: value(t, "{apiVersion: example.com/v1, kind: Thing, metadata: {name: m}, a: w}")}
+	for version, want := range map[string]string{"v1": "map[a:w apiVersion:example.com/v1 b:x kind:Thing metadata:map[name:m]]", "v2": "map[apiVersion:example.com/v2 b:x kind:Thing metadata:map[name:m]]"} {
+		k, err := NewKind(d, version)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out, err := k.FromStored(old); err != nil || fmt.Sprint(out.(*unstructured.Unstructured).Object) != want {
+			t.Errorf("in version %s it is %v (%v)", version, out, err)
+		}
+		if made, err := k.ToStored(old); err != nil || of(made).GetAPIVersion() != "example.com/v2" || old.GetAPIVersion() != "example.com/v1" {
+			t.Errorf("it is stored as %v (%v)", made, err)
+		}
+	}
+}
+
+// Whatever a request's body holds, cleaning, defaults and checks end, and what
+// was cleaned once is clean.
+func FuzzValue(f *testing.F) {
+	for _, seed := range []string{`{"spec":{"a":null,"list":[{"b":1},null]},"metadata":{"x":1}}`, `{"metadata":[]}`, `{"spec":{"pod":{"metadata":{"name":3}}}}`} {
+		f.Add(seed)
+	}
+	d := &Definition{}
+	if err := yaml.Unmarshal([]byte(`{spec: {versions: [{name: v1, schema: {openAPIV3Schema: {type: object, properties: {spec: {type: object, default: {}, properties: {
+		a: {type: string, default: x, maxLength: 3}, list: {type: array, x-kubernetes-list-type: map, x-kubernetes-list-map-keys: [b], items: {type: object, required: [b], properties: {b: {type: string}}}},
+		pod: {type: object, x-kubernetes-embedded-resource: true, x-kubernetes-preserve-unknown-fields: true}, any: {x-kubernetes-int-or-string: true, anyOf: [{type: integer}, {type: string}]}}}}}}}]}}`), d); err != nil {
+		f.Fatal(err)
+	}
+	s, err := newSchema(d.Spec.Versions[0].Schema)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		obj := map[string]any{}
+		if json.Unmarshal([]byte(text), &obj) != nil || obj == nil {
+			return
+		}
+		if _, err := s.Prune(obj); err != nil {
+			return
+		}
+		s.Default(obj)
+		s.validate(obj, nil)
+		if again, err := s.Prune(obj); err != nil || len(again) > 0 {
+			t.Errorf("what was cleaned has %q (%v)", again, err)
+		}
+	})
+}
+
 func TestNames(t *testing.T) {
 	now := time.Unix(100, 0)
 	named := func(plural, kind string, short ...string) *Definition {

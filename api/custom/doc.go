@@ -11,6 +11,6 @@
 //
 // Structural schemas, pruning and the rules for lists are those of
 // k8s.io/apiextensions-apiserver/pkg/apiserver/schema. Of its other packages
-// none is used: those for defaulting, metadata and values link CEL, Prometheus
-// and OpenTelemetry, some 8 MB, for what is a few hundred lines here.
+// none is used: those for defaulting, metadata and values link feature gates,
+// Prometheus and CEL, for what is a few hundred lines here.
 package custom

@@ -28,16 +28,16 @@ func NewKind(d *Definition, version string) (*kinds.Kind, error) {
 	if v == nil {
 		return nil, fmt.Errorf("%s has no version %s", d.Name, version)
 	}
-	s, err := newSchema(v.Schema)
-	if err != nil {
-		return nil, fmt.Errorf("%s, version %s: %w", d.Name, version, err)
-	}
-	stored := s
-	if storage := versionOf(d, StorageVersion(d)); storage != nil && storage.Name != version {
-		if stored, err = newSchema(storage.Schema); err != nil {
-			return nil, fmt.Errorf("%s, version %s: %w", d.Name, storage.Name, err)
+	// Objects may be stored in any version that once was the storage version.
+	schemas := map[string]*Schema{}
+	for i := range d.Spec.Versions {
+		s, err := newSchema(d.Spec.Versions[i].Schema)
+		if err != nil {
+			return nil, fmt.Errorf("%s, version %s: %w", d.Name, d.Spec.Versions[i].Name, err)
 		}
+		schemas[d.Spec.Versions[i].Name] = s
 	}
+	s := schemas[version]
 	gvk := schema.GroupVersionKind{Group: d.Spec.Group, Version: version, Kind: d.Spec.Names.Kind}
 	storedGVK := gvk.GroupKind().WithVersion(StorageVersion(d))
 	listGVK := gvk.GroupVersion().WithKind(d.Spec.Names.ListKind)
@@ -59,7 +59,7 @@ func NewKind(d *Definition, version string) (*kinds.Kind, error) {
 		Stored:   d.Spec.Names.Plural + "." + d.Spec.Group,
 		ToStored: func(obj runtime.Object) (runtime.Object, error) { return withVersion(of(obj), storedGVK), nil },
 		FromStored: func(obj runtime.Object) (runtime.Object, error) {
-			return restored(of(obj), stored, s, gvk), nil
+			return restored(of(obj), schemas[of(obj).GroupVersionKind().Version], s, gvk), nil
 		},
 		Decoded: func(obj runtime.Object) ([]string, error) { return s.Prune(of(obj).Object) },
 		Default: func(obj runtime.Object) { s.Default(of(obj).Object) },
@@ -145,22 +145,23 @@ func withVersion(u *unstructured.Unstructured, gvk schema.GroupVersionKind) *uns
 	return out
 }
 
-// restored is a stored object as a version's readers see it. Where there is
-// nothing to change it is the stored object itself, which is shared.
+// restored is a stored object as a version's readers see it: with the defaults
+// of the version that it is stored in, and with what both versions know. Where
+// there is nothing to change it is the stored object itself, which is shared.
 func restored(u *unstructured.Unstructured, stored, served *Schema, gvk schema.GroupVersionKind) *unstructured.Unstructured {
 	out := u.DeepCopy()
-	stored.Restore(out.Object)
+	if stored != nil { // else the version is no more
+		stored.trim(out.Object)
+		stored.Default(out.Object)
+	}
 	if served != stored {
 		out.SetGroupVersionKind(gvk)
-		if served.structural != nil {
-			served.Restore(out.Object)
-		}
+		served.trim(out.Object)
 		return out
 	}
-	if u.GroupVersionKind() == gvk && equality.Semantic.DeepEqual(out.Object, u.Object) {
+	if equality.Semantic.DeepEqual(out.Object, u.Object) {
 		return u
 	}
-	out.SetGroupVersionKind(gvk)
 	return out
 }
 

@@ -74,15 +74,13 @@ func (s *Schema) Prune(obj map[string]any) (unknown []string, err error) {
 	return append(unknown, more...), err
 }
 
-// Restore makes of a stored object what a reader is to see: without what the
-// schema does not know any more, with the defaults that it has now.
-func (s *Schema) Restore(obj map[string]any) {
+// trim is Prune of an object whose metadata is as it must be.
+func (s *Schema) trim(obj map[string]any) {
 	if s.structural == nil {
 		return
 	}
 	pruning.Prune(obj, s.structural, true)
 	dropNulls(obj, s.structural)
-	s.Default(obj)
 }
 
 // Default fills in the defaults of what is missing, and of nulls where there may
