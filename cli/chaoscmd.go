@@ -12,8 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/urfave/cli/v2"
-
+	"conclave/cli/internal/cli"
 	"conclave/lab"
 	"conclave/lab/chaos"
 )

@@ -19,9 +19,8 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/urfave/cli/v2"
-
 	"conclave/agent"
+	"conclave/cli/internal/cli"
 	"conclave/identity"
 )
 
@@ -37,7 +36,7 @@ func Main(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	app := App(os.Stdin, os.Stdout, os.Stderr)
-	err := app.RunContext(ctx, flagsFirst(app.Commands, args))
+	err := app.Run(ctx, args)
 	if err == nil {
 		return 0
 	}
@@ -60,14 +59,7 @@ func App(stdin io.Reader, stdout, stderr io.Writer) *cli.App {
 	withData := func(flags ...cli.Flag) []cli.Flag { return append([]cli.Flag{dataDir}, flags...) }
 	return &cli.App{
 		Name: "conclave", Usage: "a Kubernetes cluster of equals in one binary",
-		Version: version, HideVersion: true, HideHelpCommand: true,
 		Reader: stdin, Writer: stdout, ErrWriter: stderr,
-		EnableBashCompletion: true, UseShortOptionHandling: true,
-		ExitErrHandler: func(*cli.Context, error) {}, // Main prints errors, once
-		CommandNotFound: func(c *cli.Context, name string) {
-			fmt.Fprintf(stderr, "conclave: there is no command %q: see `conclave --help`\n", name)
-			os.Exit(1)
-		},
 		Commands: append([]*cli.Command{
 			{Name: "up", Usage: "start this node: the first of a new cluster, or again after a stop", Flags: withData(append(nodeFlags(), foundFlags()...)...), Action: runUp},
 			{Name: "join", Usage: "start this node as a member of a cluster", ArgsUsage: "TOKEN [ADDRESS…]", Flags: withData(nodeFlags()...), Action: runJoin},

@@ -12,9 +12,9 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"conclave/cli/internal/cli"
 	"conclave/runtime"
 )
 

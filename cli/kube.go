@@ -15,7 +15,6 @@ import (
 	"syscall"
 	"text/tabwriter"
 
-	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -32,6 +31,8 @@ import (
 	utilexec "k8s.io/client-go/util/exec"
 	"k8s.io/streaming/pkg/httpstream"
 	"sigs.k8s.io/yaml"
+
+	"conclave/cli/internal/cli"
 )
 
 // These commands are enough to live without kubectl. They are thin: the server

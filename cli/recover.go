@@ -15,9 +15,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
+	"conclave/cli/internal/cli"
 	"conclave/consensus"
 	"conclave/identity"
 )

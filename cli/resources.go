@@ -7,11 +7,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/urfave/cli/v2"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"conclave/agent"
+	"conclave/cli/internal/cli"
 )
 
 // NodeResources are the settings about what pods may take of the node; their

@@ -7,7 +7,7 @@ import (
 	"os/exec"
 	"strings"
 
-	"github.com/urfave/cli/v2"
+	"conclave/cli/internal/cli"
 )
 
 // An initSystem knows how to keep conclave running from boot.

@@ -9,9 +9,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/urfave/cli/v2"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/yaml"
+
+	"conclave/cli/internal/cli"
 )
 
 // settings are a node's flags, with what --config says where a flag and its

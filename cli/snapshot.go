@@ -14,9 +14,9 @@ import (
 	"time"
 
 	"filippo.io/age"
-	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
+	"conclave/cli/internal/cli"
 	"conclave/snapshot"
 )
 

@@ -10,6 +10,7 @@ import (
 	"math/big"
 	"net"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -179,4 +180,34 @@ func BenchmarkFanOut(b *testing.B) {
 		}
 		got.Wait()
 	}
+}
+
+// BenchmarkApply is one update in a store of ten thousand objects, without a log:
+// what each replica does for each write. B/record is what the store takes for
+// each object beside the object.
+func BenchmarkApply(b *testing.B) {
+	const objects = 10_000
+	s := newStore(0, 0) // the least window
+	var writes [objects]Write
+	for i := range writes {
+		writes[i] = create("namespace", fmt.Sprintf("object-%d", i), "")
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	revision := uint64(0)
+	for i, w := range writes {
+		revision++
+		s.apply(revision, w, requestID{}, 0)
+		writes[i].Verb = Update
+	}
+	s.finish(revision)
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	for b.Loop() {
+		revision++
+		s.apply(revision, writes[revision%objects], requestID{}, 0)
+		s.finish(revision)
+	}
+	b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/objects, "B/record")
 }

@@ -1,8 +1,10 @@
 package consensus
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"os"
 	"path/filepath"
 	"slices"
@@ -128,5 +130,22 @@ func TestStatesAreCompared(t *testing.T) {
 				endAll(hosts)
 			})
 		})
+	}
+}
+
+// TestMark: replicas of different versions of this program compare their sums, so
+// a mark is what it always was: FNV-1a of the names, each with a 0 behind it, and
+// of the revision, its lowest byte first.
+func TestMark(t *testing.T) {
+	r := &resource{name: "pods"}
+	for _, o := range []*record{{}, {namespace: "default", name: "web-0", revision: 1}, {name: "größer", revision: 1 << 60}, {namespace: "a", name: "b", revision: 0xfedcba9876543210}} {
+		h := fnv.New64a()
+		for _, s := range []string{r.name, o.namespace, o.name} {
+			h.Write(append([]byte(s), 0))
+		}
+		h.Write(binary.LittleEndian.AppendUint64(nil, o.revision))
+		if got, want := r.mark(o), h.Sum64(); got != want {
+			t.Errorf("%s/%s at %d has the mark %x, want %x", o.namespace, o.name, o.revision, got, want)
+		}
 	}
 }

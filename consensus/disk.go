@@ -186,7 +186,6 @@ const cachedEntries = 512
 type guardedLog struct {
 	raft.LogStore // the cache
 	disk          *keeper
-	full          atomic.Bool
 
 	mu sync.Mutex
 	// cut is the end of the log that raft had removed, until it has stored what
@@ -276,7 +275,6 @@ func (g *guardedLog) StoreLogs(logs []*raft.Log) error {
 	}
 	g.mu.Unlock()
 	if err := g.LogStore.StoreLogs(append(before, logs...)); err == nil {
-		g.full.Store(false)
 		if r := g.refused.Load(); r != nil && !r.over {
 			g.refused.Store(&refusal{r.at, r.err, true})
 		}
@@ -286,7 +284,7 @@ func (g *guardedLog) StoreLogs(logs []*raft.Log) error {
 		return nil
 	}
 	why := g.disk.err
-	if g.full.Store(noSpace(why)); noSpace(why) && !errors.Is(why, ErrDiskFull) {
+	if noSpace(why) && !errors.Is(why, ErrDiskFull) {
 		why = fmt.Errorf("%w: %w", ErrDiskFull, why)
 	}
 	g.refused.Store(&refusal{time.Now(), why, false})

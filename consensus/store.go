@@ -140,9 +140,10 @@ func (s *Store) apply(revision uint64, w Write, id requestID, size int) applied 
 	default:
 		now = newRecord(w.Object, revision)
 		r.tree.Set(now)
-		s.sum += r.mark(now)
+		names := r.markNames(now)
+		s.sum += names.at(revision)
 		if found {
-			s.sum -= r.mark(old)
+			s.sum -= names.at(old.revision)
 		}
 	}
 	e.Record = now

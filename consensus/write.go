@@ -151,7 +151,7 @@ func (a *attempt) try(ctx context.Context) (_ Record, done bool, err error) {
 	leader, term := n.leaderAndTerm()
 	if leader == "" {
 		r := n.raft.Load()
-		if r != nil && n.disk.log.full.Load() && a.open == 0 && voters(r.GetConfiguration().Configuration()) == 1 {
+		if r != nil && errors.Is(n.disk.log.refusal(), ErrDiskFull) && a.open == 0 && voters(r.GetConfiguration().Configuration()) == 1 {
 			return nil, true, ErrDiskFull
 		}
 		return nil, false, ErrNoLeader

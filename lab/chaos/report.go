@@ -2,9 +2,7 @@ package chaos
 
 import (
 	"cmp"
-	_ "embed"
 	"fmt"
-	"html/template"
 	"io"
 	"maps"
 	"slices"
@@ -385,18 +383,4 @@ func joined(counts map[string]int) string {
 		names[i] = fmt.Sprintf("%d %s", counts[n], n)
 	}
 	return strings.Join(names, ", ")
-}
-
-//go:embed report.html
-var page string
-
-// HTML writes the report as one page that needs nothing else.
-func (r *Report) HTML(w io.Writer) error {
-	t, err := template.New("report").Funcs(template.FuncMap{
-		"s": func(d time.Duration) string { return fmt.Sprintf("%.1f", d.Seconds()) },
-	}).Parse(page)
-	if err != nil {
-		return err
-	}
-	return t.Execute(w, r)
 }

@@ -50,6 +50,12 @@ func TestReport(t *testing.T) {
 	}
 	r.violate("a lie")
 	text.Reset()
+	page.Reset()
+	r.Violations = append(r.Violations, `<b title="x">'s`)
+	if err := r.HTML(&page); err != nil || !strings.Contains(page.String(), `<li>&lt;b title=&#34;x&#34;&gt;&#39;s</li>`) || !strings.Contains(page.String(), `<span class="bad">2 VIOLATIONS</span>`) {
+		t.Errorf("%v %s", err, page.String())
+	}
+	r.Violations = r.Violations[:1]
 	if err := r.Text(&text); err != nil || !strings.Contains(text.String(), "1 VIOLATION\n") || !strings.Contains(text.String(), "a lie") {
 		t.Errorf("%v %s", err, text.String())
 	}
