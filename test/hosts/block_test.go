@@ -102,7 +102,7 @@ func TestBlockVolumes(t *testing.T) {
 
 	// Written by an init container, read by the next; its permissions are those
 	// of the host's device, and no other device may be used.
-	pod := storagePod("writer", shell("main", `cat /dev/disk | head -c 16; blockdev --getsize64 /dev/disk; stat -c %F /dev/disk
+	pod := storagePod("writer", shell("main", `exec 2>&1; cat /dev/disk | head -c 16; blockdev --getsize64 /dev/disk; stat -c %F /dev/disk
 mknod /other b 7 255; cat /other; sleep 1d`))
 	first := shell("first", "printf '"+kept+"' | dd of=/dev/disk conv=fsync 2>/dev/null")
 	first.Image = pod.Spec.Containers[0].Image
@@ -163,7 +163,7 @@ mknod /other b 7 255; cat /other; sleep 1d`))
 
 	// The next pod reads it, and where its claim is read-only no more than that.
 	deletePod(t, c, ns, "writer")
-	reader := storagePod("reader", shell("main", "head -c 16 /dev/disk; blockdev --getsize64 /dev/disk; echo no > /dev/disk"))
+	reader := storagePod("reader", shell("main", "exec 2>&1; head -c 16 /dev/disk; blockdev --getsize64 /dev/disk; echo no > /dev/disk"))
 	deviceIn(reader, "disk", "/dev/disk", &reader.Spec.Containers[0]).Spec.Volumes[0].PersistentVolumeClaim.ReadOnly = true
 	createPod(t, c, ns, reader)
 	waitForPod(t, c, ns, "reader", corev1.PodFailed)

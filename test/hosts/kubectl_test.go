@@ -175,8 +175,10 @@ func terminal(t *testing.T, c *cluster.Cluster, ns, pod string) {
 	if err != nil {
 		t.Fatal("script is missing: it comes with bsdutils")
 	}
-	line := fmt.Sprintf("stty rows 33 cols 101; %s/bin/kubectl -n %s exec -it %s -- sh -c 'tty; stty size'", c.Root, ns, pod)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	// The size follows the start of the command: until then there is none.
+	const shell = `tty; until stty size 2>/dev/null | grep -v "^0 0"; do sleep 0.1; done`
+	line := fmt.Sprintf("stty rows 33 cols 101; %s/bin/kubectl -n %s exec -it %s -- sh -c '%s'", c.Root, ns, pod, shell)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, script, "-qec", line, "/dev/null")
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.Kubeconfig, "TERM=xterm", "SHELL=/bin/sh")
