@@ -592,6 +592,85 @@ func TestDisksFullOfAMajority(t *testing.T) {
 	})
 }
 
+// countedRefusals counts what a full disk refuses.
+type countedRefusals struct {
+	fullDisk
+	n *atomic.Int64
+}
+
+func (c countedRefusals) StoreLogs(logs []*raft.Log) error {
+	err := c.fullDisk.StoreLogs(logs)
+	if err != nil {
+		c.n.Add(1)
+	}
+	return err
+}
+
+// TestFullDiskBehindItsSnapshot: with every entry that a follower's full disk
+// refuses, raft's leader begins one entry earlier, until it is where the follower
+// has a snapshot and no log; there every attempt fails, with room or without.
+func TestFullDiskBehindItsSnapshot(t *testing.T) {
+	bubble(t, func(t *testing.T, w *wires) {
+		var full atomic.Bool
+		var refused atomic.Int64
+		var hosts []*host
+		for i := range 3 {
+			h := w.host(t, fmt.Sprintf("n%d", i))
+			if i == 1 {
+				h.conf = func(c *Config) {
+					c.OpenLog = func() (LogStore, error) {
+						if err := os.MkdirAll(h.dir, 0o700); err != nil {
+							return nil, err
+						}
+						log, err := openBolt(filepath.Join(h.dir, logFile), false)
+						return countedRefusals{fullDisk{log, &full}, &refused}, err
+					}
+				}
+			}
+			hosts = append(hosts, h)
+		}
+		hosts[0].start(true)
+		until(t, "three voters", 10*time.Second, func() bool { return votersOf(hosts) == 3 })
+		leader, behind := leaderOf(hosts), hosts[1]
+		if leader == behind {
+			t.Fatal("another one was to found it")
+		}
+		write := func(from, to int) {
+			t.Helper()
+			for i := from; i < to; i++ {
+				if _, err := leader.get().Write(within(t, time.Second), create("n", fmt.Sprint(i), "1")); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		write(0, 100)
+		until(t, "the follower to have all", 10*time.Second, func() bool {
+			return behind.get().Store().Revision() == leader.get().Store().Revision()
+		})
+		r := behind.get().raft.Load()
+		c := r.ReloadableConfig()
+		c.TrailingLogs = 3
+		if err := errors.Join(r.ReloadConfig(c), r.Snapshot().Error()); err != nil {
+			t.Fatal(err)
+		}
+		full.Store(true)
+		write(100, 105)
+		until(t, "it to be refused often", 5*time.Minute, func() bool {
+			return errors.Is(behind.get().Status().DiskError, ErrDiskFull) && refused.Load() > 3
+		})
+		time.Sleep(time.Minute) // the leader goes on trying
+		full.Store(false)
+		until(t, "it to have the rest", time.Minute, func() bool {
+			return behind.get().Store().Revision() == leader.get().Store().Revision()
+		})
+		write(105, 110)
+		until(t, "it to have what follows", time.Minute, func() bool {
+			return behind.get().Store().Revision() == leader.get().Store().Revision()
+		})
+		endAll(hosts)
+	})
+}
+
 // TestPreparedAndNeverAdded: the leader that prepared a node was no longer one
 // when the node was ready.
 func TestPreparedAndNeverAdded(t *testing.T) {

@@ -329,6 +329,15 @@ func (g *guardedLog) GetLog(index uint64, l *raft.Log) error {
 	return g.LogStore.GetLog(index, l)
 }
 
+// termAt is the term of an entry, 0 if it is not in the log.
+func (g *guardedLog) termAt(index uint64) uint64 {
+	var l raft.Log
+	if g.GetLog(index, &l) != nil {
+		return 0
+	}
+	return l.Term
+}
+
 func (g *guardedLog) LastIndex() (uint64, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

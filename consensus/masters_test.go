@@ -350,3 +350,30 @@ func TestLeaderKilledInItsFirstSeconds(t *testing.T) {
 		})
 	}
 }
+
+// TestAnswersProveLife: a voter that gossip has lost, because its address changed
+// perhaps, and that has the log as well as the others, is no dead one.
+func TestAnswersProveLife(t *testing.T) {
+	bubble(t, func(t *testing.T, w *wires) {
+		hosts := cluster(t, w, 3, 3)
+		l := leaderOf(hosts)
+		unseen := hosts[0]
+		if unseen == l {
+			unseen = hosts[1]
+		}
+		votes := func() bool {
+			servers := l.get().raft.Load().GetConfiguration().Configuration().Servers
+			return slices.ContainsFunc(servers, func(s raft.Server) bool { return string(s.ID) == unseen.id && s.Suffrage == raft.Voter })
+		}
+		w.set(func() {
+			w.about = func(m *Member) { m.Alive = m.ID != unseen.id }
+		})
+		time.Sleep(2 * time.Minute)
+		if !votes() {
+			t.Error("it was taken out")
+		}
+		w.set(func() { w.group[unseen.id] = 1 })
+		until(t, "it to be taken out when it answers no more", 2*time.Minute, func() bool { return !votes() })
+		endAll(hosts)
+	})
+}

@@ -308,7 +308,7 @@ func (m *masters) candidates(now time.Time, servers []raft.Server) []candidate {
 		_, expired := n.Lease(member.Name, member.ID)
 		c := candidate{
 			Member:     member,
-			Dead:       !member.Alive && expired,
+			Dead:       !member.Alive && expired && now.Sub(peer.contact) >= reachableFor,
 			Reachable:  now.Sub(peer.contact) < reachableFor,
 			Leaving:    n.leaving.has(member.ID, member.Alive),
 			Unprepared: s.unprepared(now) > 0,
@@ -472,7 +472,7 @@ const (
 func (n *Node) watchRetirement(ctx context.Context, r *raft.Raft) {
 	for {
 		changed := n.changed.wait()
-		if _, leader := r.LeaderWithID(); leader != "" {
+		if follows(r) {
 			// raft forgets the leader when it hears nothing, so there is
 			// nothing to look at until then.
 			select {
@@ -496,7 +496,7 @@ func (n *Node) watchRetirement(ctx context.Context, r *raft.Raft) {
 			timer.Stop()
 			return
 		}
-		if _, leader := r.LeaderWithID(); leader != "" {
+		if follows(r) {
 			continue
 		}
 		if n.removedElsewhere(ctx) {
@@ -515,6 +515,14 @@ func (n *Node) watchRetirement(ctx context.Context, r *raft.Raft) {
 			return
 		}
 	}
+}
+
+// follows says that raft follows a leader, or leads. A candidate that was asked
+// to take over leadership takes entries of the old leader, and keeps its name,
+// without following it: if these took the candidate out, nobody is heard of again.
+func follows(r *raft.Raft) bool {
+	_, leader := r.LeaderWithID()
+	return leader != "" && r.State() != raft.Candidate
 }
 
 // removedElsewhere asks every live node for the leader, and the leader whether

@@ -305,7 +305,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 
 // start restores the state and starts raft.
 func (n *Node) start() (r *raft.Raft, err error) {
-	n.trans = newTransport(&n.c, n.c.Timing.Heartbeat*3/10, newRaftLog(n.log), n.disk.log.mute)
+	n.trans = newTransport(&n.c, n.c.Timing.Heartbeat*3/10, newRaftLog(n.log), n.disk.log)
 	n.trans.member = n.serves
 	defer func() {
 		if p := recover(); p != nil { // raft panics on a log with holes

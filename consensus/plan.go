@@ -16,7 +16,8 @@ type candidate struct {
 	Member
 	// Up is how long its process has run.
 	Up time.Duration
-	// Dead: gossip does not see it and its lease has ended.
+	// Dead: gossip does not see it, its lease has ended, and it does not answer
+	// raft either, which may know a way that the others have not heard of.
 	Dead bool
 	// Reachable: it answered raft's heartbeats lately.
 	Reachable bool

@@ -19,7 +19,7 @@ const (
 	connPool    = 2
 )
 
-// transport is raft's own network transport with five additions:
+// transport is raft's own network transport with six additions:
 //
 //   - A follower hears of a commit at once. raft tells it with the next
 //     entries or after CommitTimeout, whichever comes first; a watch on a
@@ -31,6 +31,8 @@ const (
 //   - What peers answer tells how far they are, which raft does not export.
 //   - It notes when the heartbeats were sent that the others answered: that is
 //     until when this node surely led (authority).
+//   - A follower that refuses entries is asked for those that follow its newest
+//     one before raft goes back (further).
 //   - A server's address is its id: where it lives may change at any time.
 type transport struct {
 	*raft.NetworkTransport
@@ -40,6 +42,8 @@ type transport struct {
 	boot    func() time.Duration
 	// mute says that this node must not be elected: its disk was full just now.
 	mute func() bool
+	// termAt is the term of an entry of this node's log; 0 if it has it not.
+	termAt func(index uint64) uint64
 	// member says whether a server is in the configuration.
 	member func(id string) bool
 
@@ -58,13 +62,13 @@ type peer struct {
 	last    uint64    // its last log index by then
 }
 
-func newTransport(c *Config, pause time.Duration, log *raftLog, mute func() bool) *transport {
+func newTransport(c *Config, pause time.Duration, log *raftLog, disk *guardedLog) *transport {
 	s := newStreams(&sameLife{StreamLayer: c.Stream, of: c.Incarnation, outdated: c.Outdated})
 	return &transport{
 		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			Stream: s, ServerAddressProvider: c.Addresses, Logger: log, MaxPool: connPool, Timeout: rpcTimeout,
 		}),
-		id: c.ID, streams: s, pause: pause, mute: mute,
+		id: c.ID, streams: s, pause: pause, mute: disk.mute, termAt: disk.termAt,
 		boot:      c.Boot,
 		peers:     make(map[raft.ServerID]peer),
 		confirmed: make(map[raft.ServerID]time.Duration),
@@ -121,6 +125,9 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *ra
 	}
 	sent := t.boot()
 	err := t.NetworkTransport.AppendEntries(id, to, q, a)
+	if err == nil && !a.Success && a.Term == q.Term && a.LastLog > q.PrevLogEntry {
+		err = t.further(id, to, q, a)
+	}
 	if err == nil && a.Term > q.Term && !t.member(string(id)) {
 		// A last call to a server that was just removed, and that is back with
 		// a later term: raft would give up leadership for it.
@@ -133,6 +140,36 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *ra
 		}
 	}
 	return err
+}
+
+// further tries once more where a follower refused entries, behind the newest
+// one that it says it has. If that is the leader's too, so is all before it (Log
+// Matching, section 3.5 of Ongaro's dissertation), and what raft sent is there.
+//
+// raft itself begins one entry earlier after each refusal, and never later again:
+// with a follower whose disk is full it arrives where the follower has a snapshot
+// and no log, and can compare nothing any more.
+func (t *transport) further(id raft.ServerID, to raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
+	term := t.termAt(a.LastLog)
+	if term == 0 {
+		return nil
+	}
+	again := *q
+	again.PrevLogEntry, again.PrevLogTerm, again.Entries = a.LastLog, term, nil
+	for i, e := range q.Entries {
+		if e.Index > a.LastLog {
+			again.Entries = q.Entries[i:]
+			break
+		}
+	}
+	var answer raft.AppendEntriesResponse
+	if err := t.NetworkTransport.AppendEntries(id, to, &again, &answer); err != nil {
+		return err
+	}
+	if answer.Success || answer.Term > q.Term {
+		*a = answer
+	}
+	return nil
 }
 
 // connect makes a connection to a server and leaves it in the pool, by an entry

@@ -60,7 +60,7 @@ func TestMetrics(t *testing.T) {
 		`container_memory_working_set_bytes{container="spins",`, fmt.Sprintf(`container_network_receive_bytes_total{interface="eth0",namespace=%q,pod="busy"} `, ns),
 		`container_spec_cpu_quota{container="spins",`, "machine_memory_bytes ")
 	mustContain(t, "the kubelet's metrics", kubectl(t, c, "get", "--raw", proxy+"/metrics"), "kubelet_running_pods ", "process_resident_memory_bytes ")
-	mustContain(t, "a master's metrics", kubectl(t, c, "get", "--raw", "/metrics"), "conclave_leader ", `conclave_masters{part="working"} 3`, "conclave_ready_seconds ")
+	mustContain(t, "a master's metrics", kubectl(t, c, "get", "--raw", "/metrics"), "conclave_leader ", "conclave_applied_index ", "conclave_ready_seconds ")
 	for _, page := range []string{"/metrics", proxy + "/metrics", proxy + "/metrics/resource", proxy + "/metrics/cadvisor"} {
 		if err := readExposition(kubectl(t, c, "get", "--raw", page)); err != nil {
 			t.Errorf("%s: %v", page, err)

@@ -36,6 +36,9 @@ var kept = []uint64{
 	5109,   // the log lost its end to a full disk, and raft panicked (consensus/disk.go, cut)
 	10894,  // a node asked to go, was out, and its leave failed: it was excluded for ever
 	11066,  // the same
+	838,    // a candidate that was taken out while it took over followed nobody (consensus/members.go, follows)
+	5597,   // gossip did not know of a leader's new address, and it took out voters that answered (consensus/members.go, candidates)
+	5997,   // a full disk's refusals drove the leader behind the follower's snapshot (consensus/transport.go, further)
 	201020, // a second handing over to a follower that was stuck left raft's goroutines behind (consensus/leader.go, transfer)
 }
 
