@@ -99,7 +99,7 @@ units: deps pod ## tests that need no built binary
 	go test -timeout 10m $(UNITS)
 
 race: deps pod ## the units under the race detector
-	go test -race -timeout 15m $(UNITS)
+	go test -race -short -timeout 15m $(UNITS)
 
 sim: deps pod ## many histories of whole clusters in virtual time: make sim SEEDS=10000 FROM=1
 	go test -count=1 -timeout 0 ./test/sim -run TestSeeds -v -seeds $(SEEDS) -from $(FROM) | grep -v -e '^=== ' -e '^ *--- PASS' -e ' begins$$'; exit $${PIPESTATUS[0]}

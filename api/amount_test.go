@@ -93,7 +93,7 @@ func TestMaybeAbsurd(t *testing.T) {
 	}
 	pieces := append([]string{"0", "12", "1234", "e", "E", ".", "+", "-", "_", `\`, "u", "00", "65", `\u0065`, `\u0031`, `\u002b`, `\u0041`, `"`, "x", ",", strings.Repeat("7", 60)}, numbers...)
 	random := rand.New(rand.NewPCG(1, 2))
-	for range 200_000 {
+	for range 20_000 {
 		var b strings.Builder
 		for range random.IntN(9) {
 			b.WriteString(pieces[random.IntN(len(pieces))])
