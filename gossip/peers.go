@@ -42,7 +42,8 @@ type store struct {
 	mu      sync.Mutex
 	epoch   uint64
 	peers   map[string]netip.AddrPort // by id
-	seeds   []string                  // addresses of who knows, until a peer was met
+	seeds   []string                  // addresses of who knows, until one of them was reached
+	met     time.Time                 // when the first peer was
 	dirty   bool
 	fresh   bool // a peer is not in the file yet
 	written time.Time
@@ -112,8 +113,8 @@ func (s *store) learn(peers map[string]netip.AddrPort, gone []string) bool {
 		}
 		s.fresh = s.fresh || !ok
 	}
-	if len(peers) > 0 && s.seeds != nil {
-		s.seeds, s.dirty = nil, true
+	if len(peers) > 0 && s.met.IsZero() {
+		s.met = time.Now()
 	}
 	for _, id := range gone {
 		if _, ok := s.peers[id]; ok {
@@ -132,11 +133,28 @@ func (s *store) known() map[string]netip.AddrPort {
 	return maps.Clone(s.peers)
 }
 
-// unmet are the seeds, while nobody was met.
+// seedsFor is for how long seeds are tried beside peers that are no seeds.
+// Newcomers find each other, and must not stop there: who has been here for
+// longer may be cut off from them for a while.
+const seedsFor = 10 * time.Minute
+
+// unmet are the seeds that are yet to be tried.
 func (s *store) unmet() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.seeds != nil && !s.met.IsZero() && time.Since(s.met) >= seedsFor {
+		s.seeds, s.dirty = nil, true
+	}
 	return s.seeds
+}
+
+// reached says that a seed answered: it tells of all others.
+func (s *store) reached() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.seeds != nil {
+		s.seeds, s.dirty = nil, true
+	}
 }
 
 // pause is how long to wait before writing.
@@ -248,7 +266,10 @@ func (p *Pool) unmet() []string {
 func (p *Pool) search(ctx context.Context, missing map[string]netip.AddrPort) {
 	ids := slices.Collect(maps.Keys(missing))
 	rand.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
-	addrs := slices.Clone(p.unmet())
+	if seeds := p.unmet(); len(seeds) > 0 && p.contact(ctx, seeds) {
+		p.store.reached()
+	}
+	var addrs []string
 	for _, id := range ids[:min(len(ids), searchWidth)] {
 		addrs = append(addrs, missing[id].String())
 	}
@@ -270,13 +291,15 @@ func (p *Pool) search(ctx context.Context, missing map[string]netip.AddrPort) {
 	p.contact(ctx, addrs)
 }
 
-// contact joins whom it can reach.
-func (p *Pool) contact(ctx context.Context, addrs []string) {
-	if n, err := p.Join(ctx, addrs); err != nil {
+// contact joins whom it can reach, and reports whether that was anybody.
+func (p *Pool) contact(ctx context.Context, addrs []string) bool {
+	n, err := p.Join(ctx, addrs)
+	if err != nil {
 		p.log.Debug("no peer can be reached", "tried", len(addrs), "err", err)
 	} else if n > 0 {
 		p.log.Debug("reached peers", "tried", len(addrs), "answered", n)
 	}
+	return n > 0
 }
 
 // searchPause is the time between searches: it grows until somebody else is

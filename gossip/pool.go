@@ -61,7 +61,8 @@ type Config struct {
 	// Dir is where peers' addresses are remembered; empty: nowhere.
 	Dir string
 	// Seeds are host:port of members, for a node that knows none yet. They are
-	// tried again and again, and remembered, until one was met.
+	// tried again and again, and remembered, until one of them was reached, or
+	// others have been known for ten minutes.
 	Seeds []string
 	// Transport replaces the sockets, for tests. The pool shuts it down.
 	Transport memberlist.Transport
@@ -288,7 +289,7 @@ func (p *Pool) Run(ctx context.Context) error {
 		case <-retry.C:
 			missing := p.missing()
 			backoff.changed(missing)
-			lost := len(p.alive()) == 0 && (blind > 0 || len(p.unmet()) > 0)
+			lost := len(p.unmet()) > 0 || len(p.alive()) == 0 && blind > 0
 			if searching || len(missing) == 0 && !lost {
 				continue
 			}

@@ -655,3 +655,20 @@ func TestSeedsAreTriedUntilSomebodyAnswers(t *testing.T) {
 		}
 	})
 }
+
+// TestNewcomersDoNotStopAtEachOther: two that join while they are cut off from
+// the cluster, one by way of the other, find the rest when the cut is healed.
+func TestNewcomersDoNotStopAtEachOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &bubble{t: t, net: gossiptest.New(1)}
+		t.Cleanup(func() { time.Sleep(time.Minute) })
+		old := hostAddr(0).String()
+		b.nodes = append(b.nodes,
+			b.run(1, hostAddr(1), func(c *Config) { c.Seeds = []string{old} }),
+			b.run(2, hostAddr(2), func(c *Config) { c.Seeds = []string{old, hostAddr(1).String()} }))
+		b.wait("the two know each other", 15*time.Second, func() bool { return b.agree(Alive, 2) })
+		time.Sleep(time.Minute) // the old one is out of reach
+		b.nodes = append([]*node{b.run(0, hostAddr(0), nil)}, b.nodes...)
+		b.wait("all know each other", 2*time.Minute, func() bool { return b.agree(Alive, 3) })
+	})
+}
