@@ -194,7 +194,7 @@ func restartRuleCases() []nodeCase {
 			},
 		},
 		{
-			"a rule that restarts all containers", edited(nodePod("rule-all", sh("main", once(88), rules(corev1.ContainerRestartPolicyNever, corev1.ContainerRestartRuleActionRestartAllContainers, 88)), sh("other", "sleep 3")),
+			"a rule that restarts all containers", edited(nodePod("rule-all", sh("main", "until [ -e /v/other ]; do sleep 0.1; done; "+once(88), rules(corev1.ContainerRestartPolicyNever, corev1.ContainerRestartRuleActionRestartAllContainers, 88)), sh("other", "echo > /v/other; sleep 3")),
 				inits(sh("init", "echo ran >> /v/inits; cat /v/inits")), mountShared),
 			func(n *nodeTest, pod *corev1.Pod) {
 				ip := n.until(pod.Name, "has an address", func(p *corev1.Pod) bool { return p.Status.PodIP != "" }, nil).Status.PodIP
