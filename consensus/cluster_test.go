@@ -534,6 +534,19 @@ func (d fullDisk) StoreLogs(logs []*raft.Log) error {
 	return d.LogStore.StoreLogs(logs)
 }
 
+// onDisk puts something between a host's node and the log on its disk.
+func (h *host) onDisk(wrap func(LogStore) LogStore) {
+	h.conf = func(c *Config) {
+		c.OpenLog = func() (LogStore, error) {
+			if err := os.MkdirAll(h.dir, 0o700); err != nil {
+				return nil, err
+			}
+			log, err := openBolt(filepath.Join(h.dir, logFile), false)
+			return wrap(log), err
+		}
+	}
+}
+
 // TestDisksFullOfAMajority: those who were full have the newest log, so that
 // nobody else can lead, and they must find out by themselves that there is room
 // again.
@@ -543,15 +556,7 @@ func TestDisksFullOfAMajority(t *testing.T) {
 		var hosts []*host
 		for i := range full {
 			h := w.host(t, fmt.Sprintf("n%d", i))
-			h.conf = func(c *Config) {
-				c.OpenLog = func() (LogStore, error) {
-					if err := os.MkdirAll(h.dir, 0o700); err != nil {
-						return nil, err
-					}
-					log, err := openBolt(filepath.Join(h.dir, logFile), false)
-					return fullDisk{log, &full[i]}, err
-				}
-			}
+			h.onDisk(func(log LogStore) LogStore { return fullDisk{log, &full[i]} })
 			hosts = append(hosts, h)
 		}
 		hosts[0].start(true)
@@ -617,15 +622,7 @@ func TestFullDiskBehindItsSnapshot(t *testing.T) {
 		for i := range 3 {
 			h := w.host(t, fmt.Sprintf("n%d", i))
 			if i == 1 {
-				h.conf = func(c *Config) {
-					c.OpenLog = func() (LogStore, error) {
-						if err := os.MkdirAll(h.dir, 0o700); err != nil {
-							return nil, err
-						}
-						log, err := openBolt(filepath.Join(h.dir, logFile), false)
-						return countedRefusals{fullDisk{log, &full}, &refused}, err
-					}
-				}
+				h.onDisk(func(log LogStore) LogStore { return countedRefusals{fullDisk{log, &full}, &refused} })
 			}
 			hosts = append(hosts, h)
 		}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -92,11 +91,7 @@ func (b *bench) leaderKilled(ctx context.Context) error {
 // returns the longest time for which none was accepted: until the first that
 // was begun after the end.
 func gap(ctx context.Context, c *cluster.Cluster, host string, end func() error) (time.Duration, error) {
-	config, err := c.RESTConfig(host)
-	if err != nil {
-		return 0, err
-	}
-	tlsConfig, err := rest.TLSConfigFor(config)
+	client, url, err := c.HTTPClient(host)
 	if err != nil {
 		return 0, err
 	}
@@ -105,7 +100,6 @@ func gap(ctx context.Context, c *cluster.Cluster, host string, end func() error)
 	var writes sync.WaitGroup
 	defer writes.Wait()
 	defer cancel()
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: tlsConfig, ForceAttemptHTTP2: true}}
 	type write struct{ begun, accepted time.Time }
 	done := make(chan write, 1)
 	refused := make(chan error, 1)
@@ -123,7 +117,7 @@ func gap(ctx context.Context, c *cluster.Cluster, host string, end func() error)
 			name := fmt.Sprintf("%s-%d", mark, i)
 			i++
 			writes.Go(func() {
-				if err := createMark(ctx, client, config.Host, name); err != nil {
+				if err := createMark(ctx, client, url, name); err != nil {
 					select {
 					case refused <- err:
 					case <-ctx.Done():

@@ -166,6 +166,16 @@ func (b *bench) formed(ctx context.Context, hosts int) (*cluster.Cluster, func()
 	return c, down, nil
 }
 
+// pause waits for a while.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
 // said waits until a host's conclave has said something since offset.
 func said(ctx context.Context, c *cluster.Cluster, h *lab.Host, what string) error {
 	for {

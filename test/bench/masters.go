@@ -34,10 +34,8 @@ func (b *bench) masters(ctx context.Context) error {
 	defer w.Stop()
 	var gaps []time.Duration
 	for len(left) > 2 {
-		select { // the first kill too has writes before it
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(killEvery):
+		if err := pause(ctx, killEvery); err != nil { // the first kill too has writes before it
+			return err
 		}
 		// The first host may be dead: ask whoever is left.
 		leader, err := leaderIn(c.On(ctx, left[0], c.Binary, "status"))

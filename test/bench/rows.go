@@ -16,7 +16,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/rest"
 
 	"conclave/lab"
 	"conclave/test/cluster"
@@ -78,10 +77,8 @@ func (b *bench) oneNode(ctx context.Context) error {
 		return err
 	}
 	b.row("burst: 50 pods on one node → all Running", fmt.Sprintf("%.2f s", burst.Seconds()), "≤ 2 s")
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(15 * time.Second): // for garbage to be collected
+	if err := pause(ctx, 15*time.Second); err != nil { // for garbage to be collected
+		return err
 	}
 	after, err := usage(c.Hosts[0])
 	if err != nil {
@@ -208,10 +205,8 @@ func usage(h *lab.Host) (spent, error) {
 
 // cost watches idle hosts.
 func (b *bench) cost(ctx context.Context, c *cluster.Cluster, what, memory, cpu string) error {
-	select { // let the start settle
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(20 * time.Second):
+	if err := pause(ctx, 20*time.Second); err != nil { // let the start settle
+		return err
 	}
 	before := map[string]spent{}
 	for _, h := range c.Hosts {
@@ -221,10 +216,8 @@ func (b *bench) cost(ctx context.Context, c *cluster.Cluster, what, memory, cpu 
 		}
 		before[h.Name] = s
 	}
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(b.idle):
+	if err := pause(ctx, b.idle); err != nil {
+		return err
 	}
 	leader, err := leaderOf(ctx, c)
 	if err != nil {
@@ -347,13 +340,13 @@ func (b *bench) writes(ctx context.Context) error {
 }
 
 func writeRate(ctx context.Context, c *cluster.Cluster, host string, clients int) (float64, error) {
-	config, err := c.RESTConfig(host)
-	if err != nil {
-		return 0, err
-	}
-	tlsConfig, err := rest.TLSConfigFor(config)
-	if err != nil {
-		return 0, err
+	each := make([]*http.Client, clients)
+	var url string
+	for k := range each {
+		var err error
+		if each[k], url, err = c.HTTPClient(host); err != nil {
+			return 0, err
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -361,11 +354,10 @@ func writeRate(ctx context.Context, c *cluster.Cluster, host string, clients int
 	var failed atomic.Pointer[error]
 	var all sync.WaitGroup
 	start := time.Now()
-	for k := range clients {
+	for k, client := range each {
 		all.Go(func() {
-			client := http.Client{Transport: &http.Transport{TLSClientConfig: tlsConfig.Clone(), ForceAttemptHTTP2: true}}
 			for i := 0; ctx.Err() == nil; i++ {
-				if err := createMark(ctx, &client, config.Host, fmt.Sprintf("w%d-%d-%d", clients, k, i)); err != nil && ctx.Err() == nil {
+				if err := createMark(ctx, client, url, fmt.Sprintf("w%d-%d-%d", clients, k, i)); err != nil && ctx.Err() == nil {
 					failed.Store(&err)
 					return
 				}

@@ -19,8 +19,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/flowcontrol"
-
-	"conclave/test/cluster"
 )
 
 const (
@@ -45,14 +43,14 @@ func (b *bench) watchers(ctx context.Context) error {
 	failed := make(chan error, watchersAll)
 	ready := make(chan struct{}, watchersAll)
 	var client *http.Client
-	var config *rest.Config
+	var url string
 	for i := range watchersAll {
 		if i%watchersShared == 0 {
-			if client, config, err = rawClient(c, c.Hosts[i/watchersShared%len(c.Hosts)].Name); err != nil {
+			if client, url, err = c.HTTPClient(c.Hosts[i/watchersShared%len(c.Hosts)].Name); err != nil {
 				return err
 			}
 		}
-		client, url := client, config.Host+"/api/v1/namespaces/default/configmaps?watch=true&labelSelector=bench%3Dwatched&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true"
+		client, url := client, url+"/api/v1/namespaces/default/configmaps?watch=true&labelSelector=bench%3Dwatched&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true"
 		all.Go(func() {
 			if err := watchMarks(ctx, client, url, ready, seen); err != nil && ctx.Err() == nil {
 				failed <- err
@@ -91,19 +89,6 @@ func (b *bench) watchers(ctx context.Context) error {
 	b.row(fmt.Sprintf("one write → %d watchers have it (the clients take their part of the cores)", watchersAll),
 		fmt.Sprintf("p99 %.0f ms; the last watcher: %s", each[len(each)*99/100].Seconds()*1000, distribution(last)), "p99 ≤ 50 ms")
 	return nil
-}
-
-// rawClient is a client with one connection of its own.
-func rawClient(c *cluster.Cluster, host string) (*http.Client, *rest.Config, error) {
-	config, err := c.RESTConfig(host)
-	if err != nil {
-		return nil, nil, err
-	}
-	tlsConfig, err := rest.TLSConfigFor(config)
-	if err != nil {
-		return nil, nil, err
-	}
-	return &http.Client{Transport: &http.Transport{TLSClientConfig: tlsConfig, ForceAttemptHTTP2: true}}, config, nil
 }
 
 // watchMarks says when it sees what was written; it decodes nothing, since it
@@ -174,10 +159,8 @@ func (b *bench) state(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(20 * time.Second): // for garbage to be collected
+	if err := pause(ctx, 20*time.Second); err != nil { // for garbage to be collected
+		return err
 	}
 	used, err := usage(c.Hosts[0])
 	if err != nil {
@@ -185,13 +168,13 @@ func (b *bench) state(ctx context.Context) error {
 	}
 	what := fmt.Sprintf("%d nodes, %d pods", stateNodes, statePods)
 	b.row("memory of the one master with "+what, fmt.Sprintf("%.0f MiB", float64(used.pss)/(1<<20)), "≤ 400 MiB")
-	raw, config, err := rawClient(c, "")
+	raw, url, err := c.HTTPClient("")
 	if err != nil {
 		return err
 	}
 	var lists []time.Duration
 	for range b.trials {
-		took, err := listPods(ctx, raw, config.Host)
+		took, err := listPods(ctx, raw, url)
 		if err != nil {
 			return err
 		}

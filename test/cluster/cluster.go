@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -132,6 +133,20 @@ func (c *Cluster) ClientFor(host string, change func(*rest.Config)) (*kubernetes
 	config.Dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
 	change(config)
 	return kubernetes.NewForConfig(config)
+}
+
+// HTTPClient speaks to the API of one host, the kubeconfig's own if empty, without
+// client-go: a client with connections of its own, and the address of the API.
+func (c *Cluster) HTTPClient(host string) (*http.Client, string, error) {
+	config, err := c.RESTConfig(host)
+	if err != nil {
+		return nil, "", err
+	}
+	tls, err := rest.TLSConfigFor(config)
+	if err != nil {
+		return nil, "", err
+	}
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: tls, ForceAttemptHTTP2: true}}, config.Host, nil
 }
 
 // RESTConfig is what clients of one host need, the kubeconfig's own if empty.

@@ -40,7 +40,7 @@ type ack struct {
 func (c *Cluster) Write(ctx context.Context, every time.Duration, hosts ...string) (*Writers, error) {
 	w := &Writers{c: c, every: every, mark: fmt.Sprintf("mark-%d", time.Now().UnixNano()), hosts: map[string]*writer{}}
 	for _, h := range hosts {
-		client, url, err := c.poster(h)
+		client, url, err := c.HTTPClient(h)
 		if err != nil {
 			return nil, err
 		}
@@ -50,19 +50,6 @@ func (c *Cluster) Write(ctx context.Context, every time.Duration, hosts ...strin
 		w.all.Go(func() { w.run(ctx, h, one, client, url) })
 	}
 	return w, nil
-}
-
-// poster is a client with connections of its own for one host.
-func (c *Cluster) poster(host string) (*http.Client, string, error) {
-	config, err := c.RESTConfig(host)
-	if err != nil {
-		return nil, "", err
-	}
-	tls, err := rest.TLSConfigFor(config)
-	if err != nil {
-		return nil, "", err
-	}
-	return &http.Client{Transport: &http.Transport{TLSClientConfig: tls, ForceAttemptHTTP2: true}}, config.Host, nil
 }
 
 func (w *Writers) run(ctx context.Context, host string, one *writer, client *http.Client, url string) {
