@@ -149,6 +149,9 @@ func (s *Server) status(ctx context.Context, testPaths bool) Status {
 	}
 	cluster, _ := s.node.Cluster()
 	status := Status{Cluster: cluster.ID, Term: c.Term}
+	if c.Leader != "" { // gossip may not have told of it yet
+		status.Leader = s.nameOf(c.Leader)
+	}
 	alive := map[string]bool{} // a machine that was installed anew has its name again, under another id
 	for _, m := range s.pool.Members() {
 		alive[m.Name] = alive[m.Name] || m.State == gossip.Alive
@@ -161,7 +164,7 @@ func (s *Server) status(ctx context.Context, testPaths bool) Status {
 			row.Role = "standby"
 		}
 		if m.ID == c.Leader {
-			row.Role, status.Leader = "leader", m.Name
+			row.Role = "leader"
 		}
 		if m.ID == s.node.ID() {
 			status.Node = row

@@ -597,6 +597,26 @@ func TestDisksFullOfAMajority(t *testing.T) {
 	})
 }
 
+// TestFullDiskGetsNoVote: in a young cluster, whose log is short, a node that takes
+// none of it is not called caught up; with room on its disk it has its vote.
+func TestFullDiskGetsNoVote(t *testing.T) {
+	bubble(t, func(t *testing.T, w *wires) {
+		var full atomic.Bool
+		full.Store(true)
+		hosts := []*host{w.host(t, "n0"), w.host(t, "n1"), w.host(t, "n2")}
+		hosts[2].onDisk(func(log LogStore) LogStore { return fullDisk{log, &full} })
+		hosts[0].start(true)
+		until(t, "the third to follow", 10*time.Second, func() bool { return hosts[0].get() != nil && hosts[0].get().serves("n2") })
+		time.Sleep(10 * time.Second) // long enough for a vote
+		if n := votersOf(hosts); n != 1 {
+			t.Errorf("%d voters while the disk of one of three is full", n)
+		}
+		full.Store(false)
+		until(t, "three voters", time.Minute, func() bool { return votersOf(hosts) == 3 })
+		endAll(hosts)
+	})
+}
+
 // countedRefusals counts what a full disk refuses.
 type countedRefusals struct {
 	fullDisk

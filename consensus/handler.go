@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -124,11 +125,15 @@ func (n *Node) newHandler() http.Handler {
 	handle(pathLeader, answerJSON(func(ctx context.Context, caller string, _ struct{}) (a leaderAnswer) {
 		a.Leader, a.Term = n.leaderAndTerm()
 		a.State = n.disk.hasState()
-		if at, err := n.verify.do(ctx, n.verifyLeader); err == nil && (n.serves(caller) || n.settled() == nil) {
+		at, err := n.verify.do(ctx, n.verifyLeader)
+		if err != nil {
+			return a
+		}
+		for _, s := range n.configuration().Servers {
+			a.Servers = append(a.Servers, string(s.ID))
+		}
+		if slices.Contains(a.Servers, caller) || n.settled() == nil { // what was read before is committed now
 			a.Verified, a.Term = true, at.term
-			for _, s := range n.configuration().Servers {
-				a.Servers = append(a.Servers, string(s.ID))
-			}
 		}
 		return a
 	}))

@@ -12,9 +12,9 @@ import (
 )
 
 const (
-	// A server is caught up if it misses at most readyLag entries, or only such
-	// as are younger than readyAge; a non-voter is ready when it has been so for
-	// stableFor.
+	// A server is caught up if it misses only entries that are younger than
+	// readyAge, or at most readyLag and takes some within readyAge; a non-voter is
+	// ready when it has been so for stableFor.
 	readyLag  = 64
 	readyAge  = 500 * time.Millisecond
 	stableFor = 200 * time.Millisecond
@@ -65,6 +65,7 @@ type masters struct {
 type seen struct {
 	caughtUp time.Time // since when it has the log, zero if it has not
 	last     uint64    // how far it was
+	moved    time.Time // when it was last found further
 	stuck    time.Time // since when it is behind and has not come closer
 	revived  time.Time // when it was last prepared anew
 	failed   time.Time // when preparing it last failed
@@ -296,7 +297,7 @@ func (m *masters) candidates(now time.Time, servers []raft.Server) []candidate {
 			members = append(slices.Clip(members), Member{ID: string(s.ID)})
 		}
 	}
-	ago := m.mark(now)
+	due, near := m.mark(now)
 	out := make([]candidate, len(members))
 	for i, member := range members {
 		s := m.seen[member.ID]
@@ -316,11 +317,14 @@ func (m *masters) candidates(now time.Time, servers []raft.Server) []candidate {
 		if !member.Started.IsZero() {
 			c.Up = now.Sub(member.Started)
 		}
+		if peer.last > s.last {
+			s.moved = now
+		}
 		votes, server := suffrage[member.ID]
 		switch {
 		case !server || member.ID == n.c.ID:
 			s.caughtUp, s.stuck = time.Time{}, time.Time{}
-		case c.Reachable && peer.last >= ago:
+		case c.Reachable && (peer.last >= due || peer.last >= near && now.Sub(s.moved) < readyAge):
 			if s.caughtUp.IsZero() {
 				s.caughtUp = now
 			}
@@ -328,7 +332,7 @@ func (m *masters) candidates(now time.Time, servers []raft.Server) []candidate {
 			c.Ready = now.Sub(s.caughtUp) >= stableFor
 		default:
 			s.caughtUp = time.Time{}
-			if s.stuck.IsZero() || peer.last > s.last {
+			if s.stuck.IsZero() || s.moved.Equal(now) {
 				s.stuck = now
 			}
 			limit := failingAfter
@@ -344,9 +348,9 @@ func (m *masters) candidates(now time.Time, servers []raft.Server) []candidate {
 	return out
 }
 
-// mark notes where the log ends, and returns how far a server must be to be
-// called caught up.
-func (m *masters) mark(now time.Time) (ready uint64) {
+// mark notes where the log ends. It returns where it ended readyAge ago, as far as
+// that is known, and readyLag entries before its end.
+func (m *masters) mark(now time.Time) (due, near uint64) {
 	last := uint64(0)
 	if r := m.n.raft.Load(); r != nil {
 		last = r.LastIndex()
@@ -357,11 +361,11 @@ func (m *masters) mark(now time.Time) (ready uint64) {
 	for len(m.marks) > 1 && now.Sub(m.marks[1].at) >= readyAge {
 		m.marks = m.marks[1:]
 	}
-	ready = last - min(readyLag, last)
+	due = last
 	if old := m.marks[0]; now.Sub(old.at) >= readyAge {
-		ready = min(ready, old.last)
+		due = old.last
 	}
-	return ready
+	return due, last - min(readyLag, last)
 }
 
 // prepare starts Prepare for a node that shall be added, or that was added and

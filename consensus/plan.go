@@ -198,7 +198,7 @@ func (p *planner) dropUseless() change {
 // otherwise. A dead one that is still a voter has its vote the moment it is
 // back, and most are back soon. One that has lost its log goes at once, so that
 // it can be given a new one; one that lives and does not follow goes only if
-// another is ready.
+// another is ready, or if there are as many as there should be without it.
 func (p *planner) dropDeadVoters() change {
 	dead := 0
 	for _, id := range p.voters {
@@ -207,9 +207,10 @@ func (p *planner) dropDeadVoters() change {
 		}
 	}
 	ready := len(p.ready()) > 0
+	spared := ready || len(p.good) >= p.want
 	for _, id := range p.voters {
 		n := p.nodes[id]
-		if !n.Dead && !n.Lost && !(n.Failing && ready) || !p.safe(without(p.voters, id)) {
+		if !n.Dead && !n.Lost && !(n.Failing && spared) || !p.safe(without(p.voters, id)) {
 			continue
 		}
 		c := change{step: remove, id: id}

@@ -115,6 +115,7 @@ func TestPlan(t *testing.T) {
 		{"a removal that would leave no majority", "a b c:dead d:suspect", "A B C", "remove c after a while"},
 		{"a voter that lives and does not follow", "a b c:failing d:ready", "A B C d", "remove c"},
 		{"it stays if nobody is ready", "a b c:failing d", "A B C d", "keep…"},
+		{"one too many that does not follow goes", "a b c d e:failing", "A B C D E", "remove e after a while"},
 		{"a standby that does not follow", "a b c d:failing e", "A B C d", "remove d"},
 		{"it stays if there is no other", "a b c d:failing", "A B C d", "keep…"},
 

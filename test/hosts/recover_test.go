@@ -270,9 +270,12 @@ func TestReturnedMajorityIsNobody(t *testing.T) {
 	roles(t, c, standby, 3)
 	wantMarks(t, c, append(marks, writeMarks(t, c, "whole", 20)...))
 	for _, host := range voters {
-		if s := statusOn(t, c, host); s.Leader == "" {
-			t.Errorf("%s sees no leader: %v", host, s.Problems)
-		}
+		eventually(t, host+" to see a leader", func() error {
+			if s := statusOn(t, c, host); s.Leader == "" {
+				return fmt.Errorf("%q", s.Problems)
+			}
+			return nil
+		})
 	}
 }
 

@@ -351,8 +351,10 @@ func (p *proc) runMasters(ctx context.Context) error {
 	}
 	for is := found || used; ; is = false {
 		if !is {
+			p.pool.SetMeta(func(m *gossip.Meta) { m.Bare = true })
 			select {
 			case <-p.promote:
+				p.pool.SetMeta(func(m *gossip.Meta) { m.Bare = false })
 			case <-ctx.Done():
 				return nil
 			}
@@ -505,7 +507,7 @@ func (p *proc) consensusMembers() []consensus.Member {
 	var all []consensus.Member
 	for _, m := range p.pool.Members() {
 		all = append(all, consensus.Member{
-			ID: m.ID, Name: m.Name, Zone: m.Zone, NoMaster: m.NoMaster, Memory: m.Memory, DiskLatency: m.DiskLatency, Started: m.Started,
+			ID: m.ID, Name: m.Name, Zone: m.Zone, NoMaster: m.NoMaster, Bare: m.Bare, Memory: m.Memory, DiskLatency: m.DiskLatency, Started: m.Started,
 			Suspect: m.State == gossip.Suspect, Alive: m.State == gossip.Alive || m.State == gossip.Suspect,
 		})
 	}
