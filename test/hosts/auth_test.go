@@ -676,6 +676,7 @@ func TestSecretsAtRest(t *testing.T) {
 // TestRemovedNodeIsRefused asks for a new certificate with the key of a node
 // that was taken out of the cluster.
 func TestRemovedNodeIsRefused(t *testing.T) {
+	t.Parallel()
 	c := own(t, 3)
 	guest := c.Hosts[2]
 	if err := c.Kill(guest.Name); err != nil {

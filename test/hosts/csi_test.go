@@ -60,6 +60,7 @@ func gone(t *testing.T, what string, get func() error) {
 // other: made, attached, mounted, its data there after the pod, after our
 // process and after the driver, grown, and removed.
 func TestCSI(t *testing.T) {
+	t.Parallel()
 	c := own(t, 3)
 	if err := c.Import(t.Context(), "busybox"); err != nil {
 		t.Fatal(err)

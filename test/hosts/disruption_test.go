@@ -128,6 +128,7 @@ var disruption = []behaviour{
 // TestPreemption shows who gives way to whom, on a cluster of its own: the
 // pods of others would be in the way, or go.
 func TestPreemption(t *testing.T) {
+	t.Parallel()
 	c := own(t, 2)
 	if err := c.Import(t.Context(), "busybox"); err != nil {
 		t.Fatal(err)

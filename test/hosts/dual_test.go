@@ -73,6 +73,7 @@ func ipsOf(p *corev1.Pod) (all []string) {
 // What a dual-stack cluster promises: pods and Services of both families, from
 // everywhere, by address and by name.
 func TestDualStack(t *testing.T) {
+	t.Parallel()
 	w, hosts := dualStack(t)
 	c, ctx := w.c, t.Context()
 	a, b := w.pods[0], w.pods[1]

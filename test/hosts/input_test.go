@@ -43,6 +43,7 @@ func refused(t *testing.T, c *cluster.Cluster, host string, words []string, args
 
 // TestBadInput tries what must be refused, each with a clear message.
 func TestBadInput(t *testing.T) {
+	t.Parallel()
 	c := own(t, 2)
 	spare, err := c.Add() // a third host, on which nothing runs
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 // Two hosts that lose each other's overlay packets are named as a pair by
 // whoever is asked, and in their Nodes; healed, they are not.
 func TestPathsBetweenNodes(t *testing.T) {
+	t.Parallel()
 	c := own(t, 3)
 	one, two, three := c.Hosts[0], c.Hosts[1], c.Hosts[2]
 	status := func(host string) string {
@@ -84,6 +85,7 @@ func TestPathsBetweenNodes(t *testing.T) {
 // A node that is no master, and shares its link with another that says so too:
 // packets of pods go there as they are, and policies know the pods of both.
 func TestPlainNode(t *testing.T) {
+	t.Parallel()
 	c := own(t, 1, "--direct-routes")
 	guest, err := c.Add()
 	if err != nil {

@@ -74,6 +74,7 @@ spec:
 // TestBootsAlone cuts the power of all hosts and boots one that cannot be a
 // master alone: it runs the pods that it had, with all that they need.
 func TestBootsAlone(t *testing.T) {
+	t.Parallel()
 	c := own(t, 3)
 	if err := c.Import(t.Context(), "busybox"); err != nil {
 		t.Fatal(err)

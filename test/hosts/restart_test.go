@@ -41,6 +41,7 @@ spec:
 // TestKilledProcessLeavesPodsAlone kills conclave on a node that runs pods, lets
 // one of them end meanwhile, and starts it again.
 func TestKilledProcessLeavesPodsAlone(t *testing.T) {
+	t.Parallel()
 	c := own(t, 1)
 	if err := c.Import(t.Context(), "busybox"); err != nil {
 		t.Fatal(err)
@@ -215,6 +216,7 @@ func readyPods(ctx context.Context, c *cluster.Cluster) (int, error) {
 // TestWholeClusterStops kills conclave everywhere at once, then cuts the power
 // everywhere at once, then gives a host another address.
 func TestWholeClusterStops(t *testing.T) {
+	t.Parallel()
 	c := own(t, 3)
 	if err := c.Import(t.Context(), "busybox"); err != nil {
 		t.Fatal(err)

@@ -92,6 +92,7 @@ spec:
 // An address of a range is answered for by one host, goes on at another when
 // that one loses its power, and shows pods their real clients.
 func TestLoadBalancer(t *testing.T) {
+	t.Parallel()
 	c := own(t, 3)
 	if err := c.Import(t.Context(), "tool"); err != nil {
 		t.Fatal(err)
