@@ -84,9 +84,6 @@ func notAcceptable() error {
 	}}
 }
 
-// encodeJSON is one object in JSON. The object says its own kind.
-func encodeJSON(obj Object) ([]byte, error) { return json.Marshal(obj) }
-
 // encodeRaw is one object in protobuf without the envelope.
 func encodeRaw(obj Object) ([]byte, error) {
 	m, ok := any(obj).(interface{ Marshal() ([]byte, error) })
@@ -146,47 +143,47 @@ func encodeObject(obj runtime.Object, media string) ([]byte, error) {
 	return json.Marshal(obj)
 }
 
-// encodeListing is a list in a media type, made of its records' encodings.
+// encodeListing is a list in a media type.
 func encodeListing(r *resource, l listing, media string) ([]byte, error) {
 	if media == mediaProtobuf {
 		return encodeListingProtobuf(r, l)
 	}
+	var b bytes.Buffer
+	if err := writeListing(&b, r, l); err != nil {
+		return nil, err
+	}
+	if media == mediaYAML {
+		return yaml.JSONToYAML(b.Bytes())
+	}
+	return b.Bytes(), nil
+}
+
+// writeListing writes a list in JSON.
+func writeListing(w io.Writer, r *resource, l listing) error {
 	head, err := json.Marshal(struct {
 		metav1.TypeMeta `json:",inline"`
 		Metadata        metav1.ListMeta `json:"metadata"`
 	}{typeMeta(r.listGVK()), l.meta()})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var b bytes.Buffer
-	b.Write(head[:len(head)-1])
-	b.WriteString(`,"items":[`)
 	// The items of a typed list do not repeat their kind; those of custom
 	// resources do.
-	said, err := json.Marshal(typeMeta(r.GVK))
-	if err != nil {
-		return nil, err
-	}
-	said[len(said)-1] = ','
-	for i, rec := range l.records {
-		item, err := rec.Encoding("json", encodeJSON)
-		if err != nil {
-			return nil, err
+	var said []byte
+	if r.def == nil {
+		if said, err = json.Marshal(typeMeta(r.GVK)); err != nil {
+			return err
 		}
-		if i > 0 {
-			b.WriteByte(',')
-		}
-		if rest, ok := bytes.CutPrefix(item, said); ok && r.def == nil {
-			b.WriteByte('{')
-			item = rest
-		}
-		b.Write(item)
+		said[len(said)-1] = ','
 	}
-	b.WriteString("]}")
-	if media == mediaYAML {
-		return yaml.JSONToYAML(b.Bytes())
+	if _, err := w.Write(append(head[:len(head)-1], `,"items":[`...)); err != nil {
+		return err
 	}
-	return b.Bytes(), nil
+	if err := writeItems(w, l.records, said); err != nil {
+		return err
+	}
+	_, err = io.WriteString(w, "]}")
+	return err
 }
 
 // encodeListingProtobuf uses that in every list type, metadata is field 1 and

@@ -1,11 +1,13 @@
 package api
 
 import (
+	"bufio"
 	"bytes"
 	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"runtime/debug"
@@ -27,6 +29,10 @@ const (
 	requestTime = 60 * time.Second
 	// Answers smaller than this are not worth the processor that gzip takes.
 	gzipFrom = 128 << 10
+	// Lists of more objects than this are sent while they are encoded, this many
+	// bytes at a time.
+	streamFrom   = 500
+	streamBuffer = 64 << 10
 )
 
 // exchange is one HTTP request and its answer.
@@ -443,12 +449,57 @@ func (x *exchange) listing(c *call, l listing) error {
 		}
 		return x.object(http.StatusOK, list)
 	}
+	if x.format.media == mediaJSON && len(l.records) > streamFrom && x.r.Method != http.MethodHead {
+		return x.stream(func(w io.Writer) error { return writeListing(w, c.res, l) })
+	}
 	b, err := encodeListing(c.res, l, x.format.media)
 	if err != nil {
 		return err
 	}
 	return x.bytes(http.StatusOK, b)
 }
+
+// stream answers with a body that is too long to be in memory as a whole. An error
+// in the middle of it ends the connection: nothing else would tell the client.
+func (x *exchange) stream(write func(io.Writer) error) error {
+	x.describe()
+	b := bufio.NewWriterSize(x.w, streamBuffer)
+	w, end := io.Writer(b), func() error { return nil }
+	if x.zips() {
+		x.w.Header().Set("Content-Encoding", "gzip")
+		zw, err := gzip.NewWriterLevel(b, gzip.BestSpeed)
+		if err != nil {
+			return err
+		}
+		w, end = zw, zw.Close
+	}
+	x.w.WriteHeader(http.StatusOK)
+	err := write(w)
+	if err == nil {
+		err = end()
+	}
+	if err == nil {
+		err = b.Flush()
+	}
+	if err != nil {
+		if x.r.Context().Err() == nil {
+			x.s.log.Error("an answer was cut off", "path", x.r.URL.Path, "error", err)
+		}
+		panic(http.ErrAbortHandler)
+	}
+	return nil
+}
+
+// describe sets what every body has in its header.
+func (x *exchange) describe() {
+	h := x.w.Header()
+	h.Set("Content-Type", x.format.media)
+	h.Set("Cache-Control", "no-cache, private")
+	h.Add("Vary", "Accept")
+}
+
+// zips says whether the client takes gzip.
+func (x *exchange) zips() bool { return strings.Contains(x.r.Header.Get("Accept-Encoding"), "gzip") }
 
 // object answers with an object that says its own kind.
 func (x *exchange) object(code int, obj runtime.Object) error {
@@ -461,11 +512,9 @@ func (x *exchange) object(code int, obj runtime.Object) error {
 
 // bytes answers with a body in the negotiated media type.
 func (x *exchange) bytes(code int, b []byte) error {
+	x.describe()
 	h := x.w.Header()
-	h.Set("Content-Type", x.format.media)
-	h.Set("Cache-Control", "no-cache, private")
-	h.Add("Vary", "Accept")
-	if len(b) >= gzipFrom && strings.Contains(x.r.Header.Get("Accept-Encoding"), "gzip") {
+	if len(b) >= gzipFrom && x.zips() {
 		var z bytes.Buffer
 		zw, err := gzip.NewWriterLevel(&z, gzip.BestSpeed)
 		if err != nil {

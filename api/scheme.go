@@ -142,6 +142,7 @@ func DecodeStored(data []byte) (Object, error) {
 		return nil, errors.New("decode stored object: " + gvk.String() + " has no metadata")
 	}
 	o.GetObjectKind().SetGroupVersionKind(*gvk)
+	shareFields(o)
 	if set, ok := o.(*appsv1.StatefulSet); ok {
 		kinds.TypeClaimTemplates(set)
 	}

@@ -226,6 +226,7 @@ func serve(ctx context.Context, config ServerConfig) error {
 	if err != nil {
 		return err
 	}
+	boundGarbage()
 	return server.Run(ctx)
 }
 
