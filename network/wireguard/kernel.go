@@ -45,7 +45,9 @@ func familyNumber(conn *netlink.Conn, name string) (uint16, error) {
 	if err != nil {
 		return 0, err
 	}
-	answers, err := conn.Execute(message(unix.GENL_ID_CTRL, netlink.Request|netlink.Acknowledge, unix.CTRL_CMD_GETFAMILY, 1, body))
+	// It answers or refuses; an acknowledgement would come behind the answer,
+	// and be taken for the next one.
+	answers, err := conn.Execute(message(unix.GENL_ID_CTRL, netlink.Request, unix.CTRL_CMD_GETFAMILY, 1, body))
 	if err != nil {
 		return 0, fmt.Errorf("asking the kernel for %s: %w", name, err)
 	}
