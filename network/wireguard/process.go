@@ -74,7 +74,11 @@ func serve(link string) error {
 	udp := &udpEnd{StdNetBind: conn.NewStdNetBind().(*conn.StdNetBind), in: end.in, out: end.out}
 	d := device.NewDevice(end, udp, &device.Logger{Verbosef: device.DiscardLogf, Errorf: device.DiscardLogf})
 	end.tell(tun.EventMTUUpdate)
-	end.tell(tun.EventUp)
+	// At a port that the kernel chooses. When it is told another, it says
+	// whether it got that.
+	if err := d.Up(); err != nil {
+		return fmt.Errorf("open a UDP socket: %w", err)
+	}
 	go func() {
 		for {
 			c, err := l.Accept()

@@ -71,7 +71,8 @@ func IsLink(l netlink.Link) bool { return l.Type() == kernelType || l.Type() == 
 // Tunnel is one link. Set and Remove are for one goroutine.
 type Tunnel struct {
 	cfg    Config
-	source string // of the last Set
+	source string // of the last Set that succeeded
+	failed bool   // the last Set
 
 	mu     sync.Mutex
 	watch  *net.UnixConn // ends with the process; nil: none is known to live
@@ -124,14 +125,15 @@ func (t *Tunnel) Set(mtu int, d Device) (netlink.Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	anew := t.source != d.Source.String()
+	said := saying{t.source != d.Source.String(), t.failed}
+	t.failed = true
 	if t.cfg.Means == Kernel {
 		k, err := openKernel(t.cfg.Link)
 		if err != nil {
 			return nil, err
 		}
 		defer k.close()
-		if err := settle(k, d, anew); err != nil {
+		if err := said.settle(k, d); err != nil {
 			return nil, fmt.Errorf("telling the kernel: %w", err)
 		}
 	} else {
@@ -146,24 +148,30 @@ func (t *Tunnel) Set(mtu int, d Device) (netlink.Link, error) {
 			return nil, fmt.Errorf("asking its process: %w", err)
 		}
 		defer conn.Close()
-		if err := settle(newUAPI(conn), d, anew); err != nil {
+		if err := said.settle(newUAPI(conn), d); err != nil {
 			return nil, fmt.Errorf("telling its process: %w", err)
 		}
 	}
-	t.source = d.Source.String()
+	t.source, t.failed = d.Source.String(), false
 	return link, nil
 }
 
+// saying is what has to be said again though it was said before.
+type saying struct{ endpoints, port bool }
+
 // settle brings whoever encrypts from what it has to what it shall have.
-func settle(c interface {
+func (s saying) settle(c interface {
 	get() (Device, error)
 	set(change) error
-}, want Device, anew bool) error {
+}, want Device) error {
 	is, err := c.get()
 	if err != nil {
 		return err
 	}
-	changes := is.to(want, anew)
+	if s.port {
+		is.Port = 0 // it may only say so, and not have got it
+	}
+	changes := is.to(want, s.endpoints)
 	if changes.empty() {
 		return nil
 	}
@@ -206,6 +214,7 @@ func (t *Tunnel) setLink(mtu int) (netlink.Link, error) {
 		if err := netlink.LinkSetMTU(link, mtu); err != nil {
 			return nil, fmt.Errorf("setting the MTU to %d: %w", mtu, err)
 		}
+		link.Attrs().MTU = mtu
 	}
 	return link, nil
 }
@@ -269,7 +278,8 @@ func (t *Tunnel) find() error {
 }
 
 // dial calls the process and hears its greeting. Of one that greets otherwise,
-// or not in time, it returns the connection with the error.
+// or not in time, it returns the connection with the error; of one that is
+// about to be gone, it does not.
 func (t *Tunnel) dial() (*net.UnixConn, error) {
 	dir, err := os.Open(t.cfg.Dir)
 	if err != nil {
@@ -285,8 +295,11 @@ func (t *Tunnel) dial() (*net.UnixConn, error) {
 		return nil, err
 	}
 	said := make([]byte, len(hello))
-	if _, err := io.ReadFull(conn, said); err != nil {
+	if _, err := io.ReadFull(conn, said); errors.Is(err, os.ErrDeadlineExceeded) {
 		return conn, err
+	} else if err != nil {
+		conn.Close()
+		return nil, err
 	}
 	if string(said) != hello {
 		return conn, errOther

@@ -70,7 +70,9 @@ func TestTextAndLibrary(t *testing.T) {
 		if err := d.IpcSet(text); err != nil {
 			t.Fatal(err)
 		}
-		if is := ask(); !ask().to(want, false).empty() || len(is.Peers) != len(want.Peers) {
+		is := ask()
+		is.Port = want.Port // it has turned itself on, and chosen one
+		if !is.to(want, false).empty() {
 			t.Errorf("told %+v it says %+v", want, is)
 		}
 	}
