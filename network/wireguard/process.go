@@ -32,14 +32,14 @@ const (
 
 const (
 	// mostInFlight bounds the packets that are on their way through the
-	// library in one direction. It would take in many thousands, of 64 KiB
-	// each, before it made anybody wait; so many are enough to keep its workers
-	// busy.
-	mostInFlight = 128
+	// library in one direction when more are taken in, which are up to 128 at
+	// once. It would take in many thousands, of 64 KiB each, before it made
+	// anybody wait; this is enough to keep its workers busy.
+	mostInFlight = 32
 	// stuckAfter is when packets that nobody saw leave count as dropped.
 	stuckAfter = 10 * time.Millisecond
 	// garbage is how much of what lives may be garbage beside it, in per cent.
-	garbage = 50
+	garbage = 25
 	// mostProcessors bounds what a busy tunnel takes of a large machine.
 	mostProcessors = 4
 )
