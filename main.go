@@ -6,11 +6,15 @@ import (
 
 	"conclave/cli"
 	"conclave/lab"
+	"conclave/network/wireguard"
 )
 
 func main() {
 	if lab.IsInit() {
 		os.Exit(lab.Init())
+	}
+	if wireguard.IsProcess() {
+		os.Exit(wireguard.Main())
 	}
 	os.Exit(cli.Main(os.Args))
 }

@@ -56,7 +56,11 @@ type Config struct {
 	// supplies it calls PathsChanged.
 	Paths func() (failing []string, some bool)
 
-	Labels     map[string]string
+	Labels map[string]string
+	// Annotations are further ones of the Node, which say what others of this
+	// node have to know.
+	Annotations map[string]string
+
 	Zone       string
 	ProviderID string
 

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"reflect"
@@ -285,6 +286,7 @@ func (n *nodeKeeper) annotations(node *corev1.Node) map[string]string {
 	if n.a.cfg.NodeID != "" {
 		annotations[nodeIDAnnotation] = n.a.cfg.NodeID
 	}
+	maps.Copy(annotations, n.a.cfg.Annotations)
 	return annotations
 }
 

@@ -63,13 +63,15 @@ func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
 
 // Status is what `conclave status -o json` prints.
 type Status struct {
-	Node     MemberStatus   `json:"node"` // the one that answers
-	Cluster  string         `json:"cluster"`
-	Leader   string         `json:"leader,omitempty"` // the leader's name
-	Term     uint64         `json:"term,omitempty"`
-	Members  []MemberStatus `json:"members"`
-	Masters  MasterSet      `json:"masters"`
-	Problems []string       `json:"problems,omitempty"`
+	Node    MemberStatus   `json:"node"` // the one that answers
+	Cluster string         `json:"cluster"`
+	Leader  string         `json:"leader,omitempty"` // the leader's name
+	Term    uint64         `json:"term,omitempty"`
+	Members []MemberStatus `json:"members"`
+	Masters MasterSet      `json:"masters"`
+	// Encryption says who encrypts on the node that answers; empty if nobody.
+	Encryption string   `json:"encryption,omitempty"`
+	Problems   []string `json:"problems,omitempty"`
 }
 
 // MasterSet is how the set of masters is: so many of Voting do their work, Target
@@ -148,7 +150,7 @@ func (s *Server) status(ctx context.Context, testPaths bool) Status {
 		problems = append(problems, fmt.Sprintf("no master answers: %v", err))
 	}
 	cluster, _ := s.node.Cluster()
-	status := Status{Cluster: cluster.ID, Term: c.Term}
+	status := Status{Cluster: cluster.ID, Term: c.Term, Encryption: s.net.EncryptedBy()}
 	if c.Leader != "" { // gossip may not have told of it yet
 		status.Leader = s.nameOf(c.Leader)
 	}

@@ -89,6 +89,7 @@ func foundFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "dual-stack", Usage: "of the new cluster: pods and Services have IPv6 addresses too, of random unique local ranges unless --pod-cidr and --service-cidr name some", EnvVars: env("dual-stack")},
 		&cli.StringFlag{Name: "pod-cidr", Usage: "of the new cluster: `RANGE` of pods' addresses, IPv4, or IPv4 and IPv6 with a comma between (default: 10.244.0.0/16)", EnvVars: env("pod-cidr")},
 		&cli.StringFlag{Name: "service-cidr", Usage: "of the new cluster: `RANGE` of Services' addresses, in the same way (default: 10.96.0.0/16)", EnvVars: env("service-cidr")},
+		&cli.BoolFlag{Name: "encrypt", Usage: "of the new cluster: what pods of different nodes say to each other is encrypted, by WireGuard", EnvVars: env("encrypt")},
 		&cli.DurationFlag{Name: "unreachable-toleration", Usage: "of the new cluster: how long pods that do not say so stay bound to a dead node", EnvVars: env("unreachable-toleration")},
 	}
 }
@@ -143,7 +144,7 @@ func serverConfig(c *cli.Context) (ServerConfig, error) {
 	if config.ShutdownGraceCritical < 0 || config.ShutdownGrace < config.ShutdownGraceCritical {
 		return config, fmt.Errorf("--shutdown-grace-period-critical-pods %v: it is a part of --shutdown-grace-period, which is %v", config.ShutdownGraceCritical, config.ShutdownGrace)
 	}
-	config.DualStack = settings.flag("dual-stack")
+	config.DualStack, config.Encrypt = settings.flag("dual-stack"), settings.flag("encrypt")
 	if config.Ranges, err = readRanges(settings.text("pod-cidr"), settings.text("service-cidr")); err != nil {
 		return config, err
 	}
@@ -299,6 +300,9 @@ func runStatus(c *cli.Context) error {
 	}
 	if err := table.Flush(); err != nil {
 		return err
+	}
+	if s.Encryption != "" {
+		fmt.Fprintf(c.App.Writer, "\nbetween nodes, what pods say is encrypted; here by %s\n", s.Encryption)
 	}
 	for i, p := range s.Problems {
 		if i == 0 {

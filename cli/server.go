@@ -83,6 +83,7 @@ type ServerConfig struct {
 	// Ranges and DualStack are of the cluster that is founded here.
 	Ranges    addressRanges
 	DualStack bool
+	Encrypt   bool
 	// ShutdownGrace is what pods get to end when the host goes down, and
 	// ShutdownGraceCritical the part of it that is kept for critical ones. 0:
 	// they are left to the host.
@@ -271,6 +272,9 @@ func (s *Server) enter(ctx context.Context) (authority *identity.Authority, foun
 		if err := s.config.Ranges.agree(cluster, s.config.DualStack); err != nil {
 			return nil, false, nil, err
 		}
+		if err := s.agreeEncrypted(cluster); err != nil {
+			return nil, false, nil, err
+		}
 		s.config.Name, s.config.NoMaster = s.node.Name(), s.node.NoMaster()
 		s.config.Tell("resuming node %s of cluster %.8s", s.config.Name, cluster.ID)
 		authority, err = identity.OpenAuthority(s.path("master"))
@@ -296,11 +300,15 @@ func (s *Server) enter(ctx context.Context) (authority *identity.Authority, foun
 		if s.config.NoMaster {
 			return nil, false, nil, errors.New("the first node of a cluster is its first master: leave --no-master away")
 		}
+		if err := s.canEncrypt(identity.Cluster{Encrypt: s.config.Encrypt}); err != nil {
+			return nil, false, nil, err
+		}
 		authority, err = s.node.Found(ctx, identity.FoundOptions{
 			Name: s.config.Name, Addresses: s.own.list(), MasterDir: s.path("master"),
 			Domain:  "cluster.local",
 			PodCIDR: s.config.Ranges.pods, ServiceCIDR: s.config.Ranges.services,
 			PodCIDR6: s.config.Ranges.pods6, ServiceCIDR6: s.config.Ranges.services6, DualStack: s.config.DualStack,
+			Encrypt: s.config.Encrypt,
 		})
 		if err == nil {
 			s.config.Tell("founding a cluster on %s (%s)", s.config.Name, s.own.get())
@@ -311,7 +319,7 @@ func (s *Server) enter(ctx context.Context) (authority *identity.Authority, foun
 	token.Addresses = append(slices.Clone(s.config.JoinAddresses), token.Addresses...)
 	join := func() (*identity.JoinReply, error) {
 		return identity.Join(ctx, identity.JoinConfig{
-			Token: token, Node: s.node, Name: s.config.Name, Addresses: s.own.list(), NoMaster: s.config.NoMaster,
+			Token: token, Node: s.node, Name: s.config.Name, Addresses: s.own.list(), NoMaster: s.config.NoMaster, Accept: s.canEncrypt,
 		})
 	}
 	reply, err := join()
@@ -412,7 +420,7 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		Address: s.own.get, AddressChanged: s.own.watch(),
 		PodCIDR: cluster.PodCIDR, ServiceCIDR: cluster.ServiceCIDR, ClusterDNS: cluster.DNS, Domain: cluster.Domain,
 		PodCIDR6: cluster.PodCIDR6, ServiceCIDR6: cluster.ServiceCIDR6,
-		Live: s.liveNodes, DirectRoutes: s.config.DirectRoutes, PathsChanged: func() { s.agent.PathsChanged() },
+		Live: s.liveNodes, DirectRoutes: s.config.DirectRoutes, Encrypt: s.encryption(cluster), PathsChanged: func() { s.agent.PathsChanged() },
 		Made: s.engine.IsolatedNetwork, Log: s.log.With("room", "network"),
 	})
 	if err != nil {
@@ -430,7 +438,7 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		NodeName: s.node.Name(), NodeID: s.node.ID(), Client: s.client, Runtime: engineRuntime{s.engine}, Network: s.net,
 		Dir: s.config.DataDir, RunDir: s.path("run"), Addresses: s.own.both, AddressesChanged: s.own.watch(),
 		SeccompDefault: s.config.SeccompDefault, UnsafeSysctls: s.config.UnsafeSysctls,
-		Labels: s.config.Labels, Zone: s.config.Labels[corev1.LabelTopologyZone],
+		Labels: s.config.Labels, Annotations: s.nodeAnnotations(), Zone: s.config.Labels[corev1.LabelTopologyZone],
 		Listener: kubelet, TLS: s.certs.Server("h2", "http/1.1"), Authorize: s.authorizeKubelet,
 		Paths: s.pathsFailing, DirectRoutes: s.config.DirectRoutes,
 		ClusterDNS: cluster.DNS, ClusterDomain: cluster.Domain,

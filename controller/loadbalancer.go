@@ -29,7 +29,7 @@ const (
 var nodePortsTaken = []corev1.ServicePort{
 	{Protocol: corev1.ProtocolTCP, Port: 6443}, {Protocol: corev1.ProtocolTCP, Port: 10250},
 	{Protocol: corev1.ProtocolTCP, Port: 7946}, {Protocol: corev1.ProtocolUDP, Port: 7946},
-	{Protocol: corev1.ProtocolUDP, Port: 8472},
+	{Protocol: corev1.ProtocolUDP, Port: 8472}, {Protocol: corev1.ProtocolUDP, Port: 51820},
 }
 
 // newLoadBalancer gives addresses to services of type LoadBalancer. Which have

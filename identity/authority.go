@@ -96,7 +96,7 @@ func newAuthority(o FoundOptions) (*Authority, error) {
 	b := bundle{Version: bundleVersion, SealKey: randomBytes(32), Cluster: Cluster{
 		ID: uuid.NewString(), Domain: o.Domain,
 		PodCIDR: o.PodCIDR.Masked(), ServiceCIDR: o.ServiceCIDR.Masked(), DNS: o.DNS,
-		PodCIDR6: o.PodCIDR6.Masked(), ServiceCIDR6: o.ServiceCIDR6.Masked(),
+		PodCIDR6: o.PodCIDR6.Masked(), ServiceCIDR6: o.ServiceCIDR6.Masked(), Encrypt: o.Encrypt,
 		GossipKey: randomBytes(32), JoinSecret: randomBytes(16),
 	}}
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

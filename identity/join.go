@@ -96,6 +96,8 @@ type JoinConfig struct {
 	// found on the LAN.
 	Extra []string
 	Dial  DialFunc // net.Dialer's by default
+	// Accept may refuse the cluster, before this node is a member of it.
+	Accept func(Cluster) error
 }
 
 // Join makes the node a member: it connects to every address at the same time,
@@ -153,6 +155,11 @@ func Join(ctx context.Context, c JoinConfig) (*JoinReply, error) {
 	}
 	if id, err := leafID(leaf); err != nil || id != c.Node.ID() {
 		return nil, fmt.Errorf("join the cluster: the certificate in the answer is not this node's")
+	}
+	if c.Accept != nil {
+		if err := c.Accept(reply.Cluster); err != nil {
+			return nil, err
+		}
 	}
 	m := membership{Name: c.Name, NoMaster: c.NoMaster, Cluster: reply.Cluster}
 	if err := c.Node.enter(m, reply.Cert); err != nil {

@@ -59,7 +59,9 @@ type Cluster struct {
 	PodCIDR6     netip.Prefix `json:"podCIDR6,omitzero"`
 	ServiceCIDR6 netip.Prefix `json:"serviceCIDR6,omitzero"`
 	DNS          netip.Addr   `json:"dns"`
-	GossipKey    []byte       `json:"gossipKey"`
+	// Encrypt: what pods of different nodes say to each other is encrypted.
+	Encrypt   bool   `json:"encrypt,omitempty"`
+	GossipKey []byte `json:"gossipKey"`
 	// JoinSecret is what tokens carry. Only Authority.Cluster knows it.
 	JoinSecret []byte `json:"joinSecret,omitempty"`
 	CA         []byte `json:"ca"` // PEM
@@ -238,6 +240,7 @@ type FoundOptions struct {
 	// too, with ranges that nobody else has.
 	PodCIDR6, ServiceCIDR6 netip.Prefix
 	DualStack              bool
+	Encrypt                bool
 	DNS                    netip.Addr // the tenth address of ServiceCIDR
 }
 

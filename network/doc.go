@@ -13,6 +13,9 @@
 //	              static route, neighbour and forwarding entry for each node;
 //	              between two nodes with DirectRoutes that share a link, the
 //	              route leads over that link instead
+//	conclave.wg   instead of the overlay, in a cluster that encrypts (Encrypt):
+//	              a WireGuard tunnel, UDP 51820, one peer and one route for each
+//	              node; encrypt.go and the package wireguard have it
 //	table ip conclave, table ip6 conclave
 //	              the rules; nft.go has the picture
 //	table ip conclave-policy, table ip6 conclave-policy
@@ -44,6 +47,9 @@
 //   - A load balancer's address is answered for by this process alone, not by
 //     the kernel (arp.go): with the process its answers end, and another
 //     node's begin. Which node's is a pure function of who is alive.
+//   - In a cluster that encrypts, what is for a pod of another node leaves by
+//     the tunnel, and what is from a pod has come out of it or from the bridge;
+//     everything else in a pod's name is dropped.
 //   - Until nodes, services and endpoints have been seen once, what an earlier
 //     process left in the kernel stays: it knows more. DNS says "I do not know
 //     yet" rather than "no".
@@ -52,8 +58,9 @@
 //     has been seen, or a pod comes that it did not know.
 //   - Dir holds one small file for each attached pod, written at Attach and
 //     removed at Detach, this node's range, and the cluster's network policies,
-//     written when they change. Nothing else is ever written to disk. An
-//     address given back rests as long as the range allows.
+//     written when they change, and the key of a node that encrypts. Nothing
+//     else is ever written to disk. An address given back rests as long as the
+//     range allows.
 //   - Names of the cluster's domain, and reverse names of its addresses, are
 //     never asked of anybody else.
 //   - Work in another network namespace happens on a thread that does nothing
@@ -62,8 +69,9 @@
 // # What is not promised
 //
 // A cluster of IPv6 alone. DNS answers at its IPv4 address, direct routes are of
-// IPv4, and paths are tested by IPv4. Overlay packets are not encrypted;
-// those that do not come from a node's address are dropped. A host firewall
+// IPv4, and paths are tested by IPv4. Packets of the overlay, where there is no
+// tunnel, are not encrypted; those that do not come from a node's address are
+// dropped. A host firewall
 // that drops forwarded packets (Docker sets one up) has the last word.
 //
 // # Goroutines
@@ -89,6 +97,9 @@
 //   - the DNS server: one listener each for UDP and TCP, and one goroutine for
 //     each request under way, and for each server that is looked at for a
 //     loop, which end by their own time limits.
+//
+// Where a process of its own encrypts, one more waits for its end (package
+// wireguard).
 //
 // Attach and Detach run on their caller's goroutine, many at a time, one for
 // each pod.

@@ -28,6 +28,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"conclave/api"
+	"conclave/network/wireguard"
 )
 
 // The tests here run whole nodes: each is a process of its own (this test
@@ -38,6 +39,9 @@ import (
 const nodeEnv = "CONCLAVE_NETWORK_TEST_NODE"
 
 func TestMain(m *testing.M) {
+	if wireguard.IsProcess() {
+		os.Exit(wireguard.Main())
+	}
 	if config := os.Getenv(nodeEnv); config != "" {
 		if err := nodeProcess(config); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -56,6 +60,7 @@ type nodeConfig struct {
 	Held              bool // no master can be reached
 	Direct            bool // packets of pods go directly where they can
 	Dual              bool // pods and services have IPv6 addresses too
+	Encrypt           bool
 }
 
 // order is one request to a node's process; each has one answer.
@@ -117,8 +122,13 @@ func nodeProcess(config string) error {
 	if c.Dual {
 		pods6, services6 = testPodCIDR6, testServiceCIDR6
 	}
+	var encrypt *Encryption
+	if c.Encrypt {
+		encrypt = &Encryption{Start: (*exec.Cmd).Start}
+	}
 	var n *Network
 	n, err := New(Config{
+		Encrypt:  encrypt,
 		PodCIDR6: pods6, ServiceCIDR6: services6,
 		PathsChanged: func() { n.want() }, DirectRoutes: c.Direct,
 		NodeName: c.Name, Live: live.get, Client: client, Dir: c.Dir, RunDir: c.RunDir,
@@ -267,10 +277,11 @@ func (n *Network) settled(ctx context.Context) error {
 
 // lan is a bridge in a namespace of its own, with hosts on it.
 type lan struct {
-	t    *testing.T
-	dual bool // its nodes are of a dual-stack cluster, its hosts have IPv6
-	dir  string
-	path string
+	t       *testing.T
+	encrypt bool // its nodes encrypt
+	dual    bool // its nodes are of a dual-stack cluster, its hosts have IPv6
+	dir     string
+	path    string
 }
 
 // machine is a namespace: a host or a pod.
@@ -421,7 +432,7 @@ func (l *lan) node(number int, upstreams ...netip.AddrPort) *testNode {
 		upstreams = []netip.AddrPort{netip.MustParseAddrPort("192.168.77.250:53")}
 	}
 	n := &testNode{machine: m, config: nodeConfig{
-		Dual: l.dual,
+		Dual: l.dual, Encrypt: l.encrypt,
 		Name: fmt.Sprintf("node%d", number), Address: m.addr, Upstreams: upstreams,
 		Dir: filepath.Join(l.dir, fmt.Sprintf("data%d", number)), RunDir: filepath.Join(l.dir, fmt.Sprintf("run%d", number)),
 	}}

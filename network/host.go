@@ -20,6 +20,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
+
+	"conclave/network/wireguard"
 )
 
 const (
@@ -56,6 +58,8 @@ type hostConfig struct {
 	Range ranges
 	// Uplink is the link of Address, over which peers are reached directly.
 	Uplink int
+	// Key is this node's, of a node that encrypts.
+	Key wireguard.Key
 	// Peers are the other nodes, sorted by range. Nil means unknown: then
 	// what the kernel has stays.
 	Peers []peer
@@ -69,16 +73,18 @@ type peer struct {
 	// of IPv6 go into the overlay, which is of IPv4: what address of IPv6 the
 	// peer has on the uplink, if any, is not known.
 	Direct bool
+	Key    wireguard.Key // public; zero if it has shown none
 }
 
 func (c hostConfig) equal(d hostConfig) bool {
-	return c.DNS == d.DNS && c.ServiceCIDR == d.ServiceCIDR && c.ServiceCIDR6 == d.ServiceCIDR6 && c.Address == d.Address && c.MTU == d.MTU && c.Uplink == d.Uplink && c.Range == d.Range &&
+	return c.DNS == d.DNS && c.ServiceCIDR == d.ServiceCIDR && c.ServiceCIDR6 == d.ServiceCIDR6 && c.Address == d.Address && c.MTU == d.MTU && c.Uplink == d.Uplink && c.Range == d.Range && c.Key == d.Key &&
 		(c.Peers == nil) == (d.Peers == nil) && slices.Equal(c.Peers, d.Peers)
 }
 
 // host programs the network namespace that this process runs in.
 type host struct {
 	runDir string
+	tunnel *wireguard.Tunnel // of a host that encrypts
 	// saving guards the file of remembered sysctls.
 	saving sync.Mutex
 }
@@ -123,6 +129,12 @@ func (h *host) set(c hostConfig) error {
 		return err
 	}
 	if !c.Address.IsValid() {
+		return nil
+	}
+	if h.tunnel != nil {
+		if err := h.setTunnel(c); err != nil {
+			return fmt.Errorf("setting up the tunnel %s: %w", tunnelName, err)
+		}
 		return nil
 	}
 	if err := h.setOverlay(c, c.MTU); err != nil {
@@ -713,7 +725,7 @@ func (h *host) teardown() error {
 	if err != nil {
 		return fmt.Errorf("listing links: %w", err)
 	}
-	errs := []error{dropRoutes(func(netlink.Route, string) bool { return true })}
+	errs := []error{dropRoutes(func(netlink.Route, string) bool { return true }), h.removeTunnel()}
 	for _, l := range links {
 		name := l.Attrs().Name
 		if name == vxlanName && l.Type() == "vxlan" || name == bridgeName && l.Type() == "bridge" || l.Type() == "veth" && isVethName(name) {

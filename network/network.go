@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"conclave/api"
+	"conclave/network/wireguard"
 )
 
 // Config is what a Network needs to know.
@@ -58,6 +59,8 @@ type Config struct {
 	// DirectRoutes sends packets of pods as they are to nodes that share the link
 	// of Address and say the same of themselves, as long as that works.
 	DirectRoutes bool
+	// Encrypt makes a WireGuard tunnel take the overlay's place; nil: none.
+	Encrypt *Encryption
 	// PathsChanged is called when Paths may answer differently. It may be nil.
 	PathsChanged func()
 	Log          *slog.Logger
@@ -85,6 +88,7 @@ type Network struct {
 	proxies  []*proxy // program's, one for each family
 	ipam     *ipam
 	host     *host
+	key      wireguard.Key // private, of a node that encrypts
 	dns      *resolver
 	paths    paths
 	pods     keyedMutex // by UID: one Attach or Detach at a time
@@ -154,13 +158,18 @@ func New(cfg Config) (*Network, error) {
 		kick: make(chan struct{}, 1), balanceKick: make(chan struct{}, 1), progress: make(chan struct{}),
 		problems: map[string]error{"links": errors.New("not set up yet"), "rules": errors.New("not set up yet"), "DNS": errors.New("not served yet")},
 	}
+	if cfg.Encrypt != nil {
+		if err := n.openTunnel(); err != nil {
+			return nil, err
+		}
+	}
 	n.paths = paths{all: map[string]*pathState{}, lost: map[string]pathEnd{}, changed: func() {
 		if cfg.PathsChanged != nil {
 			cfg.PathsChanged()
 		}
 	}}
 	n.cluster = newCluster(n.changed)
-	base := Base{PodCIDR: cfg.PodCIDR, ServiceCIDR: cfg.ServiceCIDR, DNS: cfg.ClusterDNS, NoSCTP: !tracksSCTP()}
+	base := Base{PodCIDR: cfg.PodCIDR, ServiceCIDR: cfg.ServiceCIDR, DNS: cfg.ClusterDNS, NoSCTP: !tracksSCTP(), Tunnel: cfg.Encrypt != nil}
 	n.proxies = []*proxy{newProxy(base, cfg.NodeName)}
 	if cfg.PodCIDR6.IsValid() {
 		base.PodCIDR, base.ServiceCIDR, base.DNS = cfg.PodCIDR6, cfg.ServiceCIDR6, netip.Addr{}
@@ -258,6 +267,9 @@ func (n *Network) Run(ctx context.Context) error {
 		}, func(err error) { n.problem("DNS", err) })
 	})
 	err := g.Wait()
+	if n.host.tunnel != nil {
+		n.host.tunnel.Close()
+	}
 	n.problem("DNS", errors.New("not served any more"))
 	return err
 }
@@ -348,7 +360,7 @@ func (n *Network) pass(k *kernels, links *hostConfig) (*hostConfig, error) {
 	n.mu.Unlock()
 
 	want, linkErr := n.hostConfig()
-	if linkErr == nil && (links == nil || !want.equal(*links)) {
+	if linkErr == nil && (links == nil || !want.equal(*links) || !n.host.tunnelWell()) {
 		linkErr = n.host.set(want)
 	}
 	kept, ruleErr := n.applyRules(k.rules, gone)
@@ -394,7 +406,7 @@ func (n *Network) hostConfig() (hostConfig, error) {
 		return c, err
 	}
 	// What fits into the overlay fits everywhere.
-	c.MTU, c.Uplink = up.mtu-vxlanOverhead, up.index
+	c.MTU, c.Uplink, c.Key = up.mtu-n.cfg.overhead(), up.index, n.key
 	synced := n.cluster.isSynced("nodes")
 	n.cluster.mu.RLock()
 	own := n.cluster.nodes[n.cfg.NodeName]
@@ -403,7 +415,7 @@ func (n *Network) hostConfig() (hostConfig, error) {
 		for name, o := range n.cluster.nodes {
 			if name != n.cfg.NodeName && o.addr.IsValid() && o.pods.IsValid() && o.addr != c.Address && o.pods != own.pods {
 				direct := n.cfg.DirectRoutes && o.direct && up.near.Contains(o.addr) && !n.paths.isLost(name, pathEnd{o.addr, o.pods})
-				c.Peers = append(c.Peers, peer{ranges{o.pods, o.pods6}, o.addr, direct})
+				c.Peers = append(c.Peers, peer{ranges{o.pods, o.pods6}, o.addr, direct, o.key})
 			}
 		}
 	}
@@ -417,6 +429,9 @@ func (n *Network) hostConfig() (hostConfig, error) {
 		return a.Address.Compare(b.Address)
 	})
 	c.Peers = slices.CompactFunc(c.Peers, func(a, b peer) bool { return a.Range.v4 == b.Range.v4 })
+	if n.cfg.Encrypt != nil {
+		c.Peers = keyed(c.Peers)
+	}
 	if own.pods.IsValid() {
 		r := ranges{v4: own.pods}
 		if !n.cfg.PodCIDR.Overlaps(own.pods) || own.pods.Bits() > 30 {
@@ -437,7 +452,7 @@ func (n *Network) hostConfig() (hostConfig, error) {
 	}
 	c.Range = n.ipam.node()
 	if c.Range.v6.IsValid() && c.MTU < minMTU6 {
-		return c, fmt.Errorf("packets of pods have %d bytes at most here, and IPv6 needs %d: raise the MTU of this host's link to %d", c.MTU, minMTU6, minMTU6+vxlanOverhead)
+		return c, fmt.Errorf("packets of pods have %d bytes at most here, and IPv6 needs %d: raise the MTU of this host's link to %d", c.MTU, minMTU6, minMTU6+n.cfg.overhead())
 	}
 	return c, nil
 }

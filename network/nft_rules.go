@@ -139,6 +139,9 @@ func baseChains(b Base) []baseChain {
 			rule(meta(expr.MetaKeyL4PROTO, reg0), compare(expr.CmpOpEq, []byte{f.icmp}), load(reg0, expr.PayloadBaseTransportHeader, 0, 1), compare(expr.CmpOpEq, []byte{ndpSolicitation}),
 				f.loadDest(reg0), inSet(setVirtual, false), verdict(expr.VerdictDrop, ""))))
 	}
+	if b.Tunnel {
+		all = append(all, tunnelChains(b)...)
+	}
 	return append(all,
 		chain("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, dispatch),
 		chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest, dispatch),

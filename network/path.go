@@ -172,7 +172,10 @@ func (n *Network) test(ctx context.Context, due map[string]pathEnd) {
 	from := gatewayOf(n.ipam.node().v4)
 	for name, p := range due {
 		g.Go(func() error {
-			reason, doubtful := testPath(ctx, from, gatewayOf(p.pods))
+			reason, doubtful := n.unkeyed(name), false
+			if reason == "" {
+				reason, doubtful = testPath(ctx, from, gatewayOf(p.pods))
+			}
 			if ctx.Err() == nil {
 				n.paths.keep(name, p, reason, doubtful, time.Now())
 			}
@@ -268,14 +271,17 @@ var pathSizes = []int{1400, 1350, 1280, 1200, 1000, 576}
 // another's, or nothing; and whether that is in doubt, because the other host
 // may only refuse what is for itself.
 func testPath(ctx context.Context, from, to netip.Addr) (reason string, doubtful bool) {
-	mtu, dropped := 0, "packets of pods, which have a direct route, are dropped on the way"
+	mtu, overhead, dropped := 0, vxlanOverhead, "packets of pods, which have a direct route, are dropped on the way"
 	routes, err := netlink.RouteGetWithOptions(to.AsSlice(), &netlink.RouteGetOptions{SrcAddr: from.AsSlice()})
 	if err == nil && len(routes) > 0 {
 		var link netlink.Link
 		if link, err = netlink.LinkByIndex(routes[0].LinkIndex); err == nil {
 			mtu = link.Attrs().MTU
-			if link.Attrs().Name == vxlanName {
+			switch link.Attrs().Name {
+			case vxlanName:
 				dropped = "UDP 8472 is dropped on the way"
+			case tunnelName:
+				overhead, dropped = tunnelOverhead, "UDP 51820 is dropped on the way, or one of the two does not know the other's key yet"
 			}
 		}
 	}
@@ -304,7 +310,7 @@ func testPath(ctx context.Context, from, to netip.Addr) (reason string, doubtful
 				break
 			}
 		}
-		return fmt.Sprintf("packets of %d bytes do not pass, those of %d do: lower the MTU of this host's link to %d", mtu, passes, passes+vxlanOverhead), false
+		return fmt.Sprintf("packets of %d bytes do not pass, those of %d do: lower the MTU of this host's link to %d", mtu, passes, passes+overhead), false
 	}
 	if err := refused(ctx, from, to, small); err != nil {
 		return "pings pass, UDP does not: a network card computes wrong checksums (see ethtool -K, tx-checksum-ip-generic), or a firewall there drops what is for the host itself", true

@@ -54,6 +54,8 @@ type Base struct {
 	// NoSCTP says that this kernel cannot translate SCTP. Then no rule speaks
 	// of it, and it is refused like what nobody serves.
 	NoSCTP bool
+	// Tunnel says that there is no way to other nodes' pods but the tunnel.
+	Tunnel bool
 }
 
 func (b Base) ip() *family { return familyOf(b.PodCIDR.Addr()) }

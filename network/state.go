@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 
 	"conclave/api"
+	"conclave/network/wireguard"
 )
 
 // The types below keep of an API object what this package uses and nothing
@@ -134,6 +135,7 @@ type node struct {
 	// direct: it sends to those who share its link, and expects from them,
 	// packets of pods as they are.
 	direct bool
+	key    wireguard.Key // by which to encrypt for it; zero if it has shown none
 }
 
 // cluster is what this node has seen of the cluster. It survives the loss of
@@ -479,7 +481,7 @@ func parseHints(h *discoveryv1.EndpointHints) *hints {
 
 func parseNode(n *corev1.Node) node {
 	out := node{zone: n.Labels[corev1.LabelTopologyZone]}
-	out.direct = n.Annotations[AnnotationDirectRoutes] == "true"
+	out.direct, out.key = n.Annotations[AnnotationDirectRoutes] == "true", parseKey(n.Annotations)
 	_, out.excluded = n.Labels[corev1.LabelNodeExcludeBalancers]
 	for _, a := range n.Status.Addresses {
 		addr, ok := parseAddr(a.Address)

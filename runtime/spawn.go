@@ -95,6 +95,11 @@ func (s *spawner) start(cmd *exec.Cmd, enter []namespace) error {
 	}
 }
 
+// StartBeside starts a process that outlives this one: in the cgroup of the
+// pods' processes, which nobody stops with the engine's. Teardown and Purge end
+// it.
+func (e *Engine) StartBeside(cmd *exec.Cmd) error { return e.spawn.start(cmd, nil) }
+
 func (s *spawner) run(path string, v2 bool, ready chan<- error) {
 	runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
 	if unix.Gettid() == os.Getpid() {

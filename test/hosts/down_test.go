@@ -36,7 +36,12 @@ func machine(t *testing.T, name, dir string) map[string]string {
 // TestLabDownLeavesNothing takes a lab down while pods run on every host.
 func TestLabDownLeavesNothing(t *testing.T) {
 	needRoot(t)
-	c, err := cluster.New(t.Context(), cluster.Config{Name: labName("d"), Hosts: 2})
+	t.Run("plain", func(t *testing.T) { downLeavesNothing(t, "d") })
+	t.Run("encrypted", func(t *testing.T) { downLeavesNothing(t, "e", "--encrypt") })
+}
+
+func downLeavesNothing(t *testing.T, kind string, up ...string) {
+	c, err := cluster.New(t.Context(), cluster.Config{Name: labName(kind), Hosts: 2, Up: up})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,71 @@
+package wireguard
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.zx2c4.com/wireguard/device"
+)
+
+// Who brings packets waits while too many are under way, and goes on as soon as
+// some have left.
+func TestGate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate()
+		begun := time.Now()
+		g.wait()
+		g.passed(mostInFlight - 1)
+		g.wait() // there is room for one
+		g.passed(40)
+		through := make(chan time.Duration, 1)
+		go func() { g.wait(); through <- time.Since(begun) }()
+		time.Sleep(stuckAfter / 2)
+		g.left(10)
+		synctest.Wait()
+		if len(through) != 0 {
+			t.Error("somebody passed while too many were under way")
+		}
+		g.left(30)
+		if d := <-through; d != stuckAfter/2 {
+			t.Errorf("room was made after %v, and used after %v", stuckAfter/2, d)
+		}
+	})
+}
+
+// Packets that are dropped on the way do not stop it for good.
+func TestGateForgets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate()
+		for range 3 {
+			begun := time.Now()
+			g.passed(2 * mostInFlight)
+			g.wait()
+			if d := time.Since(begun); d != stuckAfter {
+				t.Errorf("it waited for %v, not %v", d, stuckAfter)
+			}
+		}
+		g.left(5 * mostInFlight) // they were only late
+		g.wait()
+	})
+}
+
+func TestDataPackets(t *testing.T) {
+	packet := func(kind byte, length int) []byte {
+		b := make([]byte, length)
+		if length > 0 {
+			b[0] = kind
+		}
+		return b
+	}
+	bufs := [][]byte{
+		packet(device.MessageInitiationType, device.MessageInitiationSize), packet(device.MessageTransportType, device.MessageKeepaliveSize),
+		packet(device.MessageTransportType, device.MessageKeepaliveSize+16), packet(device.MessageCookieReplyType, device.MessageCookieReplySize), {},
+	}
+	if n := data(bufs, nil); n != 1 {
+		t.Errorf("%d packets carry something", n)
+	}
+	if n := data(bufs, []int{0, 0, device.MessageKeepaliveSize, 0, 0}); n != 0 {
+		t.Errorf("%d of those that are shorter than their buffers carry something", n)
+	}
+}
