@@ -54,7 +54,7 @@ func mainOfOld() int {
 		bufs[i] = make([]byte, 1<<16)
 	}
 	for {
-		if _, err := end.Device.Read(bufs, sizes, 0); errors.Is(err, os.ErrClosed) {
+		if _, err := end.Device.Read(bufs, sizes, 0); err != nil {
 			return 0
 		}
 	}
