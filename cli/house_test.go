@@ -32,7 +32,7 @@ var may = map[string][]string{
 	"agent":      {"api"},
 	"network":    {"api"},
 	"cli":        {"agent", "api", "consensus", "controller", "gossip", "identity", "lab", "liveness", "network", "runtime", "scheduler", "snapshot", "wire"},
-	"main":       {"cli", "lab"},
+	"main":       {"cli", "lab", "network"}, // the last two for the processes that it is under other names
 	"test":       {"lab", "test"},
 	"examples":   {"test"},
 }

@@ -90,7 +90,12 @@ func newFixture(t *testing.T, dir string) *fixture {
 		f.started = append(f.started, cmd)
 		return cmd.Start()
 	}})
-	t.Cleanup(f.Close)
+	t.Cleanup(func() {
+		f.Close()
+		for _, cmd := range f.started { // those of a test that failed
+			_ = cmd.Process.Kill()
+		}
+	})
 	return f
 }
 
