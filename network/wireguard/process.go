@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,6 +41,10 @@ const (
 	stuckAfter = 10 * time.Millisecond
 	// garbage is how much of what lives may be garbage beside it, in per cent.
 	garbage = 25
+	// Behind so many packets in restAfter the process has been busy; behind
+	// fewer it is no more, and gives back the memory that it needed.
+	busy      = 1000
+	restAfter = 20 * time.Second
 	// mostProcessors bounds what a busy tunnel takes of a large machine.
 	mostProcessors = 4
 )
@@ -79,6 +84,10 @@ func serve(link string) error {
 	if err := d.Up(); err != nil {
 		return fmt.Errorf("open a UDP socket: %w", err)
 	}
+	go tidy(end.traffic, func() {
+		runtime.GC()         // pools give up what they hold at the second
+		debug.FreeOSMemory() // collection, which this is
+	})
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -114,17 +123,52 @@ func frugal() {
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0)
 }
 
+// traffic counts packets, and tells that there are some.
+type traffic struct {
+	packets atomic.Uint64
+	some    chan struct{} // capacity 1
+}
+
+func newTraffic() *traffic { return &traffic{some: make(chan struct{}, 1)} }
+
+func (t *traffic) add(n int) {
+	t.packets.Add(uint64(n))
+	select {
+	case t.some <- struct{}{}:
+	default:
+	}
+}
+
+// tidy calls rest when the process has been busy and is no more: the Go runtime
+// collects when memory is wanted, and an idle process wants none. While nothing
+// passes it sleeps.
+func tidy(t *traffic, rest func()) {
+	was, last := false, t.packets.Load()
+	for range t.some {
+		time.Sleep(restAfter)
+		now := t.packets.Load()
+		is := now-last >= busy
+		if was && !is {
+			rest()
+		}
+		if was, last = is, now; is {
+			t.add(0) // look again though nothing may come any more
+		}
+	}
+}
+
 // gate bounds the packets that are on their way through the library in one
 // direction. Who brings one passes, who takes one out leaves. Some are dropped
 // in between, which nobody is told: so when nothing leaves for a while, all
 // that is left counts as dropped.
 type gate struct {
+	*traffic
 	mu    sync.Mutex
 	in    int
 	moved chan struct{} // capacity 1: something has left
 }
 
-func newGate() *gate { return &gate{moved: make(chan struct{}, 1)} }
+func newGate(t *traffic) *gate { return &gate{traffic: t, moved: make(chan struct{}, 1)} }
 
 func (g *gate) full() bool {
 	g.mu.Lock()
@@ -149,6 +193,9 @@ func (g *gate) passed(n int) {
 	g.mu.Lock()
 	g.in += n
 	g.mu.Unlock()
+	if n > 0 {
+		g.add(n)
+	}
 }
 
 func (g *gate) left(n int) {
@@ -164,6 +211,7 @@ func (g *gate) left(n int) {
 // tunEnd is the process's end of the link.
 type tunEnd struct {
 	tun.Device
+	traffic *traffic
 	in, out *gate
 
 	mu     sync.Mutex // of events, which the library wants closed at the end
@@ -193,7 +241,8 @@ func openTun(link string) (*tunEnd, error) {
 	if err != nil {
 		return nil, fmt.Errorf("attach to %s: %w", link, err)
 	}
-	return &tunEnd{Device: d, events: make(chan tun.Event, 4), in: newGate(), out: newGate()}, nil
+	t := newTraffic()
+	return &tunEnd{Device: d, events: make(chan tun.Event, 4), traffic: t, in: newGate(t), out: newGate(t)}, nil
 }
 
 func (t *tunEnd) Events() <-chan tun.Event { return t.events }

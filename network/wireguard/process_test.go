@@ -1,6 +1,7 @@
 package wireguard
 
 import (
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,7 +13,7 @@ import (
 // some have left.
 func TestGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate()
+		g := newGate(newTraffic())
 		begun := time.Now()
 		g.wait()
 		g.passed(mostInFlight - 1)
@@ -36,7 +37,7 @@ func TestGate(t *testing.T) {
 // Packets that are dropped on the way do not stop it for good.
 func TestGateForgets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate()
+		g := newGate(newTraffic())
 		for range 3 {
 			begun := time.Now()
 			g.passed(2 * mostInFlight)
@@ -68,4 +69,37 @@ func TestDataPackets(t *testing.T) {
 	if n := data(bufs, []int{0, 0, device.MessageKeepaliveSize, 0, 0}); n != 0 {
 		t.Errorf("%d of those that are shorter than their buffers carry something", n)
 	}
+}
+
+// Memory is given back once, after the process has been busy, and not while it
+// is or where little passes.
+func TestTidy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		counted, done := newTraffic(), make(chan struct{})
+		var rests atomic.Int32
+		go func() { defer close(done); tidy(counted, func() { rests.Add(1) }) }()
+		want := func(n int32, when string) {
+			t.Helper()
+			if got := rests.Load(); got != n {
+				t.Errorf("%d rests %s, not %d", got, when, n)
+			}
+		}
+		pass := func(packets int) {
+			for range 100 {
+				counted.add(packets)
+				time.Sleep(time.Second)
+			}
+		}
+		pass(1)
+		want(0, "where little passes")
+		pass(busy)
+		want(0, "while much passes")
+		time.Sleep(3 * restAfter)
+		want(1, "afterwards")
+		pass(1)
+		time.Sleep(time.Hour)
+		want(1, "in an hour of next to nothing")
+		close(counted.some)
+		<-done
+	})
 }
