@@ -449,7 +449,7 @@ func TestOverlayIsForNodesOnly(t *testing.T) {
 		if err := bringUp(link, []netip.Prefix{netip.MustParsePrefix("10.244.2.9/32")}); err != nil {
 			return err
 		}
-		return setPeers(link, hostConfig{Range: ranges{v4: netip.MustParsePrefix("10.244.2.8/29")}, Peers: []peer{{ranges{v4: netip.MustParsePrefix("10.244.1.0/24")}, all[0].addr, false}}})
+		return setPeers(link, hostConfig{Range: ranges{first: netip.MustParsePrefix("10.244.2.8/29")}, Peers: []peer{{ranges{first: netip.MustParsePrefix("10.244.1.0/24")}, all[0].addr, [2]netip.Addr{}}}})
 	})
 	var before, after uint64
 	count := func(n *uint64) {

@@ -53,7 +53,7 @@ func TestAddresses(t *testing.T) {
 	p.now = func() time.Time { now = now.Add(time.Second); return now }
 	set := func(p *ipam, prefix string, want bool) {
 		t.Helper()
-		if changed, err := p.setRange(ranges{v4: netip.MustParsePrefix(prefix)}); err != nil || changed != want {
+		if changed, err := p.setRange(ranges{first: netip.MustParsePrefix(prefix)}); err != nil || changed != want {
 			t.Errorf("setRange %s: %v, %v", prefix, changed, err)
 		}
 	}
@@ -94,7 +94,7 @@ func TestAddresses(t *testing.T) {
 func TestReservationsSurviveDamage(t *testing.T) {
 	dir := t.TempDir()
 	p := openTestIPAM(t, dir)
-	if _, err := p.setRange(ranges{v4: netip.MustParsePrefix("10.244.1.0/24")}); err != nil {
+	if _, err := p.setRange(ranges{first: netip.MustParsePrefix("10.244.1.0/24")}); err != nil {
 		t.Fatal(err)
 	}
 	reserveAll(t, p, "a", "b", "c")
@@ -119,7 +119,7 @@ func TestReservationsSurviveDamage(t *testing.T) {
 
 func TestUIDsStayInTheirFolder(t *testing.T) {
 	p := openTestIPAM(t, t.TempDir())
-	if _, err := p.setRange(ranges{v4: netip.MustParsePrefix("10.244.1.0/24")}); err != nil {
+	if _, err := p.setRange(ranges{first: netip.MustParsePrefix("10.244.1.0/24")}); err != nil {
 		t.Fatal(err)
 	}
 	for _, uid := range []types.UID{"", ".", "..", "../x", "a/b", "a\x00", types.UID(strings.Repeat("a", 200))} {
