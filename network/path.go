@@ -280,6 +280,8 @@ func problemsOf(reasons map[pathKey]string) (all []PathProblem) {
 			}
 		case first != pathUnknown:
 			continue
+		case reason == overlayDropped: // that of the first family passes
+			reason = "by IPv6 nothing gets through the overlay: a firewall of one of the two hosts drops it"
 		default:
 			reason = "by IPv6 " + reason
 		}
@@ -288,6 +290,8 @@ func problemsOf(reasons map[pathKey]string) (all []PathProblem) {
 	slices.SortFunc(all, func(a, b PathProblem) int { return strings.Compare(a.Node, b.Node) })
 	return all
 }
+
+const overlayDropped = "UDP 8472 is dropped on the way"
 
 // pathSizes are tried, after the largest, to say what does pass.
 var pathSizes = []int{1400, 1350, 1280, 1200, 1000, 576}
@@ -316,7 +320,7 @@ func testPath(ctx context.Context, from, to netip.Addr, overhead int) (reason st
 		if link, err = netlink.LinkByIndex(routes[0].LinkIndex); err == nil {
 			mtu = link.Attrs().MTU
 			if link.Attrs().Name == vxlanName {
-				dropped = "UDP 8472 is dropped on the way"
+				dropped = overlayDropped
 			}
 		}
 	}
