@@ -48,8 +48,13 @@ func longer(n uint32) []expr.Any {
 // A path that fails is named by both of its ends, with the reason, and no
 // other is; and it is well again once it is healed.
 func TestPaths(t *testing.T) {
-	t.Run("IPv4", func(t *testing.T) { showPaths(t, newLAN(t), 50) })
+	t.Parallel()
+	t.Run("IPv4", func(t *testing.T) {
+		t.Parallel() // these wait more than they compute
+		showPaths(t, newLAN(t), 50)
+	})
 	t.Run("IPv6 alone", func(t *testing.T) {
+		t.Parallel()
 		l := newLAN(t)
 		needIPv6(t)
 		l.six = true
@@ -60,6 +65,7 @@ func TestPaths(t *testing.T) {
 // In a dual-stack cluster a path is tested by both families. What fails for both
 // is told once, and what fails by IPv6 alone is said to.
 func TestPathsOfBothFamilies(t *testing.T) {
+	t.Parallel()
 	all, _ := twoDualNodes(t)
 	// Kernels refuse the UDP of tests once a second at most, and a few at once: a
 	// path that is well may need another test to be seen so.
@@ -188,14 +194,20 @@ func TestChecksum(t *testing.T) {
 // Nodes that share a link and say so send packets of pods as they are; where
 // that does not work, they use the overlay.
 func TestDirectRoutes(t *testing.T) {
-	t.Run("IPv4", func(t *testing.T) { showDirectRoutes(t, newLAN(t), ip4) })
+	t.Parallel()
+	t.Run("IPv4", func(t *testing.T) {
+		t.Parallel()
+		showDirectRoutes(t, newLAN(t), ip4)
+	})
 	t.Run("IPv6", func(t *testing.T) {
+		t.Parallel()
 		l := newLAN(t)
 		needIPv6(t)
 		l.dual = true
 		showDirectRoutes(t, l, ip6)
 	})
 	t.Run("IPv6 alone", func(t *testing.T) {
+		t.Parallel()
 		l := newLAN(t)
 		needIPv6(t)
 		l.six = true
