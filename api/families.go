@@ -21,10 +21,14 @@ import (
 // families are those of the cluster's services, the one that is given to who
 // names none first.
 func (s *Server) families() []corev1.IPFamily {
-	if s.cfg.ServiceCIDR6.IsValid() {
-		return []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}
+	all := []corev1.IPFamily{corev1.IPv4Protocol}
+	if s.cfg.ServiceCIDR.IsValid() {
+		all[0] = familyOf(s.cfg.ServiceCIDR.Addr())
 	}
-	return []corev1.IPFamily{corev1.IPv4Protocol}
+	if s.cfg.ServiceCIDR6.IsValid() {
+		all = append(all, corev1.IPv6Protocol)
+	}
+	return all
 }
 
 // admitService settles a Service's families, so that a dry run shows them too.

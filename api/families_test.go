@@ -14,6 +14,9 @@ import (
 	"conclave/api"
 )
 
+// sixAlone is a cluster of IPv6 alone.
+func sixAlone(c *api.Config) { c.ServiceCIDR = netip.MustParsePrefix("fd00::ff00:0/112") }
+
 func dualStack(c *api.Config) { c.ServiceCIDR6 = netip.MustParsePrefix("fd00::ff00:0/112") }
 
 // families says what a Service has: its policy, its families, and of its
@@ -40,12 +43,21 @@ func families(s *corev1.Service) string {
 func TestServiceFamilies(t *testing.T) {
 	const taken = `Service "s" is invalid: `
 	for name, tc := range map[string]struct {
-		single bool   // the cluster
+		single bool   // the cluster: of IPv4 alone
+		six    bool   // of IPv6 alone
 		spec   string // beside a port
 		update string // "" for none
 		want   string
 	}{
 		"nothing is said":                      {spec: ``, want: "SingleStack [IPv4] [4]"},
+		"nothing is said, IPv6 alone":          {six: true, want: "SingleStack [IPv6] [6]"},
+		"IPv6, alone":                          {six: true, spec: `ipFamilies: [IPv6]`, want: "SingleStack [IPv6] [6]"},
+		"IPv4, on IPv6 alone":                  {six: true, spec: `ipFamilies: [IPv4]`, want: taken + `spec.ipFamilies[0]: Invalid value: "IPv4": not configured on this cluster`},
+		"an IPv4 address, on IPv6 alone":       {six: true, spec: `clusterIP: 10.96.3.4`, want: taken + `spec.clusterIPs[0]: Invalid value: ["10.96.3.4"]: IPv4 is not configured on this cluster`},
+		"prefers, on IPv6 alone":               {six: true, spec: `ipFamilyPolicy: PreferDualStack`, want: "PreferDualStack [IPv6] [6]"},
+		"requires, on IPv6 alone":              {six: true, spec: `ipFamilyPolicy: RequireDualStack`, want: taken + `spec.ipFamilyPolicy: Invalid value: "RequireDualStack": this cluster is not configured for dual-stack services`},
+		"headless, on IPv6 alone":              {six: true, spec: `{clusterIP: None, selector: {a: b}}`, want: "SingleStack [IPv6] [None]"},
+		"bare, on IPv6 alone":                  {six: true, spec: `clusterIP: None`, want: "RequireDualStack [IPv6 IPv4] [None]"},
 		"nothing is said, on one stack":        {single: true, want: "SingleStack [IPv4] [4]"},
 		"IPv6":                                 {spec: `ipFamilies: [IPv6]`, want: "SingleStack [IPv6] [6]"},
 		"IPv6 by an address":                   {spec: `clusterIP: "fd00::ff00:99"`, want: "SingleStack [IPv6] [6]"},
@@ -86,7 +98,10 @@ func TestServiceFamilies(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var edit []func(*api.Config)
-			if !tc.single {
+			switch {
+			case tc.six:
+				edit = append(edit, sixAlone)
+			case !tc.single:
 				edit = append(edit, dualStack)
 			}
 			st := newSite(t, edit...)
@@ -141,6 +156,19 @@ func TestServiceFamilies(t *testing.T) {
 }
 
 // The cluster's own range and addresses say which families there are.
+func TestSixAloneObjects(t *testing.T) {
+	st := newSite(t, sixAlone)
+	cs, ctx := st.clientset(""), t.Context()
+	cidr, err := cs.NetworkingV1().ServiceCIDRs().Get(ctx, "kubernetes", metav1.GetOptions{})
+	if err != nil || fmt.Sprint(cidr.Spec.CIDRs) != "[fd00::ff00:0/112]" {
+		t.Errorf("%v, %v", cidr.Spec.CIDRs, err)
+	}
+	kubernetes, err := cs.CoreV1().Services("default").Get(ctx, "kubernetes", metav1.GetOptions{})
+	if err != nil || families(kubernetes) != "SingleStack [IPv6] [6]" || kubernetes.Spec.ClusterIP != "fd00::ff00:1" {
+		t.Errorf("%s at %s, %v", families(kubernetes), kubernetes.Spec.ClusterIP, err)
+	}
+}
+
 func TestDualStackObjects(t *testing.T) {
 	st := newSite(t, dualStack)
 	cs, ctx := st.clientset(""), t.Context()

@@ -67,8 +67,8 @@ type Config struct {
 	// ServiceAccountSigner is the ECDSA P-256 key that signs and verifies the
 	// tokens of service accounts. nil: no tokens.
 	ServiceAccountSigner func() crypto.Signer
-	// ServiceCIDR is where ClusterIPs come from, of IPv4; ServiceCIDR6 is that
-	// of IPv6, invalid in a cluster without.
+	// ServiceCIDR is where ClusterIPs come from, of IPv4, or of IPv6 in a cluster
+	// of IPv6 alone; ServiceCIDR6 is the second one of a dual-stack cluster.
 	ServiceCIDR, ServiceCIDR6 netip.Prefix
 	// Nodes may be nil: then log, exec and their like answer 503.
 	Nodes NodeConns

@@ -274,7 +274,7 @@ func nth(p netip.Prefix, n uint64) netip.Addr {
 // order of their names.
 func (s *Server) serviceRanges(family corev1.IPFamily) []netip.Prefix {
 	all := []netip.Prefix{s.cfg.ServiceCIDR}
-	if family == corev1.IPv6Protocol {
+	if family != s.families()[0] {
 		all[0] = s.cfg.ServiceCIDR6
 	}
 	records, _ := s.cfg.Storage.List(serviceCIDRResource, "")

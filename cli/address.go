@@ -15,7 +15,8 @@ import (
 
 // ownAddress knows the address by which the other nodes reach this one: the
 // one that the user gave, or the one that the default route leaves by, followed
-// as it changes. Run owns the subscription to the kernel.
+// as it changes. It is of IPv4 where there is one, until need says otherwise.
+// Run owns the subscription to the kernel.
 type ownAddress struct {
 	fixed netip.Addr
 
@@ -33,12 +34,38 @@ func newOwnAddress(fixed netip.Addr) (*ownAddress, error) {
 	if fixed.IsValid() {
 		return a, nil
 	}
-	found, err := uplinkAddress()
+	found, err := uplinkAddress(netlink.FAMILY_V4)
+	if errors.Is(err, errNoAddress) {
+		found, err = uplinkAddress(netlink.FAMILY_V6)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: name this machine's address with --address", err)
 	}
 	a.current = found
 	return a, nil
+}
+
+// need makes the address be of the family by which the cluster's nodes reach
+// each other. It is called before anybody is told of the address.
+func (a *ownAddress) need(six bool) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.current.Is6() == six {
+		return nil
+	}
+	family, name := netlink.FAMILY_V4, "IPv4"
+	if six {
+		family, name = netlink.FAMILY_V6, "IPv6"
+	}
+	if a.fixed.IsValid() {
+		return fmt.Errorf("--address %s: the nodes of this cluster reach each other by %s: name this machine's address of that family", a.fixed, name)
+	}
+	found, err := uplinkAddress(family)
+	if err != nil {
+		return fmt.Errorf("the nodes of this cluster reach each other by %s: %w", name, err)
+	}
+	a.current = found
+	return nil
 }
 
 func (a *ownAddress) get() netip.Addr {
@@ -101,8 +128,12 @@ func (a *ownAddress) run(ctx context.Context, log *slog.Logger) error {
 		found := a.fixed
 		if !found.IsValid() {
 			var err error
-			if found, err = uplinkAddress(); err != nil {
-				found = a.get() // a link that is away for a moment takes no address from us
+			family, was := netlink.FAMILY_V4, a.get()
+			if was.Is6() {
+				family = netlink.FAMILY_V6
+			}
+			if found, err = uplinkAddress(family); err != nil {
+				found = was // a link that is away for a moment takes no address from us
 			}
 		}
 		var six netip.Addr
@@ -147,6 +178,11 @@ func sixOf(own netip.Addr) netip.Addr {
 			link = a.LinkIndex
 		}
 	}
+	return lastingSix(all, link)
+}
+
+// lastingSix is the lowest address of IPv6 of a link that is to be had for long.
+func lastingSix(all []netlink.Addr, link int) (found netip.Addr) {
 	const passing = unix.IFA_F_TEMPORARY | unix.IFA_F_DEPRECATED | unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED
 	for _, a := range all {
 		ip, ok := netip.AddrFromSlice(a.IP)
@@ -159,18 +195,19 @@ func sixOf(own netip.Addr) netip.Addr {
 
 var errNoAddress = errors.New("no link of this machine has an address that others could reach")
 
-// uplinkAddress is the address that the default route leaves by, or else the
-// first one that is neither loopback nor link-local nor on a link of our own.
-func uplinkAddress() (netip.Addr, error) {
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Dst: nil}, netlink.RT_FILTER_DST)
+// uplinkAddress is the address of a family that the default route leaves by, or
+// else the first one that is neither loopback nor link-local nor on a link of our
+// own: errNoAddress.
+func uplinkAddress(family int) (netip.Addr, error) {
+	routes, err := netlink.RouteListFiltered(family, &netlink.Route{Dst: nil}, netlink.RT_FILTER_DST)
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("routes of this machine: %w", err)
 	}
 	for _, r := range routes {
-		if src, ok := netip.AddrFromSlice(r.Src.To4()); ok {
-			return src, nil
+		if src, ok := netip.AddrFromSlice(r.Src); ok {
+			return src.Unmap(), nil
 		}
-		if found, ok := linkAddress(r.LinkIndex); ok {
+		if found, ok := linkAddress(r.LinkIndex, family); ok {
 			return found, nil
 		}
 	}
@@ -183,21 +220,25 @@ func uplinkAddress() (netip.Addr, error) {
 		if l.Attrs().Flags&net.FlagUp == 0 || l.Attrs().Flags&net.FlagLoopback != 0 || virtual {
 			continue
 		}
-		if found, ok := linkAddress(l.Attrs().Index); ok {
+		if found, ok := linkAddress(l.Attrs().Index, family); ok {
 			return found, nil
 		}
 	}
 	return netip.Addr{}, errNoAddress
 }
 
-func linkAddress(index int) (netip.Addr, bool) {
+func linkAddress(index, family int) (netip.Addr, bool) {
 	link, err := netlink.LinkByIndex(index)
 	if err != nil {
 		return netip.Addr{}, false
 	}
-	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	addrs, err := netlink.AddrList(link, family)
 	if err != nil {
 		return netip.Addr{}, false
+	}
+	if family == netlink.FAMILY_V6 {
+		found := lastingSix(addrs, index)
+		return found, found.IsValid()
 	}
 	for _, a := range addrs {
 		if ip, ok := netip.AddrFromSlice(a.IP.To4()); ok && ip.IsGlobalUnicast() {

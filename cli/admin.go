@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -273,7 +274,7 @@ func (s *Server) issue(m *master) (credentials, error) {
 	var addresses []string
 	for _, member := range s.pool.Members() {
 		if member.State == gossip.Alive && len(addresses) < 4 {
-			addresses = append(addresses, fmt.Sprintf("%s:%d", member.Addr, member.APIPort))
+			addresses = append(addresses, netip.AddrPortFrom(member.Addr, member.APIPort).String())
 		}
 	}
 	return credentials{
@@ -328,7 +329,7 @@ func (s *Server) kubeconfig(ctx context.Context) ([]byte, error) {
 	}
 	config := clientcmdapi.NewConfig()
 	config.Clusters["conclave"] = &clientcmdapi.Cluster{
-		Server: fmt.Sprintf("https://%s:%d", s.own.get(), apiPort), CertificateAuthorityData: c.CA,
+		Server: "https://" + netip.AddrPortFrom(s.own.get(), apiPort).String(), CertificateAuthorityData: c.CA,
 	}
 	config.AuthInfos["conclave-admin"] = &clientcmdapi.AuthInfo{ClientCertificateData: c.Certificate, ClientKeyData: c.Key}
 	config.Contexts["conclave"] = &clientcmdapi.Context{Cluster: "conclave", AuthInfo: "conclave-admin"}

@@ -87,8 +87,8 @@ func env(flag string) []string {
 func foundFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "dual-stack", Usage: "of the new cluster: pods and Services have IPv6 addresses too, of random unique local ranges unless --pod-cidr and --service-cidr name some", EnvVars: env("dual-stack")},
-		&cli.StringFlag{Name: "pod-cidr", Usage: "of the new cluster: `RANGE` of pods' addresses, IPv4, or IPv4 and IPv6 with a comma between (default: 10.244.0.0/16)", EnvVars: env("pod-cidr")},
-		&cli.StringFlag{Name: "service-cidr", Usage: "of the new cluster: `RANGE` of Services' addresses, in the same way (default: 10.96.0.0/16)", EnvVars: env("service-cidr")},
+		&cli.StringFlag{Name: "pod-cidr", Usage: "of the new cluster: `RANGE` of pods' addresses, IPv4, or IPv6, or both with a comma between (default: 10.244.0.0/16, or a random one on a machine of IPv6 alone)", EnvVars: env("pod-cidr")},
+		&cli.StringFlag{Name: "service-cidr", Usage: "of the new cluster: `RANGE` of Services' addresses, in the same way (default: 10.96.0.0/16, or a random one)", EnvVars: env("service-cidr")},
 		&cli.BoolFlag{Name: "encrypt", Usage: "of the new cluster: what pods of different nodes say to each other is encrypted, by WireGuard", EnvVars: env("encrypt")},
 		&cli.DurationFlag{Name: "unreachable-toleration", Usage: "of the new cluster: how long pods that do not say so stay bound to a dead node", EnvVars: env("unreachable-toleration")},
 	}
@@ -152,8 +152,8 @@ func serverConfig(c *cli.Context) (ServerConfig, error) {
 		return config, err
 	}
 	if text := settings.text("address"); text != "" {
-		if config.Address, err = netip.ParseAddr(text); err != nil || !config.Address.Is4() || config.Address.IsLoopback() || config.Address.IsUnspecified() {
-			return config, fmt.Errorf("--address %q: give the IPv4 address by which the other nodes reach this machine", text)
+		if config.Address, err = netip.ParseAddr(text); err != nil || config.Address.Is4In6() || !config.Address.IsGlobalUnicast() && !(config.Address.Is4() && config.Address.IsLinkLocalUnicast()) {
+			return config, fmt.Errorf("--address %q: give the address by which the other nodes reach this machine", text)
 		}
 	}
 	for _, label := range settings.list("label") {
@@ -214,7 +214,7 @@ func runJoin(c *cli.Context) error {
 	config.Join = &token
 	for _, address := range c.Args().Tail() {
 		if _, _, err := net.SplitHostPort(address); err != nil {
-			address = net.JoinHostPort(address, fmt.Sprint(apiPort))
+			address = net.JoinHostPort(strings.Trim(address, "[]"), fmt.Sprint(apiPort))
 		}
 		config.JoinAddresses = append(config.JoinAddresses, address)
 	}

@@ -47,7 +47,8 @@ func labCommand() *cli.Command {
 		Subcommands: append([]*cli.Command{
 			{Name: "up", Usage: "make hosts and form a cluster of them", Flags: flags(
 				&cli.IntFlag{Name: "nodes", Value: 3, Usage: "how many hosts"},
-				&cli.StringFlag{Name: "subnet", Usage: "a /24 for the hosts (default: one of 10.88.0.0/16 that is free)"},
+				&cli.BoolFlag{Name: "ipv6", Usage: "give the hosts IPv6 addresses alone, of which the cluster is then, too"},
+				&cli.StringFlag{Name: "subnet", Usage: "a /24 for the hosts, or a /64 of IPv6 (default: a free one of 10.88.0.0/16, or of fd88::/56)"},
 				&cli.StringFlag{Name: "disk-size", Usage: "give every host a disk of its own of this `SIZE`, such as 1Gi (default: this machine's)"},
 				&cli.BoolFlag{Name: "bare", Usage: "make the hosts, start nothing on them"},
 				&cli.StringSliceFlag{Name: "arg", Usage: "further argument of `conclave up` and `join` on every host; may be repeated"},
@@ -146,10 +147,15 @@ func labUp(c *cli.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	config := lab.Config{Name: c.String("lab"), Dir: c.String("lab-dir"), Binary: self, Args: c.StringSlice("arg"), UpArgs: c.StringSlice("up-arg")}
+	config := lab.Config{Name: c.String("lab"), Dir: c.String("lab-dir"), Binary: self, Args: c.StringSlice("arg"), UpArgs: c.StringSlice("up-arg"), IPv6: c.Bool("ipv6")}
 	if text := c.String("subnet"); text != "" {
-		if config.Subnet, err = netip.ParsePrefix(text); err != nil || !config.Subnet.Addr().Is4() || config.Subnet.Bits() != 24 {
-			return fmt.Errorf("--subnet %q: give an IPv4 network of 24 bits, such as 10.88.0.0/24", text)
+		config.Subnet, err = netip.ParsePrefix(text)
+		bits := 24
+		if config.Subnet.Addr().Is6() {
+			bits = 64
+		}
+		if err != nil || config.Subnet.Bits() != bits || config.Subnet.Addr().Is4In6() || config.IPv6 && bits == 24 {
+			return fmt.Errorf("--subnet %q: give an IPv4 network of 24 bits, such as 10.88.0.0/24, or one of IPv6 of 64 bits, such as fd88::/64", text)
 		}
 	}
 	if text := c.String("disk-size"); text != "" {

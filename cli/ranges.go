@@ -9,7 +9,8 @@ import (
 )
 
 // addressRanges are what a new cluster's pods and Services are to have, as its
-// founder says. One that is invalid was not named.
+// founder says: one range of either family, or one of IPv4 and one of IPv6. One
+// that is invalid was not named.
 type addressRanges struct{ pods, services, pods6, services6 netip.Prefix }
 
 // The bits that ranges may have: a node gets a /24 of pods' addresses and a /64
@@ -27,30 +28,48 @@ func readRanges(pods, services string) (r addressRanges, err error) {
 		return r, err
 	}
 	if r.pods6.IsValid() != r.services6.IsValid() {
-		return r, fmt.Errorf("--pod-cidr %q and --service-cidr %q: both name a range of IPv6, or neither", pods, services)
+		return r, fmt.Errorf("--pod-cidr %q and --service-cidr %q: both name a range of IPv6 after the comma, or neither", pods, services)
+	}
+	if r.pods.IsValid() && r.services.IsValid() && r.pods.Addr().Is4() != r.services.Addr().Is4() {
+		return r, fmt.Errorf("--pod-cidr %q and --service-cidr %q: both begin with a range of IPv4, or both are of IPv6", pods, services)
 	}
 	return r, nil
 }
 
-// readRange reads one range of IPv4, or one of IPv4 and one of IPv6.
-func readRange(flag, text string) (four, six netip.Prefix, err error) {
+// readRange reads one range, or one of IPv4 and one of IPv6.
+func readRange(flag, text string) (first, second netip.Prefix, err error) {
 	if text == "" {
-		return four, six, nil
+		return first, second, nil
 	}
 	bits := rangeBits[flag]
-	first, second, two := strings.Cut(text, ",")
-	four, err = netip.ParsePrefix(strings.TrimSpace(first))
-	if err != nil || !four.Addr().Is4() || four.Bits() < bits.least || four.Bits() > bits.most {
-		return four, six, fmt.Errorf("--%s %q: give a range of IPv4 of /%d to /%d; one of IPv6 may follow, after a comma", flag, text, bits.least, bits.most)
+	within := func(p netip.Prefix, least, most int) bool { return p.Bits() >= least && p.Bits() <= most }
+	fits6 := func(p netip.Prefix) bool {
+		return p.Addr().Is6() && !p.Addr().Is4In6() && within(p, bits.least6, bits.most6)
+	}
+	one, other, two := strings.Cut(text, ",")
+	first, err = netip.ParsePrefix(strings.TrimSpace(one))
+	if err != nil || !(first.Addr().Is4() && within(first, bits.least, bits.most) || !two && fits6(first)) {
+		return first, second, fmt.Errorf("--%s %q: give a range of IPv4 of /%d to /%d, or of IPv6 of /%d to /%d, or both in this order with a comma between", flag, text, bits.least, bits.most, bits.least6, bits.most6)
 	}
 	if !two {
-		return four.Masked(), six, nil
+		return first.Masked(), second, nil
 	}
-	six, err = netip.ParsePrefix(strings.TrimSpace(second))
-	if err != nil || !six.Addr().Is6() || six.Addr().Is4In6() || six.Bits() < bits.least6 || six.Bits() > bits.most6 {
-		return four, six, fmt.Errorf("--%s %q: what follows the comma is not a range of IPv6 of /%d to /%d", flag, text, bits.least6, bits.most6)
+	second, err = netip.ParsePrefix(strings.TrimSpace(other))
+	if err != nil || !fits6(second) {
+		return first, second, fmt.Errorf("--%s %q: what follows the comma is not a range of IPv6 of /%d to /%d", flag, text, bits.least6, bits.most6)
 	}
-	return four.Masked(), six.Masked(), nil
+	return first.Masked(), second.Masked(), nil
+}
+
+// six says whether the new cluster is of IPv6 alone, on a machine with this
+// address: as its ranges say, or else as its address.
+func (r addressRanges) six(dualStack bool, own netip.Addr) bool {
+	for _, p := range []netip.Prefix{r.pods, r.services} {
+		if p.IsValid() {
+			return p.Addr().Is6()
+		}
+	}
+	return !dualStack && own.Is6()
 }
 
 // agree says whether what is asked for is what a cluster has: its ranges are
@@ -65,13 +84,21 @@ func (r addressRanges) agree(c identity.Cluster, dualStack bool) error {
 		switch {
 		case !range_.wanted.IsValid() || range_.wanted == range_.has:
 		case !range_.has.IsValid():
-			return fmt.Errorf("this node's cluster was founded without IPv6, and the ranges of addresses stay: found another cluster, or leave %s away", range_.wanted)
+			return fmt.Errorf("this node's cluster was founded with %s, and the ranges of addresses stay: found another cluster, or leave %s away", foundedWith(c), range_.wanted)
 		default:
 			return fmt.Errorf("this node's cluster was founded with %s for %s, and the ranges of addresses stay: found another cluster, or leave %s away", range_.has, range_.name, range_.wanted)
 		}
 	}
 	if dualStack && !c.PodCIDR6.IsValid() {
-		return fmt.Errorf("this node's cluster was founded without IPv6, and the ranges of addresses stay: found another cluster, or leave --dual-stack away")
+		return fmt.Errorf("this node's cluster was founded with %s, and the ranges of addresses stay: found another cluster, or leave --dual-stack away", foundedWith(c))
 	}
 	return nil
+}
+
+// foundedWith is the family of a cluster that has one.
+func foundedWith(c identity.Cluster) string {
+	if c.PodCIDR.Addr().Is6() {
+		return "IPv6 alone"
+	}
+	return "IPv4 alone"
 }

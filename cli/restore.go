@@ -48,6 +48,9 @@ func (s *Server) enterRestored(ctx context.Context, from *restoration) (authorit
 	if err == nil && authority.Cluster().ID != content.cluster {
 		err = errors.New("its keys are of another cluster")
 	}
+	if err == nil {
+		err = s.own.need(authority.Cluster().PodCIDR.Addr().Is6())
+	}
 	var store *consensus.Store
 	if err == nil {
 		store, err = consensus.Read(content.state, sealedCodec{authority.Sealer()})

@@ -272,6 +272,9 @@ func (s *Server) enter(ctx context.Context) (authority *identity.Authority, foun
 		if err := s.config.Ranges.agree(cluster, s.config.DualStack); err != nil {
 			return nil, false, nil, err
 		}
+		if err := s.own.need(cluster.PodCIDR.Addr().Is6()); err != nil {
+			return nil, false, nil, err
+		}
 		if err := s.agreeEncrypted(cluster); err != nil {
 			return nil, false, nil, err
 		}
@@ -300,6 +303,9 @@ func (s *Server) enter(ctx context.Context) (authority *identity.Authority, foun
 		if s.config.NoMaster {
 			return nil, false, nil, errors.New("the first node of a cluster is its first master: leave --no-master away")
 		}
+		if err := s.own.need(s.config.Ranges.six(s.config.DualStack, s.own.get())); err != nil {
+			return nil, false, nil, err
+		}
 		if err := s.canEncrypt(identity.Cluster{Encrypt: s.config.Encrypt}); err != nil {
 			return nil, false, nil, err
 		}
@@ -318,6 +324,11 @@ func (s *Server) enter(ctx context.Context) (authority *identity.Authority, foun
 	token := *s.config.Join
 	token.Addresses = append(slices.Clone(s.config.JoinAddresses), token.Addresses...)
 	join := func() (*identity.JoinReply, error) {
+		if six, all := familyOf(token.Addresses); all {
+			if err := s.own.need(six); err != nil {
+				return nil, err
+			}
+		}
 		return identity.Join(ctx, identity.JoinConfig{
 			Token: token, Node: s.node, Name: s.config.Name, Addresses: s.own.list(), NoMaster: s.config.NoMaster, Accept: s.canEncrypt,
 		})
@@ -340,8 +351,24 @@ func (s *Server) enter(ctx context.Context) (authority *identity.Authority, foun
 	if err != nil {
 		return nil, false, nil, err
 	}
+	if err := s.own.need(reply.Cluster.PodCIDR.Addr().Is6()); err != nil { // by a name, it may have joined by the other family
+		return nil, false, nil, err
+	}
 	s.config.Tell("joined cluster %.8s as %s (%s)", reply.Cluster.ID, s.config.Name, s.own.get())
 	return nil, false, reply.Peers, nil
+}
+
+// familyOf says whether addresses with ports, if all are of one family, are of
+// IPv6. Names are of none.
+func familyOf(addresses []string) (six, all bool) {
+	for i, text := range addresses {
+		a, err := netip.ParseAddrPort(text)
+		if err != nil || i > 0 && a.Addr().Is6() != six {
+			return false, false
+		}
+		six, all = a.Addr().Is6(), true
+	}
+	return six, all
 }
 
 // connect makes what lets this node talk to the others.
@@ -367,8 +394,12 @@ func (s *Server) connect(listener net.Listener, peers []string) (err error) {
 	}
 	life := s.node.Incarnation()
 	meta.Incarnation, meta.IncarnationID = life.Number, life.ID
+	anywhere := netip.IPv4Unspecified()
+	if s.own.get().Is6() {
+		anywhere = netip.IPv6Unspecified()
+	}
 	s.pool, err = gossip.New(gossip.Config{
-		ID: s.node.ID(), Meta: meta, Bind: netip.AddrPortFrom(netip.IPv4Unspecified(), gossipPort), Advertise: s.own.get(),
+		ID: s.node.ID(), Meta: meta, Bind: netip.AddrPortFrom(anywhere, gossipPort), Advertise: s.own.get(),
 		Key: cluster.GossipKey, Dir: s.path("gossip"), Seeds: peers, Log: s.log.With("room", "gossip"),
 		Discover: func(ctx context.Context) ([]netip.AddrPort, error) {
 			found, err := gossip.Discover(ctx, caHash[:])
@@ -602,7 +633,7 @@ func (s *Server) announce(ctx context.Context) error {
 	cluster, _ := s.node.Cluster()
 	caHash := cluster.CAHash()
 	err := gossip.Announce(ctx, gossip.Beacon{
-		ID: s.node.ID(), CAHash: caHash[:], Port: apiPort, Log: s.log.With("room", "discovery"),
+		ID: s.node.ID(), CAHash: caHash[:], Port: apiPort, IPv6: cluster.PodCIDR.Addr().Is6(), Log: s.log.With("room", "discovery"),
 	})
 	if err != nil && ctx.Err() == nil {
 		s.log.Warn("this node cannot be found by multicast: joining needs its address", "error", err)
@@ -988,7 +1019,7 @@ func (s *Server) lead(ctx context.Context, m *master) error {
 	cluster := m.authority.Cluster()
 	manager, err := controller.New(controller.Config{
 		Client: system("system:kube-controller-manager"), Kinds: served, Liveness: judgements{m.judge, m.consensus},
-		RootCA: func() []byte { return cluster.CA }, PodCIDR: cluster.PodCIDR, NodeMask: 24, PodCIDR6: cluster.PodCIDR6, CallDriver: s.callDriver,
+		RootCA: func() []byte { return cluster.CA }, PodCIDR: cluster.PodCIDR, PodCIDR6: cluster.PodCIDR6, CallDriver: s.callDriver,
 		Log: s.log.With("room", "controller"),
 	})
 	if err != nil {

@@ -106,6 +106,18 @@ func familyOf(a netip.Addr) discoveryv1.AddressType {
 	return discoveryv1.AddressTypeIPv6
 }
 
+// families are the cluster's, the first one first.
+func (c Config) families() []discoveryv1.AddressType {
+	all := []discoveryv1.AddressType{discoveryv1.AddressTypeIPv4}
+	if c.PodCIDR.IsValid() {
+		all[0] = familyOf(c.PodCIDR.Addr())
+	}
+	if c.PodCIDR6.IsValid() {
+		all = append(all, discoveryv1.AddressTypeIPv6)
+	}
+	return all
+}
+
 // families of a Service's endpoints. A headless one that names none has those
 // of its pods: IPv4 first.
 func families(s *corev1.Service) []discoveryv1.AddressType {

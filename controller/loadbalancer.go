@@ -177,7 +177,7 @@ func (c balancerController) reconcile(ctx context.Context, key Key) (time.Durati
 			why = fmt.Sprintf("none of the %d nodes that serve it has an address of %s", serving, families(s)[0])
 		}
 	} else {
-		ranges, err := parseAddressRanges(setting, c.PodCIDR6.IsValid())
+		ranges, err := parseAddressRanges(setting, c.families()...)
 		if err != nil {
 			c.events.record(balancerComponent, about(settings), corev1.EventTypeWarning, "InvalidSetting", "%s: %v", balancerSetting, err)
 			return 0, nil // what is given stays as it is, until somebody mends this
@@ -396,13 +396,13 @@ func joinedRanges(all []addressRange) string {
 }
 
 // parseAddressRanges reads addresses, prefixes and ranges "first-last",
-// separated by commas or white space; of IPv6 too in a dual-stack cluster.
-func parseAddressRanges(text string, dualStack bool) ([]addressRange, error) {
+// separated by commas or white space, of families that the cluster has.
+func parseAddressRanges(text string, served ...discoveryv1.AddressType) ([]addressRange, error) {
 	var all []addressRange
 	for _, part := range strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' || r == '\n' }) {
 		r, err := parseAddressRange(part)
-		if err == nil && !dualStack && !r.from.Is4() {
-			err = fmt.Errorf("%q: only IPv4 addresses can be given", part)
+		if err == nil && !slices.Contains(served, familyOf(r.from)) {
+			err = fmt.Errorf("%q: only %s addresses can be given", part, served[0])
 		}
 		if err != nil {
 			return nil, err

@@ -248,7 +248,7 @@ func TestAddressRanges(t *testing.T) {
 		"fd00::/64":                             `"fd00::/64": only IPv4 addresses can be given`,
 		"10.0.0.1-x":                            `"10.0.0.1-x" is no address, prefix or range such as 10.0.0.240-10.0.0.250`,
 	} {
-		all, err := parseAddressRanges(text, false)
+		all, err := parseAddressRanges(text, discoveryv1.AddressTypeIPv4)
 		got := joinedRanges(all)
 		if err != nil {
 			got = err.Error()
@@ -260,11 +260,14 @@ func TestAddressRanges(t *testing.T) {
 }
 
 func TestDualStackAddressRanges(t *testing.T) {
+	if _, err := parseAddressRanges("fd00::/126, 10.0.0.1", discoveryv1.AddressTypeIPv6); err == nil || err.Error() != `"10.0.0.1": only IPv6 addresses can be given` {
+		t.Errorf("in a cluster of IPv6 alone: %v", err)
+	}
 	for text, want := range map[string]string{
 		"10.0.0.1, fd00::/126 fd00::9-fd00::a": "10.0.0.1-10.0.0.1, fd00::-fd00::3, fd00::9-fd00::a",
 		"10.0.0.1-fd00::1":                     `"10.0.0.1-fd00::1" begins in one family of addresses and ends in another`,
 	} {
-		all, err := parseAddressRanges(text, true)
+		all, err := parseAddressRanges(text, discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6)
 		got := joinedRanges(all)
 		if err != nil {
 			got = err.Error()

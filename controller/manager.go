@@ -62,11 +62,12 @@ type Config struct {
 	Liveness Liveness
 	// RootCA is the PEM of the cluster's CA, for kube-root-ca.crt.
 	RootCA func() []byte
-	// PodCIDR is divided among the nodes in ranges of NodeMask bits (24).
+	// PodCIDR is divided among the nodes in ranges of NodeMask bits: 24, or 64
+	// of IPv6.
 	PodCIDR  netip.Prefix
 	NodeMask int
 	// PodCIDR6 is divided in the same way, in ranges of 64 bits; it is invalid
-	// in a cluster without IPv6.
+	// but in a dual-stack cluster.
 	PodCIDR6 netip.Prefix
 	// CallDriver makes a controller call of a CSI driver, by way of the node, by
 	// name and id, with which it has registered. Nil: drivers bring their own.
@@ -147,7 +148,9 @@ func New(c Config) (*Manager, error) {
 	}
 	if c.PodCIDR.IsValid() {
 		if c.NodeMask == 0 {
-			c.NodeMask = 24
+			if c.NodeMask = 24; c.PodCIDR.Addr().Is6() {
+				c.NodeMask = nodeMask6
+			}
 		}
 		if c.NodeMask < c.PodCIDR.Bits() || c.NodeMask > c.PodCIDR.Addr().BitLen() {
 			return nil, fmt.Errorf("controller: a node's range of /%d bits does not fit into %v", c.NodeMask, c.PodCIDR)

@@ -61,6 +61,19 @@ func TestDualStackPodRanges(t *testing.T) {
 	})
 }
 
+// Nodes of a cluster of IPv6 alone have a /64 each.
+func TestSixAlone(t *testing.T) {
+	worldOf(t, []string{"fd00:1::/56", "fd00:2::/112"}, func(w *world) {
+		w.addNode("a")
+		w.addNode("b")
+		for name, want := range map[string]string{"a": "fd00:1::/64", "b": "fd00:1:0:1::/64"} {
+			if n := w.node(name); n.Spec.PodCIDR != want || !slices.Equal(n.Spec.PodCIDRs, []string{want}) {
+				t.Errorf("%s: %s %v", name, n.Spec.PodCIDR, n.Spec.PodCIDRs)
+			}
+		}
+	})
+}
+
 func TestRanges(t *testing.T) {
 	for _, tc := range []struct {
 		within      string

@@ -87,26 +87,32 @@ func resources() (all []schema.GroupVersionResource) {
 
 func inWorld(t *testing.T, test func(w *world)) {
 	t.Helper()
-	worldOf(t, netip.Prefix{}, netip.Prefix{}, test)
+	worldOf(t, []string{"10.244.0.0/16", "10.96.0.0/16"}, test)
 }
 
 // inDualWorld is inWorld in a dual-stack cluster.
 func inDualWorld(t *testing.T, test func(w *world)) {
 	t.Helper()
-	worldOf(t, netip.MustParsePrefix("fd00:1::/56"), netip.MustParsePrefix("fd00:2::/112"), test)
+	worldOf(t, []string{"10.244.0.0/16", "10.96.0.0/16", "fd00:1::/56", "fd00:2::/112"}, test)
 }
 
-func worldOf(t *testing.T, pods6, services6 netip.Prefix, test func(w *world)) {
+// worldOf has ranges of pods and of Services, and second ones in a dual-stack
+// cluster.
+func worldOf(t *testing.T, ranges []string, test func(w *world)) {
 	t.Helper()
+	var of [4]netip.Prefix
+	for i, text := range ranges {
+		of[i] = netip.MustParsePrefix(text)
+	}
 	synctest.Test(t, func(t *testing.T) {
-		server := apitest.NewServer(t, func(c *api.Config) { c.ServiceCIDR6 = services6 })
+		server := apitest.NewServer(t, func(c *api.Config) { c.ServiceCIDR, c.ServiceCIDR6 = of[1], of[3] })
 		client := server.Local(apitest.Admin)
 		liveness := &fakeLiveness{states: map[string]NodeState{}, since: map[string]time.Time{}, changed: make(chan struct{})}
 		driver := &fakeDriver{}
 		m, err := New(Config{
 			CallDriver: driver.call,
 			Client:     client, Kinds: resources(), Liveness: liveness,
-			RootCA: func() []byte { return []byte("-----BEGIN CERTIFICATE-----") }, PodCIDR: netip.MustParsePrefix("10.244.0.0/16"), PodCIDR6: pods6,
+			RootCA: func() []byte { return []byte("-----BEGIN CERTIFICATE-----") }, PodCIDR: of[0], PodCIDR6: of[2],
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -36,20 +36,55 @@ const (
 	rescanPause    = 500 * time.Millisecond
 )
 
+const mdnsPort = 5353
+
+// lan is mDNS over one family of addresses (RFC 6762, 3).
+type lan struct {
+	network string
+	group   net.IP
+	address func(p netip.Prefix) bool // says which addresses are of it and worth telling
+	// level, link and hops are the socket options that choose the link of
+	// multicasts and how far they go.
+	level, hops int
+	link        func(fd, index int) error
+}
+
 var (
-	mdnsGroup = &net.UDPAddr{IP: net.IPv4(224, 0, 0, 251), Port: 5353}
+	lan4 = lan{"udp4", net.IPv4(224, 0, 0, 251), func(p netip.Prefix) bool { return p.Addr().Is4() }, unix.IPPROTO_IP, unix.IP_MULTICAST_TTL,
+		func(fd, index int) error {
+			return unix.SetsockoptIPMreqn(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_IF, &unix.IPMreqn{Ifindex: int32(index)})
+		}}
+	lan6 = lan{"udp6", net.ParseIP("ff02::fb"), func(p netip.Prefix) bool { return p.Addr().Is6() && p.Addr().IsGlobalUnicast() }, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS,
+		func(fd, index int) error {
+			return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_IF, index)
+		}}
+)
+
+// on is where everybody on a link listens.
+func (l lan) on(iface net.Interface) *net.UDPAddr {
+	to := &net.UDPAddr{IP: l.group, Port: mdnsPort}
+	if l.network == "udp6" {
+		to.Zone = iface.Name
+	}
+	return to
+}
+
+var (
 	// askAgain are the pauses between questions: multicast gets lost on Wi-Fi.
 	askAgain = []time.Duration{200 * time.Millisecond, 400 * time.Millisecond, 800 * time.Millisecond}
 )
 
-// Beacon is what a node announces on its LAN by mDNS (over IPv4), so that
-// others can join without being told an address.
+// Beacon is what a node announces on its LAN by mDNS, so that others can join
+// without being told an address.
 type Beacon struct {
 	ID     string
 	CAHash []byte // of the cluster's CA; its first bytes are announced
 	Port   uint16 // of the TLS port
+	// IPv6 announces over IPv6 instead of IPv4: by which the nodes of the
+	// cluster reach each other.
+	IPv6 bool
 	// Interfaces says where to announce. By default on every interface that is
-	// up, can multicast and has an IPv4 address, but for loopback.
+	// up, can multicast and has an address, but for loopback.
 	Interfaces func() ([]net.Interface, error)
 	Log        *slog.Logger
 }
@@ -108,21 +143,25 @@ func (b *Beacon) rescan(open map[string]*net.UDPConn, wg *sync.WaitGroup) {
 		b.Log.Warn("cannot list the network interfaces to be found on", "err", err)
 		return
 	}
+	l := lan4
+	if b.IPv6 {
+		l = lan6
+	}
 	wanted := map[string]bool{}
 	for _, iface := range ifaces {
-		prefixes := ipv4Prefixes(iface)
+		prefixes := l.prefixes(iface)
 		key := fmt.Sprint(iface.Index, prefixes)
 		wanted[key] = true
 		if open[key] != nil || len(prefixes) == 0 {
 			continue
 		}
-		conn, err := net.ListenMulticastUDP("udp4", &iface, mdnsGroup)
+		conn, err := net.ListenMulticastUDP(l.network, &iface, &net.UDPAddr{IP: l.group, Port: mdnsPort})
 		if err != nil {
 			b.Log.Debug("cannot be found on an interface", "interface", iface.Name, "err", err)
 			continue
 		}
 		open[key] = conn
-		wg.Go(func() { b.answer(conn, prefixes) })
+		wg.Go(func() { b.answer(conn, l.on(iface), prefixes) })
 	}
 	for key, conn := range open {
 		if !wanted[key] {
@@ -133,7 +172,7 @@ func (b *Beacon) rescan(open map[string]*net.UDPConn, wg *sync.WaitGroup) {
 }
 
 // answer reads questions on one interface until its socket is closed.
-func (b *Beacon) answer(conn *net.UDPConn, prefixes []netip.Prefix) {
+func (b *Beacon) answer(conn *net.UDPConn, group *net.UDPAddr, prefixes []netip.Prefix) {
 	buf := make([]byte, 9000)
 	for {
 		n, from, err := conn.ReadFromUDPAddrPort(buf)
@@ -147,6 +186,9 @@ func (b *Beacon) answer(conn *net.UDPConn, prefixes []netip.Prefix) {
 		// Only neighbours are answered: nobody can have an answer sent far
 		// away with a forged address.
 		i := slices.IndexFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(from.Addr()) })
+		if i < 0 && from.Addr().Is6() && from.Addr().IsLinkLocalUnicast() {
+			i = 0
+		}
 		if i < 0 {
 			continue
 		}
@@ -154,7 +196,7 @@ func (b *Beacon) answer(conn *net.UDPConn, prefixes []netip.Prefix) {
 		if question.Unpack(buf[:n]) != nil {
 			continue
 		}
-		reply := b.reply(&question, prefixes[i].Addr(), from.Port() != uint16(mdnsGroup.Port))
+		reply := b.reply(&question, prefixes[i].Addr(), from.Port() != mdnsPort)
 		if reply == nil {
 			continue
 		}
@@ -164,8 +206,8 @@ func (b *Beacon) answer(conn *net.UDPConn, prefixes []netip.Prefix) {
 			continue
 		}
 		to := net.UDPAddrFromAddrPort(from)
-		if from.Port() == uint16(mdnsGroup.Port) {
-			to = mdnsGroup // who asks from the service's port listens to the group
+		if from.Port() == mdnsPort {
+			to = group // who asks from the service's port listens to the group
 		}
 		if _, err := conn.WriteToUDP(data, to); err != nil {
 			b.Log.Debug("cannot answer a discovery", "to", to, "err", err)
@@ -192,8 +234,12 @@ func (b *Beacon) reply(question *dns.Msg, own netip.Addr, oneShot bool) *dns.Msg
 		Extra: []dns.RR{
 			&dns.SRV{Hdr: header(instance, dns.TypeSRV), Port: b.Port, Target: host},
 			&dns.TXT{Hdr: header(instance, dns.TypeTXT), Txt: []string{"ca=" + hex.EncodeToString(b.CAHash[:caPrefix])}},
-			&dns.A{Hdr: header(host, dns.TypeA), A: own.AsSlice()},
 		},
+	}
+	if own.Is4() {
+		reply.Extra = append(reply.Extra, &dns.A{Hdr: header(host, dns.TypeA), A: own.AsSlice()})
+	} else {
+		reply.Extra = append(reply.Extra, &dns.AAAA{Hdr: header(host, dns.TypeAAAA), AAAA: own.AsSlice()})
 	}
 	if oneShot {
 		reply.Id, reply.Question = question.Id, question.Question
@@ -201,15 +247,18 @@ func (b *Beacon) reply(question *dns.Msg, own netip.Addr, oneShot bool) *dns.Msg
 	return reply
 }
 
-// readReply finds in an answer the port of a node of the cluster with this CA
-// hash; of any cluster, if that is empty.
-func readReply(data, caHash []byte) (port uint16, ok bool) {
+// readReply finds in an answer the port, and the address of IPv6 if it has one,
+// of a node of the cluster with this CA hash; of any cluster, if that is empty.
+func readReply(data, caHash []byte) (six netip.Addr, port uint16, ok bool) {
 	var m dns.Msg
 	if m.Unpack(data) != nil || !m.Response {
-		return 0, false
+		return six, 0, false
 	}
 	ours := len(caHash) == 0
 	for _, rr := range slices.Concat(m.Answer, m.Extra) {
+		if a, is := rr.(*dns.AAAA); is {
+			six, _ = netip.AddrFromSlice(a.AAAA)
+		}
 		if !strings.HasSuffix(strings.ToLower(rr.Header().Name), "."+mdnsService) {
 			continue
 		}
@@ -226,7 +275,7 @@ func readReply(data, caHash []byte) (port uint16, ok bool) {
 			}
 		}
 	}
-	return port, ours && port != 0
+	return six, port, ours && port != 0
 }
 
 // Discover asks the LAN for nodes of the cluster with this CA hash (any
@@ -251,7 +300,11 @@ func Discover(ctx context.Context, caHash []byte, ifaces ...net.Interface) ([]ne
 		return nil, fmt.Errorf("look for nodes on the LAN: %w", err)
 	}
 	answers := make(chan netip.AddrPort)
-	var conns []net.PacketConn
+	type asker struct {
+		net.PacketConn
+		group *net.UDPAddr
+	}
+	var conns []asker
 	var wg sync.WaitGroup
 	defer func() {
 		cancel()
@@ -262,14 +315,16 @@ func Discover(ctx context.Context, caHash []byte, ifaces ...net.Interface) ([]ne
 	}()
 	var failures []error
 	for _, iface := range ifaces {
-		for _, prefix := range ipv4Prefixes(iface) {
-			conn, err := listenOn(ctx, iface, prefix.Addr())
-			if err != nil {
-				failures = append(failures, fmt.Errorf("%s: %w", iface.Name, err))
-				continue
+		for _, l := range []lan{lan4, lan6} {
+			for _, own := range l.askFrom(iface) {
+				conn, err := l.listenOn(ctx, iface, own)
+				if err != nil {
+					failures = append(failures, fmt.Errorf("%s: %w", iface.Name, err))
+					continue
+				}
+				conns = append(conns, asker{conn, l.on(iface)})
+				wg.Go(func() { readAnswers(ctx, conn, caHash, answers) })
 			}
-			conns = append(conns, conn)
-			wg.Go(func() { readAnswers(ctx, conn, caHash, answers) })
 		}
 	}
 	if len(conns) == 0 {
@@ -289,7 +344,7 @@ func Discover(ctx context.Context, caHash []byte, ifaces ...net.Interface) ([]ne
 		case <-ask.C:
 			for _, conn := range conns {
 				// An interface that went down is not an error of the others.
-				_, _ = conn.WriteTo(data, mdnsGroup)
+				_, _ = conn.WriteTo(data, conn.group)
 			}
 			if len(again) > 0 {
 				ask.Reset(again[0])
@@ -306,18 +361,28 @@ func Discover(ctx context.Context, caHash []byte, ifaces ...net.Interface) ([]ne
 	}
 }
 
+// askFrom are the addresses of an interface from which to ask. In IPv6 the
+// kernel chooses one, rightly that of the link.
+func (l lan) askFrom(iface net.Interface) (all []netip.Addr) {
+	for _, p := range l.prefixes(iface) {
+		all = append(all, p.Addr())
+	}
+	if l.network == "udp6" && len(all) > 0 {
+		return []netip.Addr{netip.IPv6Unspecified()}
+	}
+	return all
+}
+
 // listenOn opens a socket whose multicasts go out of one interface.
-func listenOn(ctx context.Context, iface net.Interface, own netip.Addr) (net.PacketConn, error) {
+func (l lan) listenOn(ctx context.Context, iface net.Interface, own netip.Addr) (net.PacketConn, error) {
 	c := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var failed error
 		err := raw.Control(func(fd uintptr) {
-			failed = errors.Join(
-				unix.SetsockoptIPMreqn(int(fd), unix.IPPROTO_IP, unix.IP_MULTICAST_IF, &unix.IPMreqn{Ifindex: int32(iface.Index)}),
-				unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MULTICAST_TTL, 255))
+			failed = errors.Join(l.link(int(fd), iface.Index), unix.SetsockoptInt(int(fd), l.level, l.hops, 255))
 		})
 		return errors.Join(err, failed)
 	}}
-	return c.ListenPacket(ctx, "udp4", netip.AddrPortFrom(own, 0).String())
+	return c.ListenPacket(ctx, l.network, netip.AddrPortFrom(own, 0).String())
 }
 
 // readAnswers passes on who answered, until its socket is closed.
@@ -328,13 +393,19 @@ func readAnswers(ctx context.Context, conn net.PacketConn, caHash []byte, to cha
 		if err != nil {
 			return
 		}
-		port, ok := readReply(buf[:n], caHash)
+		six, port, ok := readReply(buf[:n], caHash)
 		if !ok {
 			continue
 		}
 		// The source is where the node can be reached from here, whatever
-		// else it has.
+		// else it has; but for one of the link alone.
 		addr := from.(*net.UDPAddr).AddrPort().Addr().Unmap()
+		if addr.Is6() && addr.IsLinkLocalUnicast() {
+			addr = six
+		}
+		if !addr.IsGlobalUnicast() && !addr.Is4() {
+			continue
+		}
 		select {
 		case to <- netip.AddrPortFrom(addr, port):
 		case <-ctx.Done():
@@ -351,19 +422,19 @@ func lanInterfaces() ([]net.Interface, error) {
 	}
 	const needed = net.FlagUp | net.FlagMulticast
 	return slices.DeleteFunc(all, func(i net.Interface) bool {
-		return i.Flags&needed != needed || i.Flags&net.FlagLoopback != 0 || len(ipv4Prefixes(i)) == 0
+		return i.Flags&needed != needed || i.Flags&net.FlagLoopback != 0 || len(lan4.prefixes(i))+len(lan6.prefixes(i)) == 0
 	}), nil
 }
 
-// ipv4Prefixes are the IPv4 addresses of an interface with their networks.
-func ipv4Prefixes(iface net.Interface) []netip.Prefix {
+// prefixes are the addresses of an interface, in one family, with their networks.
+func (l lan) prefixes(iface net.Interface) []netip.Prefix {
 	addrs, err := iface.Addrs()
 	if err != nil {
 		return nil // it went away
 	}
 	var prefixes []netip.Prefix
 	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && l.address(p) {
 			prefixes = append(prefixes, p)
 		}
 	}

@@ -72,6 +72,23 @@ func setAddress(link, addr string) error {
 }
 
 func TestTwoHostsFindEachOther(t *testing.T) {
+	for name, tc := range map[string]struct {
+		six    bool
+		own    string
+		places []string
+	}{
+		"IPv4": {false, "192.0.2.2/24", []string{"192.0.2.1/24", "192.0.2.7/24"}},
+		// The second is of no network that the other is in, as DHCPv6 gives them.
+		"IPv6": {true, "2001:db8::2/64", []string{"2001:db8::1/64", "2001:db8:1::7/128"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			findEachOther(t, tc.six, tc.own, tc.places)
+		})
+	}
+}
+
+func findEachOther(t *testing.T, six bool, own string, places []string) {
 	nsA, onA := inNamespace(t)
 	nsB, onB := inNamespace(t)
 	err := onA(func() error {
@@ -88,7 +105,7 @@ func TestTwoHostsFindEachOther(t *testing.T) {
 	if err != nil {
 		t.Skipf("no veth links here: %v", err)
 	}
-	if err := onB(func() error { return setAddress("lan-b", "192.0.2.2/24") }); err != nil {
+	if err := onB(func() error { return setAddress("lan-b", own) }); err != nil {
 		t.Fatal(err)
 	}
 
@@ -99,7 +116,7 @@ func TestTwoHostsFindEachOther(t *testing.T) {
 	go func() {
 		ended <- onA(func() error {
 			close(started)
-			return Announce(ctx, Beacon{ID: "0123", CAHash: testCA, Port: 6443})
+			return Announce(ctx, Beacon{ID: "0123", CAHash: testCA, Port: 6443, IPv6: six})
 		})
 	}()
 	<-started
@@ -138,13 +155,13 @@ func TestTwoHostsFindEachOther(t *testing.T) {
 		}
 	}
 	from := ""
-	for _, to := range []string{"192.0.2.1/24", "192.0.2.7/24"} {
+	for _, to := range places {
 		move(from, to)
 		from = to
 		want := netip.AddrPortFrom(netip.MustParsePrefix(to).Addr(), 6443)
 		begin := time.Now()
 		found := discover(testCA)
-		for len(found) == 0 && time.Since(begin) < 8*time.Second {
+		for !slices.Equal(found, []netip.AddrPort{want}) && time.Since(begin) < 8*time.Second {
 			found = discover(testCA) // the rescan takes its half second
 		}
 		if !slices.Equal(found, []netip.AddrPort{want}) {
@@ -171,6 +188,12 @@ func TestTwoHostsFindEachOther(t *testing.T) {
 
 func TestReplies(t *testing.T) {
 	b := Beacon{ID: "0123", CAHash: testCA, Port: 7443}
+	six := netip.MustParseAddr("2001:db8::1")
+	if data, err := b.reply(new(dns.Msg).SetQuestion(mdnsService, dns.TypePTR), six, true).Pack(); err != nil {
+		t.Error(err)
+	} else if a, port, ok := readReply(data, testCA); !ok || a != six || port != 7443 {
+		t.Errorf("from %s: %s, %d, %t", six, a, port, ok)
+	}
 	own := netip.MustParseAddr("192.0.2.1")
 	ask := func(name string, kind uint16) *dns.Msg {
 		m := new(dns.Msg)
@@ -202,11 +225,11 @@ func TestReplies(t *testing.T) {
 	}{
 		{"its own", testCA, true}, {"any", nil, true}, {"another", bytes.Repeat([]byte{1}, 32), false}, {"too little of it", testCA[:4], false},
 	} {
-		if port, ok := readReply(data, test.hash); ok != test.want || ok && port != 7443 {
+		if _, port, ok := readReply(data, test.hash); ok != test.want || ok && port != 7443 {
 			t.Errorf("%s: port %d, %v", test.name, port, ok)
 		}
 	}
-	if _, ok := readReply(data[:len(data)/2], testCA); ok {
+	if _, _, ok := readReply(data[:len(data)/2], testCA); ok {
 		t.Error("read half a reply")
 	}
 }
@@ -221,7 +244,7 @@ func FuzzReadReply(f *testing.F) {
 	}
 	f.Add(data)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if port, ok := readReply(data, testCA); ok && port == 0 {
+		if _, port, ok := readReply(data, testCA); ok && port == 0 {
 			t.Fatal("found a node without a port")
 		}
 	})

@@ -69,11 +69,18 @@ func newAuthority(o FoundOptions) (*Authority, error) {
 	if o.Domain == "" {
 		o.Domain = "cluster.local"
 	}
+	pods, services := netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("10.96.0.0/16")
+	if named := slices.Concat([]netip.Addr{o.PodCIDR.Addr(), o.ServiceCIDR.Addr()}, o.Addresses); slices.ContainsFunc(named, netip.Addr.Is6) {
+		pods, services = localRanges()
+	}
 	if !o.PodCIDR.IsValid() {
-		o.PodCIDR = netip.MustParsePrefix("10.244.0.0/16")
+		o.PodCIDR = pods
 	}
 	if !o.ServiceCIDR.IsValid() {
-		o.ServiceCIDR = netip.MustParsePrefix("10.96.0.0/16")
+		o.ServiceCIDR = services
+	}
+	if o.PodCIDR.Addr().Is4() != o.ServiceCIDR.Addr().Is4() || o.PodCIDR.Addr().Is6() && (o.DualStack || o.PodCIDR6.IsValid()) {
+		return nil, fmt.Errorf("the ranges of pods (%s) and services (%s) are both of IPv4, or of IPv6 alone", o.PodCIDR, o.ServiceCIDR)
 	}
 	if o.DualStack && !o.PodCIDR6.IsValid() && !o.ServiceCIDR6.IsValid() {
 		o.PodCIDR6, o.ServiceCIDR6 = localRanges()

@@ -752,7 +752,24 @@ func TestDualStackRanges(t *testing.T) {
 	if c, err := one(given); err != nil || c.PodCIDR6.String() != "fd00:1::/56" || c.ServiceCIDR6 != given.ServiceCIDR6 {
 		t.Errorf("%v and %v, %v", c.PodCIDR6, c.ServiceCIDR6, err)
 	}
+	// A founder that has IPv6 alone has random ranges of it, and so has one that
+	// names but one range.
 	for name, o := range map[string]FoundOptions{
+		"by its address":  {Addresses: []netip.Addr{netip.MustParseAddr("2001:db8::1")}},
+		"by its pods":     {PodCIDR: netip.MustParsePrefix("fd00:1::/56")},
+		"by its services": {Addresses: []netip.Addr{netip.MustParseAddr("2001:db8::1")}, ServiceCIDR: netip.MustParsePrefix("fd00:2::/112")},
+	} {
+		c, err := one(o)
+		if err != nil || !local.Contains(c.PodCIDR.Addr()) || !local.Contains(c.ServiceCIDR.Addr()) || c.DNS != nthAddr(c.ServiceCIDR, 10) || c.PodCIDR6.IsValid() || c.ServiceCIDR6.IsValid() ||
+			o.PodCIDR.IsValid() && o.PodCIDR != c.PodCIDR || o.ServiceCIDR.IsValid() && o.ServiceCIDR != c.ServiceCIDR {
+			t.Errorf("%s: %v, %v, %v, %v, %v, %v", name, c.PodCIDR, c.ServiceCIDR, c.PodCIDR6, c.ServiceCIDR6, c.DNS, err)
+		}
+	}
+	six := netip.MustParsePrefix("fd00:1::/56")
+	for name, o := range map[string]FoundOptions{
+		"mixed":   {PodCIDR: six, ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16")},
+		"dual":    {PodCIDR: six, DualStack: true},
+		"second":  {PodCIDR: six, PodCIDR6: netip.MustParsePrefix("fd00:3::/56"), ServiceCIDR6: netip.MustParsePrefix("fd00:2::/112")},
 		"overlap": {PodCIDR6: netip.MustParsePrefix("fd00::/56"), ServiceCIDR6: netip.MustParsePrefix("fd00::/112")},
 		"one":     {DualStack: true, PodCIDR6: netip.MustParsePrefix("fd00::/56")},
 	} {

@@ -51,11 +51,14 @@ type membership struct {
 
 // Cluster is what every member knows of its cluster.
 type Cluster struct {
-	ID          string       `json:"id"`
-	Domain      string       `json:"domain"`
+	ID     string `json:"id"`
+	Domain string `json:"domain"`
+	// PodCIDR and ServiceCIDR are both of IPv4, or both of IPv6 in a cluster of
+	// IPv6 alone. Nodes reach each other by addresses of the same family.
 	PodCIDR     netip.Prefix `json:"podCIDR"`
 	ServiceCIDR netip.Prefix `json:"serviceCIDR"`
-	// PodCIDR6 and ServiceCIDR6 are both of IPv6, or both invalid.
+	// PodCIDR6 and ServiceCIDR6 are there in a dual-stack cluster, whose first
+	// family is IPv4; otherwise both are invalid.
 	PodCIDR6     netip.Prefix `json:"podCIDR6,omitzero"`
 	ServiceCIDR6 netip.Prefix `json:"serviceCIDR6,omitzero"`
 	DNS          netip.Addr   `json:"dns"`
@@ -231,9 +234,11 @@ type FoundOptions struct {
 	Name      string
 	Addresses []netip.Addr
 	// NoMaster is refused: somebody has to be the first master.
-	NoMaster    bool
-	MasterDir   string // "master" beside the identity's folder
-	Domain      string
+	NoMaster  bool
+	MasterDir string // "master" beside the identity's folder
+	Domain    string
+	// PodCIDR and ServiceCIDR are of one family. Left empty they are of the
+	// family of Addresses; those of IPv6 are ranges that nobody else has.
 	PodCIDR     netip.Prefix
 	ServiceCIDR netip.Prefix
 	// PodCIDR6 and ServiceCIDR6 make the cluster dual-stack; DualStack does so

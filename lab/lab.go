@@ -25,9 +25,12 @@ const DefaultDir = "/var/lib/conclave-lab"
 type Config struct {
 	Name string // at most 9 letters, digits and dashes: it names the bridge
 	Dir  string // folder of all labs; DefaultDir if empty
-	// Subnet of the hosts: a /24 of which the bridge has .1 and host k has
-	// .10+k. The zero value picks one that no link of this machine uses.
+	// Subnet of the hosts: a /24, or a /64 of IPv6, of which the bridge has the
+	// first address and host k the one 10 places after its number. The zero value
+	// picks one that no link of this machine uses.
 	Subnet netip.Prefix
+	// IPv6 hosts have no other addresses. It picks the Subnet, if none is given.
+	IPv6   bool
 	Binary string   // the conclave binary that the hosts run
 	Args   []string // further arguments of `conclave up` and `join` on every host
 	UpArgs []string // those of `conclave up` alone
@@ -100,7 +103,7 @@ func Create(c Config) (*Lab, error) {
 			return nil, err
 		}
 		defer unlock()
-		subnet, err := FreeSubnet()
+		subnet, err := FreeSubnet(c.IPv6)
 		if err != nil {
 			return nil, err
 		}
@@ -112,7 +115,7 @@ func Create(c Config) (*Lab, error) {
 	if err := l.save(); err != nil {
 		return nil, err
 	}
-	if err := makeBridge(l.bridge(), l.gateway()); err != nil {
+	if err := makeBridge(l.bridge(), netip.PrefixFrom(l.gateway(), l.Subnet.Bits())); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(l.dir))
 	}
 	return l, nil
@@ -445,7 +448,7 @@ func (l *Lab) applyCuts(h *Host) error {
 			others = append(others, o.Address)
 		}
 	}
-	if err := dropFrom(h.Init.PID, deaf, others, h.Loss); err != nil {
+	if err := dropFrom(h.Init.PID, l.Subnet.Addr().Is6(), deaf, others, h.Loss); err != nil {
 		return fmt.Errorf("host %s: cut: %w", h.Name, err)
 	}
 	return nil
@@ -498,8 +501,9 @@ func (l *Lab) Down() error {
 
 // nth is the n-th address of a prefix.
 func nth(p netip.Prefix, n int) netip.Addr {
-	b := p.Masked().Addr().As4()
-	v := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
-	v += uint32(n)
-	return netip.AddrFrom4([4]byte{byte(v >> 24), byte(v >> 16), byte(v >> 8), byte(v)})
+	a := p.Masked().Addr()
+	for range n {
+		a = a.Next()
+	}
+	return a
 }

@@ -40,8 +40,18 @@ func TestMain(m *testing.M) {
 			fmt.Fprint(conn, os.Getenv("CONCLAVE_NAME"))
 			conn.Close()
 		}
+	case len(os.Args) > 1 && os.Args[1] == "hear": // one packet on port 98
+		conn, err := net.ListenPacket("udp", ":98")
+		if err == nil {
+			_ = conn.SetReadDeadline(time.Now().Add(2 * time.Second))
+			_, _, err = conn.ReadFrom(make([]byte, 1))
+		}
+		if err != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
 	case len(os.Args) > 2 && os.Args[1] == "ask":
-		conn, err := net.DialTimeout("tcp", os.Args[2]+":99", time.Second)
+		conn, err := net.DialTimeout("tcp", net.JoinHostPort(os.Args[2], "99"), time.Second)
 		if err != nil {
 			fmt.Println(err)
 			os.Exit(1)
@@ -54,6 +64,11 @@ func TestMain(m *testing.M) {
 
 func newLab(t *testing.T, hosts int) *Lab {
 	t.Helper()
+	return newLabOf(t, hosts, Config{})
+}
+
+func newLabOf(t *testing.T, hosts int, c Config) *Lab {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to make namespaces")
 	}
@@ -61,7 +76,8 @@ func newLab(t *testing.T, hosts int) *Lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := Create(Config{Name: fmt.Sprintf("t%d", os.Getpid()%1000000), Dir: t.TempDir(), Binary: self})
+	c.Name, c.Dir, c.Binary = fmt.Sprintf("t%d", os.Getpid()%1000000), t.TempDir(), self
+	l, err := Create(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +128,12 @@ func ask(t *testing.T, l *Lab, from, to string, wantAnswer bool) {
 }
 
 func TestHostsTalkAndAreCutOff(t *testing.T) {
-	l := newLab(t, 3)
+	for name, config := range map[string]Config{"IPv4": {}, "IPv6": {IPv6: true}} {
+		t.Run(name, func(t *testing.T) { talkAndBeCutOff(t, newLabOf(t, 3, config)) })
+	}
+}
+
+func talkAndBeCutOff(t *testing.T, l *Lab) {
 	ask(t, l, "1", "2", true)
 	if err := l.Partition([]string{"1"}); err != nil {
 		t.Fatal(err)
@@ -121,6 +142,48 @@ func TestHostsTalkAndAreCutOff(t *testing.T) {
 	ask(t, l, "2", "1", false)
 	ask(t, l, "2", "3", true)
 	if err := l.Heal(); err != nil {
+		t.Fatal(err)
+	}
+	ask(t, l, "1", "2", true)
+	// One that hears nothing of another is still heard by it.
+	if err := l.SetNetwork([]Cut{{From: l.Hosts[0].Name, To: l.Hosts[1].Name}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, way := range []struct {
+		from, to int
+		code     int
+	}{{0, 1, 1}, {1, 0, 0}} {
+		conn, err := l.Hosts[way.from].Dial(t.Context(), "udp", net.JoinHostPort(l.Hosts[way.to].Address.String(), "98"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var speaking sync.WaitGroup
+		speaking.Go(func() {
+			for ctx.Err() == nil {
+				_, _ = conn.Write([]byte("hello")) // a refusal may come back before the other listens
+				time.Sleep(20 * time.Millisecond)
+			}
+		})
+		code, err := l.Exec(t.Context(), l.Hosts[way.to].Name, []string{l.Binary, "hear"}, nil, nil, nil)
+		if code != way.code || err != nil {
+			t.Errorf("host %d speaks to host %d: exit %d, %v, want %d", way.from+1, way.to+1, code, err, way.code)
+		}
+		cancel()
+		speaking.Wait()
+		conn.Close()
+	}
+	if err := l.Heal(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.PowerOff("2"); err != nil {
+		t.Fatal(err)
+	}
+	moved := nth(l.Subnet, 77)
+	if err := l.Boot("2", moved); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Start("2", "daemon"); err != nil {
 		t.Fatal(err)
 	}
 	ask(t, l, "1", "2", true)

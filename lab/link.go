@@ -15,17 +15,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FreeSubnet picks a /24 of 10.88.0.0/16 that no address of this machine lies in.
-func FreeSubnet() (netip.Prefix, error) {
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+// FreeSubnet picks a /24 of 10.88.0.0/16, or a /64 of fd88::/56, that no address
+// of this machine lies in.
+func FreeSubnet(six bool) (netip.Prefix, error) {
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return netip.Prefix{}, fmt.Errorf("addresses of this machine: %w", err)
 	}
 	for third := range 256 {
 		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 88, byte(third), 0}), 24)
+		if six {
+			p = netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfd, 1: 0x88, 7: byte(third)}), 64)
+		}
 		taken := false
 		for _, a := range addrs {
-			ip, _ := netip.AddrFromSlice(a.IP.To4())
+			ip, _ := netip.AddrFromSlice(a.IP)
 			ones, _ := a.Mask.Size()
 			taken = taken || p.Overlaps(netip.PrefixFrom(ip, ones))
 		}
@@ -33,7 +37,7 @@ func FreeSubnet() (netip.Prefix, error) {
 			return p, nil
 		}
 	}
-	return netip.Prefix{}, errors.New("every /24 of 10.88.0.0/16 is in use here: choose one with --subnet")
+	return netip.Prefix{}, errors.New("every /24 of 10.88.0.0/16, or /64 of fd88::/56, is in use here: choose one with --subnet")
 }
 
 // lockSubnets keeps every other process and goroutine of this machine from
@@ -52,7 +56,7 @@ func lockSubnets() (unlock func(), err error) {
 	}
 }
 
-func makeBridge(name string, address netip.Addr) error {
+func makeBridge(name string, address netip.Prefix) error {
 	if _, err := netlink.LinkByName(name); err == nil {
 		return fmt.Errorf("link %s exists already and is not this lab's: choose another name for the lab", name)
 	}
@@ -69,7 +73,7 @@ func makeBridge(name string, address netip.Addr) error {
 		err = netlink.LinkSetHardwareAddr(made, made.Attrs().HardwareAddr)
 	}
 	if err == nil {
-		err = netlink.AddrAdd(bridge, address4(netip.PrefixFrom(address, 24)))
+		err = netlink.AddrAdd(bridge, linkAddress(address))
 	}
 	if err == nil {
 		err = netlink.LinkSetUp(bridge)
@@ -80,8 +84,12 @@ func makeBridge(name string, address netip.Addr) error {
 	return nil
 }
 
-func address4(p netip.Prefix) *netlink.Addr {
-	return &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), 32)}}
+func linkAddress(p netip.Prefix) *netlink.Addr {
+	a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+	if p.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD // nobody else has it, and it is needed at once
+	}
+	return a
 }
 
 // plug gives the network namespace of a process a link eth0 to the bridge, with
@@ -120,7 +128,7 @@ func plug(bridge, port string, pid int, hardware net.HardwareAddr, address netip
 			return fmt.Errorf("link %s: %w", name, err)
 		}
 		if name == "eth0" {
-			if err := inside.AddrAdd(link, address4(address)); err != nil {
+			if err := inside.AddrAdd(link, linkAddress(address)); err != nil {
 				return fmt.Errorf("address %s: %w", address, err)
 			}
 		}
@@ -163,8 +171,10 @@ const cutTable = "conclave-lab"
 
 // dropFrom makes the network namespace of a process drop everything that comes
 // from the addresses in deaf, and so many of a hundred packets that come from
-// those in lossy, before any other rule sees it, and nothing else.
-func dropFrom(pid int, deaf, lossy []netip.Addr, loss int) error {
+// those in lossy, before any other rule sees it, and nothing else: as with ARP,
+// neighbours of IPv6 still learn where they are, so that one that hears nothing
+// can be heard.
+func dropFrom(pid int, six bool, deaf, lossy []netip.Addr, loss int) error {
 	ns, err := netns.GetFromPid(pid)
 	if err != nil {
 		return fmt.Errorf("network namespace of process %d: %w", pid, err)
@@ -174,7 +184,10 @@ func dropFrom(pid int, deaf, lossy []netip.Addr, loss int) error {
 	if err != nil {
 		return err
 	}
-	table := &nftables.Table{Name: cutTable, Family: nftables.TableFamilyIPv4}
+	table, source := &nftables.Table{Name: cutTable, Family: nftables.TableFamilyIPv4}, uint32(12)
+	if six {
+		table.Family, source = nftables.TableFamilyIPv6, 8
+	}
 	conn.AddTable(table) // deleting one that is not there would fail the batch
 	conn.DelTable(table)
 	if loss == 0 {
@@ -186,11 +199,21 @@ func dropFrom(pid int, deaf, lossy []netip.Addr, loss int) error {
 			Name: "cut", Table: table, Type: nftables.ChainTypeFilter,
 			Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(-400),
 		})
+		if six {
+			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{ // icmpv6 type 135-136 accept
+				&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_ICMPV6}},
+				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Len: 1},
+				&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: []byte{135}},
+				&expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: []byte{136}},
+				&expr.Verdict{Kind: expr.VerdictAccept},
+			}})
+		}
 		drop := func(from netip.Addr, when ...expr.Any) {
 			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: append(append([]expr.Any{
 				// ip saddr
-				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
-				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint32(ipv4(from))},
+				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: source, Len: uint32(len(from.AsSlice()))},
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: from.AsSlice()},
 			}, when...), &expr.Verdict{Kind: expr.VerdictDrop})})
 		}
 		for _, a := range deaf {
@@ -204,9 +227,4 @@ func dropFrom(pid int, deaf, lossy []netip.Addr, loss int) error {
 		}
 	}
 	return conn.Flush()
-}
-
-func ipv4(a netip.Addr) uint32 {
-	b := a.As4()
-	return uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
 }

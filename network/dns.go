@@ -67,11 +67,11 @@ func (r *resolver) run(ctx context.Context, wait func() error, report func(error
 
 // serve listens and answers until ctx ends or a listener fails.
 func (r *resolver) serve(ctx context.Context, listening func()) error {
-	packets, err := net.ListenPacket("udp4", r.addr)
+	packets, err := net.ListenPacket("udp", r.addr)
 	if err != nil {
 		return fmt.Errorf("listening: %w", err)
 	}
-	streams, err := net.Listen("tcp4", r.addr)
+	streams, err := net.Listen("tcp", r.addr)
 	if err != nil {
 		packets.Close()
 		return fmt.Errorf("listening: %w", err)

@@ -198,6 +198,28 @@ func TestZone6(t *testing.T) {
 	golden(t, "dns6.golden", out.String())
 }
 
+// In a cluster of IPv6 alone DNS has an address of IPv6 too.
+func TestZoneOfIPv6Alone(t *testing.T) {
+	r := newResolver(Config{Domain: "cluster.local", ClusterDNS: testDNS6, PodCIDR: testPodCIDR6, ServiceCIDR: testServiceCIDR6, Upstreams: []netip.AddrPort{}},
+		seen(nodeAt("node1", "fd00:aa::1", ""), serviceOf("six", "fd00:77:0:ff::21", nil, corev1.ServicePort{Name: "http", Protocol: corev1.ProtocolTCP, Port: 80})))
+	if r.addr != "[fd00:77:0:ff::a]:53" {
+		t.Errorf("it listens at %s", r.addr)
+	}
+	var out strings.Builder
+	for _, q := range []string{
+		"cluster.local NS", "ns.dns.cluster.local A", "ns.dns.cluster.local AAAA", reverse6("fd00:77:0:ff::a") + " PTR",
+		"six.default.svc.cluster.local A", "six.default.svc.cluster.local AAAA", reverse6("fd00:77:0:ff::21") + " PTR",
+		"20.0.96.10.in-addr.arpa PTR", "fd00-aa--1.default.pod.cluster.local AAAA",
+	} {
+		name, qtype, _ := strings.Cut(q, " ")
+		m := new(dns.Msg)
+		m.SetQuestion(dns.Fqdn(name), dns.StringToType[qtype])
+		m.SetEdns0(1232, false)
+		fmt.Fprintf(&out, "%s\n  %s\n", q, render(r.answer(m, true)))
+	}
+	golden(t, "dns6-alone.golden", out.String())
+}
+
 // reverse6 is the name below ip6.arpa of an address.
 func reverse6(ip string) string {
 	name, err := dns.ReverseAddr(ip)

@@ -22,12 +22,14 @@
 //	              network policies, while one isolates a pod of this node;
 //	              policy_nft.go has the picture
 //
-// What is of IPv6 is there in a dual-stack cluster (PodCIDR6) and not otherwise:
-// in one of IPv4 alone nothing here knows of IPv6, and links of ours have none.
-// What differs between the two is a family (family.go), which all else takes;
-// a proxy, a table and compiled policies are each of one. A pod's IPv6 address
-// has the place in the node's range that its IPv4 address has. The overlay is of
-// IPv4 and carries both.
+// A cluster has a first family of addresses, IPv4 or IPv6, and a dual-stack one
+// (PodCIDR6) IPv6 as its second. The first is that of nodes' own addresses, of
+// DNS and of the overlay, which carries both. What is of a family is there where
+// the cluster has it and not otherwise: in one of IPv4 alone nothing here knows
+// of IPv6, and links of ours have none. What differs between the two is a family
+// (family.go), which all else takes; a proxy, a table and compiled policies are
+// each of one. A pod's second address has the place in the node's range that its
+// first one has.
 //
 // A pod has its addresses alone (/32, /128) and reaches even its neighbours by
 // way of the bridge's addresses. So every packet between pods passes the IP layer of
@@ -68,10 +70,8 @@
 //
 // # What is not promised
 //
-// A cluster of IPv6 alone. DNS answers at its IPv4 address, direct routes are of
-// IPv4, and paths are tested by IPv4. Packets of the overlay, where there is no
-// tunnel, are not encrypted; those that do not come from a node's address are
-// dropped. A host firewall
+// Packets of the overlay, where there is no tunnel, are not encrypted;
+// those that do not come from a node's address are dropped. A host firewall
 // that drops forwarded packets (Docker sets one up) has the last word.
 //
 // # Goroutines

@@ -107,7 +107,7 @@ func (c Config) overhead() int {
 	if c.Encrypt != nil {
 		return tunnelOverhead
 	}
-	return vxlanOverhead
+	return c.families()[0].overhead()
 }
 
 // keyed leaves those of the peers that can be encrypted for, and none twice.
@@ -124,10 +124,8 @@ func keyed(peers []peer) []peer {
 func (c hostConfig) device() wireguard.Device {
 	d := wireguard.Device{Key: c.Key, Port: tunnelPort, Source: c.Address, Peers: map[wireguard.Key]wireguard.Peer{}}
 	for _, p := range c.Peers {
-		allowed := []netip.Prefix{p.Range.v4}
-		if p.Range.v6.IsValid() && c.Range.v6.IsValid() {
-			allowed = append(allowed, p.Range.v6)
-		}
+		theirs := p.Range.all()
+		allowed := slices.Clone(theirs[:min(len(theirs), len(c.Range.all()))])
 		slices.SortFunc(allowed, wireguard.ComparePrefixes)
 		d.Peers[p.Key] = wireguard.Peer{Endpoint: netip.AddrPortFrom(p.Address, tunnelPort), Allowed: allowed}
 	}
@@ -146,22 +144,16 @@ func (h *host) setTunnel(c hostConfig) error {
 	if err != nil {
 		return err
 	}
-	addrs := []netip.Prefix{single(c.Range.v4.Addr())}
-	if c.Range.v6.IsValid() {
-		addrs = append(addrs, single(nth(c.Range.v6, overlayPlace)))
-	}
-	if err := bringUp(link, addrs); err != nil {
+	if err := bringUp(link, c.Range.between()); err != nil {
 		return err
 	}
 	var routes []netlink.Route
 	for _, p := range c.Peers {
-		routes = append(routes, netlink.Route{
-			LinkIndex: link.Attrs().Index, Dst: ipNet(p.Range.v4), Src: gatewayOf(c.Range.v4).AsSlice(), Scope: netlink.SCOPE_LINK, Protocol: routeProtocol,
-		})
-		if p.Range.v6.IsValid() && c.Range.v6.IsValid() {
-			routes = append(routes, netlink.Route{
-				LinkIndex: link.Attrs().Index, Dst: ipNet(p.Range.v6), Src: gatewayOf(c.Range.v6).AsSlice(), Protocol: routeProtocol,
-			})
+		theirs := p.Range.all()
+		for i, own := range c.Range.all() {
+			if i < len(theirs) {
+				routes = append(routes, linkRoute(link, theirs[i], own))
+			}
 		}
 	}
 	return setRoutes(link, routes)

@@ -29,7 +29,7 @@ func TestTunnelDevice(t *testing.T) {
 		Key: wgKey(9), Address: netip.MustParseAddr("192.0.2.1"), Range: ranges{pfx("10.244.0.0/24"), pfx("fd00::/64")},
 		Peers: []peer{
 			{Range: ranges{pfx("10.244.1.0/24"), pfx("fd00:0:0:1::/64")}, Address: netip.MustParseAddr("192.0.2.2"), Key: wgKey(1)},
-			{Range: ranges{v4: pfx("10.244.2.0/24")}, Address: netip.MustParseAddr("192.0.2.3"), Key: wgKey(2)},
+			{Range: ranges{first: pfx("10.244.2.0/24")}, Address: netip.MustParseAddr("192.0.2.3"), Key: wgKey(2)},
 		},
 	}
 	want := wireguard.Device{Key: wgKey(9), Port: 51820, Source: c.Address, Peers: map[wireguard.Key]wireguard.Peer{
@@ -39,7 +39,7 @@ func TestTunnelDevice(t *testing.T) {
 	if got := c.device(); !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, not %+v", got, want)
 	}
-	c.Range.v6 = netip.Prefix{} // of a cluster of IPv4 alone
+	c.Range.second = netip.Prefix{} // of a cluster of IPv4 alone
 	if got := c.device().Peers[wgKey(1)].Allowed; len(got) != 1 {
 		t.Errorf("without IPv6 a peer may use %v", got)
 	}
@@ -48,7 +48,7 @@ func TestTunnelDevice(t *testing.T) {
 // Nothing goes to a node without a key, and two nodes cannot have one.
 func TestKeyedPeers(t *testing.T) {
 	at := func(b byte, k wireguard.Key) peer {
-		return peer{Range: ranges{v4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, b, 0}), 24)}, Key: k}
+		return peer{Range: ranges{first: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, b, 0}), 24)}, Key: k}
 	}
 	all := []peer{at(1, wireguard.Key{}), at(2, wgKey(2)), at(3, wgKey(3)), at(4, wgKey(2)), at(5, wireguard.Key{})}
 	if got, want := keyed(all), []peer{at(2, wgKey(2)), at(3, wgKey(3))}; !reflect.DeepEqual(got, want) {

@@ -18,6 +18,7 @@ type family struct {
 	table   nftables.TableFamily
 	netlink int
 	length  uint32 // of an address, in bytes
+	header  int    // the length of a packet's header, without extensions
 	// source and dest are where addresses are in a packet's header.
 	source, dest uint32
 	// behind is the register of the word behind an address in reg0, and
@@ -45,13 +46,13 @@ func newFamily(f family) *family {
 
 var (
 	ip4 = newFamily(family{
-		name: "ip", long: "ipv4", table: nftables.TableFamilyIPv4, netlink: netlink.FAMILY_V4, length: 4, source: 12, dest: 16,
+		name: "ip", long: "ipv4", table: nftables.TableFamilyIPv4, netlink: netlink.FAMILY_V4, length: 4, header: 20, source: 12, dest: 16,
 		icmp: unix.IPPROTO_ICMP, unreachable: 3,
 		loopback: netip.MustParsePrefix("127.0.0.0/8"), multicast: netip.MustParsePrefix("224.0.0.0/4"),
 		typeAddr: nftables.TypeIPAddr,
 	})
 	ip6 = newFamily(family{
-		name: "ip6", long: "ipv6", table: nftables.TableFamilyIPv6, netlink: netlink.FAMILY_V6, length: 16, source: 8, dest: 24,
+		name: "ip6", long: "ipv6", table: nftables.TableFamilyIPv6, netlink: netlink.FAMILY_V6, length: 16, header: 40, source: 8, dest: 24,
 		icmp: unix.IPPROTO_ICMPV6, unreachable: 4,
 		loopback: netip.MustParsePrefix("::1/128"), multicast: netip.MustParsePrefix("ff00::/8"),
 		typeAddr: nftables.TypeIP6Addr,

@@ -61,6 +61,7 @@ type nodeConfig struct {
 	Direct            bool // packets of pods go directly where they can
 	Dual              bool // pods and services have IPv6 addresses too
 	Encrypt           bool
+	Six               bool // and no others, as nodes have
 }
 
 // order is one request to a node's process; each has one answer.
@@ -86,6 +87,7 @@ var (
 
 	testPodCIDR6     = netip.MustParsePrefix("fd00:77:0:f00::/56")
 	testServiceCIDR6 = netip.MustParsePrefix("fd00:77:0:ff::/112")
+	testDNS6         = netip.MustParseAddr("fd00:77:0:ff::a")
 )
 
 func newObject(resource string) (api.Object, error) {
@@ -126,6 +128,10 @@ func nodeProcess(config string) error {
 	if c.Encrypt {
 		encrypt = &Encryption{Start: (*exec.Cmd).Start}
 	}
+	pods, services, dns := testPodCIDR, testServiceCIDR, testDNS
+	if c.Six {
+		pods, services, dns = testPodCIDR6, testServiceCIDR6, testDNS6
+	}
 	var n *Network
 	n, err := New(Config{
 		Encrypt:  encrypt,
@@ -133,7 +139,7 @@ func nodeProcess(config string) error {
 		PathsChanged: func() { n.want() }, DirectRoutes: c.Direct,
 		NodeName: c.Name, Live: live.get, Client: client, Dir: c.Dir, RunDir: c.RunDir,
 		Address:        func() netip.Addr { mu.Lock(); defer mu.Unlock(); return address },
-		AddressChanged: moved, PodCIDR: testPodCIDR, ServiceCIDR: testServiceCIDR, ClusterDNS: testDNS,
+		AddressChanged: moved, PodCIDR: pods, ServiceCIDR: services, ClusterDNS: dns,
 		Upstreams: c.Upstreams, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	if err != nil {
@@ -280,6 +286,7 @@ type lan struct {
 	t       *testing.T
 	encrypt bool // its nodes encrypt
 	dual    bool // its nodes are of a dual-stack cluster, its hosts have IPv6
+	six     bool // its nodes are of a cluster of IPv6 alone, as its hosts are
 	dir     string
 	path    string
 }
@@ -351,7 +358,7 @@ func setAddress(name string, a netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	old, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	old, err := netlink.AddrList(link, familyOf(a).netlink)
 	if err != nil {
 		return err
 	}
@@ -360,6 +367,9 @@ func setAddress(name string, a netip.Addr) error {
 			return err
 		}
 	}
+	if a.Is6() {
+		return netlink.AddrAdd(link, &netlink.Addr{IPNet: ipNet6(a), Flags: unix.IFA_F_NODAD})
+	}
 	return netlink.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(24, 32)}})
 }
 
@@ -367,6 +377,11 @@ func setAddress(name string, a netip.Addr) error {
 func (l *lan) host(number int) *machine {
 	l.t.Helper()
 	m := &machine{t: l.t, path: filepath.Join(l.dir, fmt.Sprintf("host%d", number)), addr: netip.AddrFrom4([4]byte{192, 168, 77, byte(number)})}
+	six := netip.AddrFrom16([16]byte{0xfd, 0, 0, 0xaa, 15: byte(number)})
+	world := net.IPv4(192, 168, 77, 254)
+	if l.six {
+		m.addr, m.addr6, world = six, six, net.ParseIP("fd00:aa::fe")
+	}
 	bridgeNS, err := os.Open(l.path)
 	if err != nil {
 		l.t.Fatal(err)
@@ -384,7 +399,7 @@ func (l *lan) host(number int) *machine {
 			return err
 		}
 		if l.dual {
-			m.addr6 = netip.AddrFrom16([16]byte{0xfd, 0, 0, 0xaa, 15: byte(number)})
+			m.addr6 = six
 			link, err := netlink.LinkByName("uplink")
 			if err != nil {
 				return err
@@ -394,7 +409,7 @@ func (l *lan) host(number int) *machine {
 			}
 		}
 		// Nobody has this address: it stands for the way to the world.
-		return netlink.RouteAdd(&netlink.Route{Gw: net.IPv4(192, 168, 77, 254)})
+		return netlink.RouteAdd(&netlink.Route{Gw: world})
 	})
 	if err := inNamespace(l.path, func() error {
 		bridge, err := netlink.LinkByName("lan0")
@@ -432,7 +447,7 @@ func (l *lan) node(number int, upstreams ...netip.AddrPort) *testNode {
 		upstreams = []netip.AddrPort{netip.MustParseAddrPort("192.168.77.250:53")}
 	}
 	n := &testNode{machine: m, config: nodeConfig{
-		Dual: l.dual, Encrypt: l.encrypt,
+		Dual: l.dual, Six: l.six, Encrypt: l.encrypt,
 		Name: fmt.Sprintf("node%d", number), Address: m.addr, Upstreams: upstreams,
 		Dir: filepath.Join(l.dir, fmt.Sprintf("data%d", number)), RunDir: filepath.Join(l.dir, fmt.Sprintf("run%d", number)),
 	}}
@@ -580,7 +595,8 @@ func (all nodes) delete(objects ...api.Object) {
 }
 
 func (n *testNode) object() *corev1.Node {
-	number := n.addr.As4()[3]
+	bytes := n.addr.AsSlice()
+	number := bytes[len(bytes)-1]
 	o := &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: n.config.Name, Annotations: map[string]string{AnnotationDirectRoutes: strconv.FormatBool(n.config.Direct)}},
 		Spec:       corev1.NodeSpec{PodCIDR: fmt.Sprintf("10.244.%d.0/24", number)},
@@ -589,7 +605,10 @@ func (n *testNode) object() *corev1.Node {
 	if n.config.Dual {
 		o.Spec.PodCIDRs = []string{o.Spec.PodCIDR, fmt.Sprintf("fd00:77:0:f%02x::/64", number)}
 	}
-	if n.addr6.IsValid() {
+	if n.config.Six {
+		o.Spec.PodCIDR = fmt.Sprintf("fd00:77:0:f%02x::/64", number)
+	}
+	if n.addr6.IsValid() && n.addr6 != n.addr {
 		o.Status.Addresses = append(o.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: n.addr6.String()})
 	}
 	return o
@@ -606,6 +625,9 @@ func (n *testNode) attach(name string, ports ...corev1.ContainerPort) *machine {
 	n.t.Helper()
 	a := n.do(order{Do: "attach", Resource: "pods", Object: encode(n.t, podNamed(name, ports...))})
 	m := &machine{t: n.t, path: a.Netns, addr: a.IPs[0]}
+	if m.addr.Is6() {
+		m.addr6 = m.addr
+	}
 	if len(a.IPs) > 1 {
 		m.addr6 = a.IPs[1]
 	}

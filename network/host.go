@@ -37,17 +37,30 @@ const (
 	// overlayPlace is where in a node's IPv6 range its address in the overlay
 	// is, beyond all that pods have; mostBits6 leaves room for it.
 	overlayPlace = 1 << 32
+	mostBits4    = 30
 	mostBits6    = 88
 
 	// routeProtocol marks routes as ours.
 	routeProtocol netlink.RouteProtocol = 0xc0
 )
 
+// overhead is how much longer the overlay makes a packet that it carries in
+// packets of a family.
+func (f *family) overhead() int { return vxlanOverhead + f.header - ip4.header }
+
+// mostBits is how small a node's part of a range may be.
+func mostBits(of netip.Prefix) int {
+	if of.Addr().Is6() {
+		return mostBits6
+	}
+	return mostBits4
+}
+
 // hostConfig is how this host's links, addresses and routes shall be.
 type hostConfig struct {
 	DNS         netip.Addr
-	ServiceCIDR netip.Prefix
-	// ServiceCIDR6 is invalid in a cluster of IPv4 alone.
+	ServiceCIDR netip.Prefix // of the first family, which DNS and Address are of too
+	// ServiceCIDR6 is valid in a dual-stack cluster alone.
 	ServiceCIDR6 netip.Prefix
 	// Address is this node's own: the source of overlay packets.
 	Address netip.Addr
@@ -69,10 +82,10 @@ type hostConfig struct {
 type peer struct {
 	Range   ranges
 	Address netip.Addr
-	// Direct: IPv4 packets of pods go there as they are, over the uplink. Those
-	// of IPv6 go into the overlay, which is of IPv4: what address of IPv6 the
-	// peer has on the uplink, if any, is not known.
-	Direct bool
+	// Direct are the peer's addresses, of the first and the second family, to
+	// which pods' packets of that family go as they are, over the uplink.
+	// Invalid: they go into the overlay.
+	Direct [2]netip.Addr
 	Key    wireguard.Key // public; zero if it has shown none
 }
 
@@ -91,6 +104,7 @@ type host struct {
 
 // set makes everything as the configuration says, changing only what differs.
 func (h *host) set(c hostConfig) error {
+	services := ranges{c.ServiceCIDR, c.ServiceCIDR6}.all()
 	for path, value := range map[string]string{
 		"ipv4/ip_forward": "1",
 		// Pods reach each other by way of the bridge's address, on purpose;
@@ -102,7 +116,7 @@ func (h *host) set(c hostConfig) error {
 			return err
 		}
 	}
-	if c.ServiceCIDR6.IsValid() {
+	if services[len(services)-1].Addr().Is6() {
 		if err := h.forward6(); err != nil {
 			return err
 		}
@@ -111,21 +125,18 @@ func (h *host) set(c hostConfig) error {
 	if err != nil {
 		return fmt.Errorf("setting up the bridge %s: %w", bridgeName, err)
 	}
-	if !c.Range.v4.IsValid() {
+	if !c.Range.first.IsValid() {
 		return nil
 	}
 	// Processes of this host reach services from the bridge's address, which
 	// pods everywhere know the way back to.
-	services := []netlink.Route{{
-		LinkIndex: bridge.Attrs().Index, Dst: ipNet(c.ServiceCIDR), Src: gatewayOf(c.Range.v4).AsSlice(),
-		Scope: netlink.SCOPE_LINK, Protocol: routeProtocol,
-	}}
-	if c.ServiceCIDR6.IsValid() && c.Range.v6.IsValid() {
-		services = append(services, netlink.Route{
-			LinkIndex: bridge.Attrs().Index, Dst: ipNet(c.ServiceCIDR6), Src: gatewayOf(c.Range.v6).AsSlice(), Protocol: routeProtocol,
-		})
+	var routes []netlink.Route
+	for i, r := range c.Range.all() {
+		if i < len(services) {
+			routes = append(routes, linkRoute(bridge, services[i], r))
+		}
 	}
-	if err := setRoutes(bridge, services); err != nil {
+	if err := setRoutes(bridge, routes); err != nil {
 		return err
 	}
 	if !c.Address.IsValid() {
@@ -176,8 +187,11 @@ func (h *host) forward6() error {
 func setDirect(c hostConfig) error {
 	var want []netlink.Route
 	for _, p := range c.Peers {
-		if p.Direct {
-			want = append(want, netlink.Route{LinkIndex: c.Uplink, Dst: ipNet(p.Range.v4), Gw: p.Address.AsSlice(), Src: gatewayOf(c.Range.v4).AsSlice(), Protocol: routeProtocol})
+		theirs := p.Range.all()
+		for i, own := range c.Range.all() {
+			if i < len(theirs) && p.Direct[i].IsValid() {
+				want = append(want, netlink.Route{LinkIndex: c.Uplink, Dst: ipNet(theirs[i]), Gw: p.Direct[i].AsSlice(), Src: gatewayOf(own).AsSlice(), Protocol: routeProtocol})
+			}
 		}
 	}
 	if err := dropRoutes(func(r netlink.Route, link string) bool {
@@ -220,14 +234,19 @@ func dropRoutes(useless func(r netlink.Route, link string) bool) error {
 type uplink struct {
 	index int
 	mtu   int
-	// near are the addresses that share the link, by the address's mask.
-	near netip.Prefix
+	// near are the addresses that share the link, by the masks of its own.
+	near []netip.Prefix
+}
+
+// isNear says whether where a path leads shares the link.
+func (u uplink) isNear(end pathEnd) bool {
+	return familyOf(end.addr) == familyOf(end.pods.Addr()) && slices.ContainsFunc(u.near, func(p netip.Prefix) bool { return p.Contains(end.addr) })
 }
 
 func uplinkOf(own netip.Addr) (uplink, error) {
 	out := uplink{mtu: 1500}
 	if own.IsValid() {
-		addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+		addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 		if err != nil {
 			return out, fmt.Errorf("listing this host's addresses: %w", err)
 		}
@@ -239,9 +258,16 @@ func uplinkOf(own netip.Addr) (uplink, error) {
 			if err != nil {
 				return out, fmt.Errorf("looking up the link of %s: %w", own, err)
 			}
-			ones, _ := a.Mask.Size()
 			// Nothing is gained by jumbo packets on loopback.
-			out = uplink{a.LinkIndex, min(link.Attrs().MTU, 9000), netip.PrefixFrom(own, ones).Masked()}
+			out = uplink{index: a.LinkIndex, mtu: min(link.Attrs().MTU, 9000)}
+			// Of IPv4 only its own network counts; of IPv6, whatever it has.
+			for _, b := range addrs {
+				ip, _ := netip.AddrFromSlice(b.IP)
+				ones, _ := b.Mask.Size()
+				if b.LinkIndex == a.LinkIndex && ip.IsGlobalUnicast() && (ip == own || ip.Is6()) {
+					out.near = append(out.near, netip.PrefixFrom(ip, ones).Masked())
+				}
+			}
 		}
 	}
 	return out, nil
@@ -276,15 +302,12 @@ func (h *host) setBridge(c hostConfig, mtu int) (netlink.Link, error) {
 			return nil, err
 		}
 	}
-	addrs := []netip.Prefix{netip.PrefixFrom(c.DNS, 32)}
-	if c.Range.v4.IsValid() {
-		addrs = append(addrs, netip.PrefixFrom(gatewayOf(c.Range.v4), c.Range.v4.Bits()))
-	}
-	if c.Range.v6.IsValid() {
-		// There is no link-local one, so that nobody is told of a shorter way
-		// (which takes no sysctl in IPv6): then the host cannot ask its pods
+	addrs := []netip.Prefix{single(c.DNS)}
+	for _, r := range c.Range.all() {
+		// Of IPv6 there is no link-local one, so that nobody is told of a shorter
+		// way (which takes no sysctl in IPv6): then the host cannot ask its pods
 		// where they are, and is told when they are plugged in.
-		addrs = append(addrs, netip.PrefixFrom(gatewayOf(c.Range.v6), c.Range.v6.Bits()))
+		addrs = append(addrs, netip.PrefixFrom(gatewayOf(r), r.Bits()))
 	}
 	return link, bringUp(link, addrs)
 }
@@ -293,7 +316,7 @@ func (h *host) setOverlay(c hostConfig, mtu int) error {
 	// The link's own address is the sender's where a packet that goes into
 	// the overlay is masqueraded.
 	want := &netlink.Vxlan{
-		LinkAttrs: netlink.LinkAttrs{Name: vxlanName, MTU: mtu, HardwareAddr: overlayMAC(c.Range.v4), TxQLen: -1},
+		LinkAttrs: netlink.LinkAttrs{Name: vxlanName, MTU: mtu, HardwareAddr: overlayMAC(c.Range.first), TxQLen: -1},
 		VxlanId:   vxlanID, Port: vxlanPort, SrcAddr: c.Address.AsSlice(),
 	}
 	link, err := ensureLink(want, func(l netlink.Link) bool {
@@ -304,11 +327,7 @@ func (h *host) setOverlay(c hostConfig, mtu int) error {
 	if err != nil {
 		return err
 	}
-	addrs := []netip.Prefix{single(c.Range.v4.Addr())}
-	if c.Range.v6.IsValid() {
-		addrs = append(addrs, single(nth(c.Range.v6, overlayPlace)))
-	}
-	if err := bringUp(link, addrs); err != nil {
+	if err := bringUp(link, c.Range.between()); err != nil {
 		return err
 	}
 	if c.Peers == nil {
@@ -317,43 +336,67 @@ func (h *host) setOverlay(c hostConfig, mtu int) error {
 	return setPeers(link, c)
 }
 
+// between are the addresses of a node's link to the others: of IPv4 the first of
+// its range, which no pod has, and of IPv6 one that is beyond all that pods have.
+func (r ranges) between() (addrs []netip.Prefix) {
+	for _, r := range r.all() {
+		a := r.Addr()
+		if a.Is6() {
+			a = nth(r, overlayPlace)
+		}
+		addrs = append(addrs, single(a))
+	}
+	return addrs
+}
+
+// linkRoute leads to a range over a link. Who sends from this host to it has the
+// address of the bridge, in the node's own range of that family.
+func linkRoute(link netlink.Link, to, own netip.Prefix) netlink.Route {
+	r := netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(to), Src: gatewayOf(own).AsSlice(), Protocol: routeProtocol}
+	if own.Addr().Is4() {
+		r.Scope = netlink.SCOPE_LINK
+	}
+	return r
+}
+
 // setPeers makes the kernel send a peer's range to that peer: a route to the
 // first address of the range, which nobody has, leads into the overlay; that
 // address's neighbour entry names the peer's overlay MAC, and the forwarding
 // entry of that MAC names the peer. In IPv6 a link-local address that follows
-// from the IPv4 range stands for the first. Nothing is asked or learned on the
+// from the peer's first range stands for the first. Nothing is asked or learned on the
 // wire.
 func setPeers(link netlink.Link, c hostConfig) error {
 	index := link.Attrs().Index
-	arp, ndp, fdb := map[string]netlink.Neigh{}, map[string]netlink.Neigh{}, map[string]netlink.Neigh{}
+	fdb, next := map[string]netlink.Neigh{}, map[*family]map[string]netlink.Neigh{}
+	for _, own := range c.Range.all() {
+		next[familyOf(own.Addr())] = map[string]netlink.Neigh{}
+	}
 	var routes []netlink.Route
 	for _, p := range c.Peers {
-		mac, first := overlayMAC(p.Range.v4), p.Range.v4.Masked().Addr()
-		arp[first.String()] = netlink.Neigh{LinkIndex: index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT, IP: first.AsSlice(), HardwareAddr: mac}
+		mac, theirs := overlayMAC(p.Range.first), p.Range.all()
 		fdb[mac.String()] = netlink.Neigh{LinkIndex: index, Family: unix.AF_BRIDGE, State: netlink.NUD_PERMANENT, Flags: netlink.NTF_SELF, IP: p.Address.AsSlice(), HardwareAddr: mac}
-		if !p.Direct {
-			routes = append(routes, netlink.Route{
-				LinkIndex: index, Dst: ipNet(p.Range.v4), Gw: first.AsSlice(), Src: gatewayOf(c.Range.v4).AsSlice(),
-				Flags: int(netlink.FLAG_ONLINK), Protocol: routeProtocol,
-			})
-		}
-		if p.Range.v6.IsValid() && c.Range.v6.IsValid() {
-			local := overlayLocal(p.Range.v4)
-			ndp[local.String()] = netlink.Neigh{LinkIndex: index, Family: unix.AF_INET6, State: netlink.NUD_PERMANENT, IP: local.AsSlice(), HardwareAddr: mac}
-			routes = append(routes, netlink.Route{
-				LinkIndex: index, Dst: ipNet(p.Range.v6), Gw: local.AsSlice(), Src: gatewayOf(c.Range.v6).AsSlice(), Protocol: routeProtocol,
-			})
+		for i, own := range c.Range.all() {
+			if i >= len(theirs) {
+				continue
+			}
+			f, via, flags := familyOf(own.Addr()), theirs[i].Masked().Addr(), int(netlink.FLAG_ONLINK)
+			if f == ip6 {
+				via, flags = overlayLocal(p.Range.first), 0
+			}
+			next[f][via.String()] = netlink.Neigh{LinkIndex: index, Family: f.netlink, State: netlink.NUD_PERMANENT, IP: via.AsSlice(), HardwareAddr: mac}
+			if !p.Direct[i].IsValid() {
+				routes = append(routes, netlink.Route{
+					LinkIndex: index, Dst: ipNet(theirs[i]), Gw: via.AsSlice(), Src: gatewayOf(own).AsSlice(), Flags: flags, Protocol: routeProtocol,
+				})
+			}
 		}
 	}
 	address := func(n netlink.Neigh) string { return n.IP.String() }
 	if err := setNeighbours(index, unix.AF_BRIDGE, fdb, func(n netlink.Neigh) string { return n.HardwareAddr.String() }); err != nil {
 		return err
 	}
-	if err := setNeighbours(index, unix.AF_INET, arp, address); err != nil {
-		return err
-	}
-	if c.Range.v6.IsValid() {
-		if err := setNeighbours(index, unix.AF_INET6, ndp, address); err != nil {
+	for f, want := range next {
+		if err := setNeighbours(index, f.netlink, want, address); err != nil {
 			return err
 		}
 	}
@@ -511,26 +554,36 @@ func randomMAC() net.HardwareAddr {
 	return mac
 }
 
+// tellsApart is the part of a range that no other node's has: the whole address
+// of IPv4; of IPv6, of which nodes have a /64 each of a /40 at most, the second
+// four bytes.
+func tellsApart(r netip.Prefix) []byte {
+	b := r.Masked().Addr().AsSlice()
+	if len(b) > 4 {
+		return b[4:8]
+	}
+	return b
+}
+
 // overlayMAC is the overlay's MAC of the node that has a range. That it
 // follows from the range is why nobody needs to ask for it.
 func overlayMAC(r netip.Prefix) net.HardwareAddr {
-	a := r.Masked().Addr().As4()
-	return net.HardwareAddr{0x0e, 0xc0, a[0], a[1], a[2], a[3]}
+	return append(net.HardwareAddr{0x0e, 0xc0}, tellsApart(r)...)
 }
 
 // overlayLocal is the address that stands in the overlay's routes of IPv6 for
-// the node that has a range of IPv4.
+// the node whose first range this is.
 func overlayLocal(r netip.Prefix) netip.Addr {
 	b := [16]byte{0: 0xfe, 1: 0x80}
-	copy(b[12:], r.Masked().Addr().AsSlice())
+	copy(b[12:], tellsApart(r))
 	return netip.AddrFrom16(b)
 }
 
-// podMAC follows from the address too: an address used again has the MAC that
-// neighbours may still remember.
+// podMAC follows from the pod's first address too: an address used again has the
+// MAC that neighbours may still remember.
 func podMAC(a netip.Addr) net.HardwareAddr {
-	b := a.As4()
-	return net.HardwareAddr{0x0a, 0xc0, b[0], b[1], b[2], b[3]}
+	b := a.AsSlice()
+	return append(net.HardwareAddr{0x0a, 0xc0}, b[len(b)-4:]...)
 }
 
 func vethName(uid types.UID) string {
@@ -598,12 +651,12 @@ func makePodLink(peerName string, hostNS, mtu int, r reservation, node ranges) e
 	if err := bringUp(eth, addrs); err != nil {
 		return err
 	}
-	if r.Address6.IsValid() {
-		if err := addDefault(eth, gatewayOf(node.v6)); err != nil {
+	for _, own := range slices.Backward(node.all()) {
+		if err := addDefault(eth, gatewayOf(own)); err != nil {
 			return err
 		}
 	}
-	return addDefault(eth, gatewayOf(node.v4))
+	return nil
 }
 
 // addDefault makes a pod's routes of one family: all goes by way of the bridge.
@@ -638,13 +691,14 @@ func (h *host) plug(name string, bridge netlink.Link, r reservation) error {
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("turning on the host's end of a pod's link: %w", err)
 	}
-	if !r.Address6.IsValid() {
+	six := r.address(ip6)
+	if !six.IsValid() {
 		return nil
 	}
-	n := neighbour6(bridge, r.Address6)
+	n := neighbour6(bridge, six)
 	n.HardwareAddr = podMAC(r.Address)
 	if err := netlink.NeighSet(n); err != nil {
-		return fmt.Errorf("telling this host where %s is: %w", r.Address6, err)
+		return fmt.Errorf("telling this host where %s is: %w", six, err)
 	}
 	return nil
 }
@@ -675,8 +729,9 @@ func (h *host) attached(path string, r reservation) bool {
 		if err != nil {
 			return err
 		}
-		// The default route of IPv4 is the last thing that attach makes inside.
-		routes, err := netlink.RouteList(eth, netlink.FAMILY_V4)
+		// The first family's default route is the last thing that attach makes
+		// inside.
+		routes, err := netlink.RouteList(eth, familyOf(r.Address).netlink)
 		if err != nil {
 			return err
 		}
@@ -690,9 +745,9 @@ func (h *host) attached(path string, r reservation) bool {
 	}) == nil
 }
 
-// detach removes what attach made for a pod that had this address of IPv6, if
-// any.
-func (h *host) detach(path string, uid types.UID, six netip.Addr) error {
+// detach removes what attach made for a pod that had these addresses, if any.
+func (h *host) detach(path string, uid types.UID, r reservation) error {
+	six := r.address(ip6)
 	// The link goes first and at once; the namespace goes when its last
 	// process has ended.
 	errs := []error{deleteLink(vethName(uid)), removeNamespace(path)}

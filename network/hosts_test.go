@@ -24,7 +24,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"conclave/api"
-	"conclave/network/wireguard"
 )
 
 // Pods on every node reach each other, and nodes reach pods, by TCP and UDP;
@@ -450,7 +449,7 @@ func TestOverlayIsForNodesOnly(t *testing.T) {
 		if err := bringUp(link, []netip.Prefix{netip.MustParsePrefix("10.244.2.9/32")}); err != nil {
 			return err
 		}
-		return setPeers(link, hostConfig{Range: ranges{v4: netip.MustParsePrefix("10.244.2.8/29")}, Peers: []peer{{ranges{v4: netip.MustParsePrefix("10.244.1.0/24")}, all[0].addr, false, wireguard.Key{}}}})
+		return setPeers(link, hostConfig{Range: ranges{first: netip.MustParsePrefix("10.244.2.8/29")}, Peers: []peer{{Range: ranges{first: netip.MustParsePrefix("10.244.1.0/24")}, Address: all[0].addr}}})
 	})
 	var before, after uint64
 	count := func(n *uint64) {

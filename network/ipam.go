@@ -25,21 +25,24 @@ type reservation struct {
 	UID       types.UID  `json:"uid"`
 	Namespace string     `json:"namespace"`
 	Name      string     `json:"name"`
-	Address   netip.Addr `json:"address"`
-	// Address6 is invalid in a cluster of IPv4 alone.
+	Address   netip.Addr `json:"address"` // of the cluster's first family
+	// Address6 is the second one, of IPv6, in a dual-stack cluster.
 	Address6  netip.Addr `json:"address6,omitzero"`
 	HostPorts []hostPort `json:"hostPorts,omitempty"`
 }
 
 // address is the pod's of one family, invalid if it has none.
 func (r reservation) address(f *family) netip.Addr {
-	if f == ip6 {
+	if f.has(r.Address) {
+		return r.Address
+	}
+	if f.has(r.Address6) {
 		return r.Address6
 	}
-	return r.Address
+	return netip.Addr{}
 }
 
-// addresses are the pod's, that of IPv4 first.
+// addresses are the pod's, that of the first family first.
 func (r reservation) addresses() []netip.Addr {
 	if r.Address6.IsValid() {
 		return []netip.Addr{r.Address, r.Address6}
@@ -78,29 +81,45 @@ func hostPortsOf(pod *corev1.Pod) []hostPort {
 	return out
 }
 
-// ranges are a node's, of pods' addresses.
+// ranges are those of a node, of pods' addresses: one for each of the cluster's
+// families.
 type ranges struct {
-	v4 netip.Prefix // invalid as long as it is not known
-	// v6 is invalid in a cluster of IPv4 alone. A pod's address has the place
-	// in it that the pod's IPv4 address has in v4.
-	v6 netip.Prefix
+	first netip.Prefix // invalid as long as it is not known
+	// second is of IPv6, beside one of IPv4, in a dual-stack cluster. A pod's
+	// address has the place in it that the pod's first address has in first.
+	second netip.Prefix
+}
+
+// all are those that are there, the first one first.
+func (r ranges) all() []netip.Prefix {
+	switch {
+	case r.second.IsValid():
+		return []netip.Prefix{r.first, r.second}
+	case r.first.IsValid():
+		return []netip.Prefix{r.first}
+	}
+	return nil
 }
 
 func (r ranges) String() string {
-	if !r.v6.IsValid() {
-		return r.v4.String()
+	if !r.second.IsValid() {
+		return r.first.String()
 	}
-	return r.v4.String() + "," + r.v6.String()
+	return r.first.String() + "," + r.second.String()
 }
 
-// sixth is what a has for an address of IPv6, if it is to have one.
-func (r ranges) sixth(a netip.Addr) netip.Addr {
-	if !r.v6.IsValid() {
+// secondOf is what a has for a second address, if it is to have one.
+func (r ranges) secondOf(a netip.Addr) netip.Addr {
+	if !r.second.IsValid() {
 		return netip.Addr{}
 	}
-	base, at := r.v4.Masked().Addr().As4(), a.As4()
-	return nth(r.v6, uint64(binary.BigEndian.Uint32(at[:])-binary.BigEndian.Uint32(base[:])))
+	base, at := r.first.Masked().Addr().As4(), a.As4()
+	return nth(r.second, uint64(binary.BigEndian.Uint32(at[:])-binary.BigEndian.Uint32(base[:])))
 }
+
+// places6 is how many addresses of a range of IPv6 are in use at all: each that
+// has been used is remembered while it rests.
+const places6 = 1 << 12
 
 // nth is the nth address of a range of IPv6.
 func nth(p netip.Prefix, n uint64) netip.Addr {
@@ -131,12 +150,12 @@ func openIPAM(dir string, log *slog.Logger) (*ipam, error) {
 		return nil, fmt.Errorf("making the folder of pod addresses: %w", err)
 	}
 	if b, err := os.ReadFile(p.rangeFile()); err == nil {
-		v4, v6, _ := strings.Cut(strings.TrimSpace(string(b)), ",")
-		if prefix, err := netip.ParsePrefix(v4); err == nil {
-			p.ranges.v4 = prefix.Masked()
+		first, second, _ := strings.Cut(strings.TrimSpace(string(b)), ",")
+		if prefix, err := netip.ParsePrefix(first); err == nil {
+			p.ranges.first = prefix.Masked()
 		}
-		if prefix, err := netip.ParsePrefix(v6); err == nil {
-			p.ranges.v6 = prefix.Masked()
+		if prefix, err := netip.ParsePrefix(second); err == nil && p.ranges.first.Addr().Is4() && prefix.Addr().Is6() {
+			p.ranges.second = prefix.Masked()
 		}
 	}
 	files, err := os.ReadDir(p.podDir())
@@ -152,7 +171,7 @@ func openIPAM(dir string, log *slog.Logger) (*ipam, error) {
 		}
 		var r reservation
 		err = json.Unmarshal(b, &r)
-		if _, taken := p.used[r.Address]; err != nil || string(r.UID) != f.Name() || !r.Address.Is4() || taken {
+		if _, taken := p.used[r.Address]; err != nil || string(r.UID) != f.Name() || !r.Address.IsValid() || taken {
 			log.Warn("dropping a damaged reservation of a pod address", "file", path)
 			if err := os.Remove(path); err != nil {
 				return nil, fmt.Errorf("removing a damaged reservation: %w", err)
@@ -231,7 +250,7 @@ func (p *ipam) reserve(pod *corev1.Pod) (reservation, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r, had := p.byUID[pod.UID]
-	if had && p.ranges.v4.Contains(r.Address) && p.ranges.sixth(r.Address) == r.Address6 {
+	if had && p.ranges.first.Contains(r.Address) && p.ranges.secondOf(r.Address) == r.Address6 {
 		return r, nil
 	}
 	r = reservation{UID: pod.UID, Namespace: pod.Namespace, Name: pod.Name, HostPorts: hostPortsOf(pod)}
@@ -239,7 +258,7 @@ func (p *ipam) reserve(pod *corev1.Pod) (reservation, error) {
 	if r.Address, err = p.free(); err != nil {
 		return reservation{}, err
 	}
-	r.Address6 = p.ranges.sixth(r.Address)
+	r.Address6 = p.ranges.secondOf(r.Address)
 	b, err := json.Marshal(r)
 	if err != nil {
 		return reservation{}, fmt.Errorf("encoding a reservation: %w", err)
@@ -260,12 +279,15 @@ func (p *ipam) reserve(pod *corev1.Pod) (reservation, error) {
 // the one released longest ago. So an address rests as long as the range
 // allows, and a client that still has it in a cache meets nobody else there.
 func (p *ipam) free() (netip.Addr, error) {
-	if !p.ranges.v4.IsValid() {
+	if !p.ranges.first.IsValid() {
 		return netip.Addr{}, errors.New("this node has no range of pod addresses yet")
 	}
-	first, last := gatewayOf(p.ranges.v4).Next(), lastOf(p.ranges.v4)
+	first, last := gatewayOf(p.ranges.first).Next(), lastOf(p.ranges.first)
+	if p.ranges.first.Addr().Is6() {
+		last = nth(p.ranges.first, places6)
+	}
 	start := p.next
-	if !p.ranges.v4.Contains(start) || start.Compare(first) < 0 || start.Compare(last) >= 0 {
+	if !p.ranges.first.Contains(start) || start.Compare(first) < 0 || start.Compare(last) >= 0 {
 		start = first
 	}
 	var oldest netip.Addr
@@ -284,7 +306,7 @@ func (p *ipam) free() (netip.Addr, error) {
 		}
 	}
 	if !oldest.IsValid() {
-		return netip.Addr{}, fmt.Errorf("all addresses of %s are taken by %d pods", p.ranges.v4, len(p.used))
+		return netip.Addr{}, fmt.Errorf("all addresses of %s are taken by %d pods", p.ranges.first, len(p.used))
 	}
 	return oldest, nil
 }

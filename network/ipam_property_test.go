@@ -35,7 +35,7 @@ func TestAddressesAreNeverShared(t *testing.T) {
 				t.Fatal(err)
 			}
 			p.now = func() time.Time { return now }
-			if _, err := p.setRange(ranges{v4: prefix}); err != nil {
+			if _, err := p.setRange(ranges{first: prefix}); err != nil {
 				t.Fatal(err)
 			}
 			return p
@@ -108,6 +108,7 @@ func FuzzReservation(f *testing.F) {
 		f.Add(b, "10.244.1.0/24\n")
 	}
 	f.Add(good, "::/0")
+	f.Add([]byte(`{"uid":"a","address":"fd00::2"}`), "fd00::/64,fd01::/64")
 	f.Fuzz(func(t *testing.T, file []byte, prefix string) {
 		dir := t.TempDir()
 		for path, b := range map[string][]byte{"pods/a": file, "pods/b": file, "range": []byte(prefix), "policies": file} {
@@ -127,7 +128,7 @@ func FuzzReservation(f *testing.F) {
 			t.Errorf("two pods have one file: %v", p.byUID)
 		}
 		for uid, r := range p.byUID {
-			if uid != "a" && uid != "b" || r.UID != uid || !r.Address.Is4() || p.used[r.Address] != uid {
+			if uid != "a" && uid != "b" || r.UID != uid || !r.Address.IsValid() || p.used[r.Address] != uid {
 				t.Errorf("%s: %+v", uid, r)
 			}
 		}

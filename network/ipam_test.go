@@ -1,6 +1,7 @@
 package network
 
 import (
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"net/netip"
@@ -53,7 +54,7 @@ func TestAddresses(t *testing.T) {
 	p.now = func() time.Time { now = now.Add(time.Second); return now }
 	set := func(p *ipam, prefix string, want bool) {
 		t.Helper()
-		if changed, err := p.setRange(ranges{v4: netip.MustParsePrefix(prefix)}); err != nil || changed != want {
+		if changed, err := p.setRange(ranges{first: netip.MustParsePrefix(prefix)}); err != nil || changed != want {
 			t.Errorf("setRange %s: %v, %v", prefix, changed, err)
 		}
 	}
@@ -91,10 +92,62 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
+// Of a range of IPv6 so many addresses are in use that each rests for long, and
+// so few that remembering it costs little. What tells nodes and pods apart is in
+// their hardware addresses.
+func TestAddresses6(t *testing.T) {
+	dir := t.TempDir()
+	p := openTestIPAM(t, dir)
+	alone := ranges{first: netip.MustParsePrefix("fd00:77:0:f01::/64")}
+	if _, err := p.setRange(alone); err != nil {
+		t.Fatal(err)
+	}
+	first := ""
+	for i := range places6 + 10 {
+		name := fmt.Sprint("p", i)
+		got := reserveAll(t, p, name)[0]
+		if i == 0 {
+			first = got
+		}
+		if i > 0 && got == first && i < places6-2 {
+			t.Fatalf("the first address is used again after %d others", i-1)
+		}
+		if err := p.release(types.UID("uid-" + name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(p.released); n != places6-2 {
+		t.Errorf("%d addresses are remembered", n)
+	}
+	got := reserveAll(t, p, "stays")
+	p = openTestIPAM(t, dir)
+	if p.node() != alone || reserveAll(t, p, "stays")[0] != got[0] {
+		t.Errorf("after a restart: %v", p.node())
+	}
+	if r, _ := p.get("uid-stays"); r.address(ip6) != r.Address || r.address(ip4).IsValid() || len(r.addresses()) != 1 {
+		t.Errorf("%+v", r)
+	}
+	macs := map[string]string{}
+	for _, text := range []string{"fd00:77:0:f00::/64", "fd00:77:0:f01::/64", "fd00:77:1:f01::/64", "10.244.1.0/24", "10.244.2.0/24"} {
+		r := netip.MustParsePrefix(text)
+		if other := macs[overlayMAC(r).String()]; other != "" || len(overlayMAC(r)) != 6 {
+			t.Errorf("%s has the hardware address of %s", r, other)
+		}
+		macs[overlayMAC(r).String()] = text
+		if other := macs[overlayLocal(r).String()]; other != "" {
+			t.Errorf("%s has the link-local address of %s", r, other)
+		}
+		macs[overlayLocal(r).String()] = text
+		if mac := podMAC(gatewayOf(r)); len(mac) != 6 || mac[5] != 1 {
+			t.Errorf("%s", mac)
+		}
+	}
+}
+
 func TestReservationsSurviveDamage(t *testing.T) {
 	dir := t.TempDir()
 	p := openTestIPAM(t, dir)
-	if _, err := p.setRange(ranges{v4: netip.MustParsePrefix("10.244.1.0/24")}); err != nil {
+	if _, err := p.setRange(ranges{first: netip.MustParsePrefix("10.244.1.0/24")}); err != nil {
 		t.Fatal(err)
 	}
 	reserveAll(t, p, "a", "b", "c")
@@ -119,7 +172,7 @@ func TestReservationsSurviveDamage(t *testing.T) {
 
 func TestUIDsStayInTheirFolder(t *testing.T) {
 	p := openTestIPAM(t, t.TempDir())
-	if _, err := p.setRange(ranges{v4: netip.MustParsePrefix("10.244.1.0/24")}); err != nil {
+	if _, err := p.setRange(ranges{first: netip.MustParsePrefix("10.244.1.0/24")}); err != nil {
 		t.Fatal(err)
 	}
 	for _, uid := range []types.UID{"", ".", "..", "../x", "a/b", "a\x00", types.UID(strings.Repeat("a", 200))} {

@@ -44,10 +44,11 @@ type Config struct {
 	// Made names the network namespace that was made for a pod because it has to
 	// belong to the pod's user namespace; empty for other pods. It may be nil.
 	Made func(podUID string) string
-	// PodCIDR and ServiceCIDR are the whole cluster's, of IPv4.
+	// PodCIDR and ServiceCIDR are the whole cluster's, of its first family, of
+	// which Address is too: IPv4, or IPv6 in a cluster of IPv6 alone.
 	PodCIDR, ServiceCIDR netip.Prefix
 	// PodCIDR6 and ServiceCIDR6 are those of IPv6 in a dual-stack cluster, both
-	// invalid in one of IPv4 alone.
+	// invalid in one of a single family.
 	PodCIDR6, ServiceCIDR6 netip.Prefix
 	// ClusterDNS is the service address at which every node answers DNS.
 	ClusterDNS netip.Addr
@@ -131,10 +132,10 @@ func New(cfg Config) (*Network, error) {
 	}{
 		{"NodeName", cfg.NodeName == ""}, {"Client", cfg.Client == nil}, {"Dir", cfg.Dir == ""}, {"RunDir", cfg.RunDir == ""},
 		{"Log", cfg.Log == nil}, {"Address", cfg.Address == nil},
-		{"PodCIDR", !cfg.PodCIDR.IsValid() || !cfg.PodCIDR.Addr().Is4()},
-		{"ServiceCIDR", !cfg.ServiceCIDR.IsValid() || !cfg.ServiceCIDR.Addr().Is4()},
+		{"PodCIDR", !cfg.PodCIDR.IsValid()},
+		{"ServiceCIDR", !cfg.ServiceCIDR.IsValid() || cfg.ServiceCIDR.Addr().Is4() != cfg.PodCIDR.Addr().Is4()},
 		{"ClusterDNS", !cfg.ServiceCIDR.Contains(cfg.ClusterDNS)},
-		{"PodCIDR6", cfg.PodCIDR6.IsValid() && cfg.PodCIDR6.Addr().Is4()},
+		{"PodCIDR6", cfg.PodCIDR6.IsValid() && (cfg.PodCIDR6.Addr().Is4() || cfg.PodCIDR.Addr().Is6())},
 		{"ServiceCIDR6", cfg.ServiceCIDR6.IsValid() != cfg.PodCIDR6.IsValid() || cfg.ServiceCIDR6.IsValid() && cfg.ServiceCIDR6.Addr().Is4()},
 	} {
 		if need.missing {
@@ -163,16 +164,16 @@ func New(cfg Config) (*Network, error) {
 			return nil, err
 		}
 	}
-	n.paths = paths{all: map[string]*pathState{}, lost: map[string]pathEnd{}, changed: func() {
+	n.paths = paths{all: map[pathKey]*pathState{}, lost: map[pathKey]pathEnd{}, changed: func() {
 		if cfg.PathsChanged != nil {
 			cfg.PathsChanged()
 		}
 	}}
 	n.cluster = newCluster(n.changed)
-	base := Base{PodCIDR: cfg.PodCIDR, ServiceCIDR: cfg.ServiceCIDR, DNS: cfg.ClusterDNS, NoSCTP: !tracksSCTP(), Tunnel: cfg.Encrypt != nil}
+	base := Base{PodCIDR: cfg.PodCIDR, ServiceCIDR: cfg.ServiceCIDR, DNS: cfg.ClusterDNS, Overlay: true, NoSCTP: !tracksSCTP(), Tunnel: cfg.Encrypt != nil}
 	n.proxies = []*proxy{newProxy(base, cfg.NodeName)}
 	if cfg.PodCIDR6.IsValid() {
-		base.PodCIDR, base.ServiceCIDR, base.DNS = cfg.PodCIDR6, cfg.ServiceCIDR6, netip.Addr{}
+		base.PodCIDR, base.ServiceCIDR, base.DNS, base.Overlay = cfg.PodCIDR6, cfg.ServiceCIDR6, netip.Addr{}, false
 		n.proxies = append(n.proxies, newProxy(base, cfg.NodeName))
 	}
 	if n.policies, err = openPolicies(cfg.Dir, cfg.ClusterDNS, func() { n.want() }); err != nil {
@@ -182,12 +183,14 @@ func New(cfg Config) (*Network, error) {
 	return n, nil
 }
 
-// families are those that pods and services have addresses of.
+// families are those that pods and services have addresses of, the first one
+// first.
 func (c Config) families() []*family {
+	all := []*family{familyOf(c.PodCIDR.Addr())}
 	if c.PodCIDR6.IsValid() {
-		return []*family{ip4, ip6}
+		all = append(all, ip6)
 	}
-	return []*family{ip4}
+	return all
 }
 
 // changed is called after every change of what we know of the cluster. DNS
@@ -375,7 +378,7 @@ func (n *Network) pass(k *kernels, links *hostConfig) (*hostConfig, error) {
 	n.problems["links"], n.problems["rules"] = linkErr, ruleErr
 	if linkErr == nil {
 		links, n.bridged, n.linked = &want, true, want.Range
-		if !want.Range.v4.IsValid() {
+		if !want.Range.first.IsValid() {
 			n.problems["links"] = errors.New("this node has no range of pod addresses yet")
 		}
 	} else {
@@ -398,8 +401,8 @@ func (n *Network) pass(k *kernels, links *hostConfig) (*hostConfig, error) {
 // hostConfig is what the links shall be now. It learns this node's range.
 func (n *Network) hostConfig() (hostConfig, error) {
 	c := hostConfig{DNS: n.cfg.ClusterDNS, ServiceCIDR: n.cfg.ServiceCIDR, ServiceCIDR6: n.cfg.ServiceCIDR6, Address: n.cfg.Address().Unmap()}
-	if !c.Address.Is4() {
-		c.Address = netip.Addr{} // the overlay is of IPv4
+	if !n.cfg.families()[0].has(c.Address) {
+		c.Address = netip.Addr{}
 	}
 	up, err := uplinkOf(c.Address)
 	if err != nil {
@@ -413,33 +416,40 @@ func (n *Network) hostConfig() (hostConfig, error) {
 	if synced {
 		c.Peers = []peer{}
 		for name, o := range n.cluster.nodes {
-			if name != n.cfg.NodeName && o.addr.IsValid() && o.pods.IsValid() && o.addr != c.Address && o.pods != own.pods {
-				direct := n.cfg.DirectRoutes && o.direct && up.near.Contains(o.addr) && !n.paths.isLost(name, pathEnd{o.addr, o.pods})
-				c.Peers = append(c.Peers, peer{ranges{o.pods, o.pods6}, o.addr, direct, o.key})
+			if name == n.cfg.NodeName || !familyOf(n.cfg.PodCIDR.Addr()).has(o.addr) || !o.pods.first.IsValid() || o.addr == c.Address || o.pods.first == own.pods.first {
+				continue
 			}
+			p := peer{Range: o.pods, Address: o.addr, Key: o.key}
+			for i, end := range o.ends() {
+				if n.cfg.DirectRoutes && o.direct && up.isNear(end) && !n.paths.isLost(pathKey{name, i > 0}, end) {
+					p.Direct[i] = end.addr
+				}
+			}
+			c.Peers = append(c.Peers, p)
 		}
 	}
 	n.cluster.mu.RUnlock()
 	// Two nodes with one range cannot be told apart; the order only keeps the
 	// choice from changing.
 	slices.SortFunc(c.Peers, func(a, b peer) int {
-		if d := a.Range.v4.Addr().Compare(b.Range.v4.Addr()); d != 0 {
+		if d := a.Range.first.Addr().Compare(b.Range.first.Addr()); d != 0 {
 			return d
 		}
 		return a.Address.Compare(b.Address)
 	})
-	c.Peers = slices.CompactFunc(c.Peers, func(a, b peer) bool { return a.Range.v4 == b.Range.v4 })
+	c.Peers = slices.CompactFunc(c.Peers, func(a, b peer) bool { return a.Range.first == b.Range.first })
 	if n.cfg.Encrypt != nil {
 		c.Peers = keyed(c.Peers)
 	}
-	if own.pods.IsValid() {
-		r := ranges{v4: own.pods}
-		if !n.cfg.PodCIDR.Overlaps(own.pods) || own.pods.Bits() > 30 {
-			return c, fmt.Errorf("this node's range %s is no usable part of %s", own.pods, n.cfg.PodCIDR)
+	if own.pods.first.IsValid() {
+		whole := ranges{n.cfg.PodCIDR, n.cfg.PodCIDR6}
+		r := own.pods
+		if !whole.second.IsValid() {
+			r.second = netip.Prefix{}
 		}
-		if n.cfg.PodCIDR6.IsValid() {
-			if r.v6 = own.pods6; !r.v6.IsValid() || !n.cfg.PodCIDR6.Overlaps(r.v6) || r.v6.Bits() > mostBits6 {
-				return c, fmt.Errorf("this node's IPv6 range %s is no usable part of %s", own.pods6, n.cfg.PodCIDR6)
+		for i, w := range whole.all() {
+			if all := r.all(); i >= len(all) || !w.Overlaps(all[i]) || all[i].Bits() > mostBits(w) {
+				return c, fmt.Errorf("this node's range %s is no usable part of %s", own.pods, w)
 			}
 		}
 		changed, err := n.ipam.setRange(r)
@@ -451,7 +461,7 @@ func (n *Network) hostConfig() (hostConfig, error) {
 		}
 	}
 	c.Range = n.ipam.node()
-	if c.Range.v6.IsValid() && c.MTU < minMTU6 {
+	if slices.ContainsFunc(c.Range.all(), func(r netip.Prefix) bool { return r.Addr().Is6() }) && c.MTU < minMTU6 {
 		return c, fmt.Errorf("packets of pods have %d bytes at most here, and IPv6 needs %d: raise the MTU of this host's link to %d", c.MTU, minMTU6, minMTU6+n.cfg.overhead())
 	}
 	return c, nil
@@ -589,7 +599,7 @@ func (n *Network) Attach(ctx context.Context, pod *corev1.Pod) (netns string, ip
 	}
 	defer n.pods.lock(string(pod.UID))()
 	if err := n.await(ctx, "this node's range of pod addresses", func() bool {
-		return n.linked.v4.IsValid() && n.linked == n.ipam.node()
+		return n.linked.first.IsValid() && n.linked == n.ipam.node()
 	}); err != nil {
 		return "", nil, fmt.Errorf("attaching pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
@@ -602,7 +612,7 @@ func (n *Network) Attach(ctx context.Context, pod *corev1.Pod) (netns string, ip
 	n.policies.attached(pod, isNew)
 	pass := n.want()
 	if isNew {
-		err := n.host.detach(path, pod.UID, r.Address6) // what a crash may have left
+		err := n.host.detach(path, pod.UID, r) // what a crash may have left
 		if err == nil {
 			err = n.host.attach(path, n.made(pod), r, n.ipam.node())
 		}
@@ -646,7 +656,7 @@ func (n *Network) detach(uid types.UID) error {
 	}
 	defer n.pods.lock(string(uid))()
 	r, held := n.ipam.get(uid)
-	if err := n.host.detach(n.netns(uid), uid, r.Address6); err != nil {
+	if err := n.host.detach(n.netns(uid), uid, r); err != nil {
 		return err
 	}
 	if !held {

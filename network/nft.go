@@ -36,7 +36,7 @@ import (
 //	               what leaves the cluster
 //	forward, local-out (filter)  new connections → refuse
 //	refuse         reject what nobody serves
-//	input          overlay packets from strangers: drop (IPv4, which carries them)
+//	input          overlay packets from strangers: drop (in the family that carries them)
 //	raw            packets from pods to 127.0.0.0/8: drop (IPv4); questions for
 //	               virtual neighbours: drop (IPv6)
 

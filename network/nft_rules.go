@@ -127,10 +127,12 @@ func baseChains(b Base) []baseChain {
 			// must not let pods reach what listens there.
 			chain("raw", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw,
 				rule(link(expr.MetaKeyIIFNAME, expr.CmpOpEq, bridgeName), f.destIs(expr.CmpOpEq, f.loopback), verdict(expr.VerdictDrop, ""))),
-			chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter,
-				rule(protoIs(udp), loadPort(reg0), compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(vxlanPort)),
-					f.loadSource(reg0), inSet(setNodes, true), verdict(expr.VerdictDrop, ""))),
 		}
+	}
+	if b.Overlay {
+		all = append(all, chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter,
+			rule(protoIs(udp), loadPort(reg0), compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(vxlanPort)),
+				f.loadSource(reg0), inSet(setNodes, true), verdict(expr.VerdictDrop, ""))))
 	}
 	if f == ip6 {
 		// We answer for load balancers' addresses ourselves; the kernel would

@@ -169,6 +169,12 @@ func TestKernelRules6(t *testing.T) {
 		pods := []string{"fd00:77:0:f01::5", "fd00:77:0:f02::5", "fd00:77:0:f01::9"}
 		text, err := kernelOf(Base{PodCIDR: testPodCIDR6, ServiceCIDR: testServiceCIDR6}, "fd00:77:0:ff::20", "2001:db8::1", "2001:db8::2", "fd00:aa::1", "fd00:aa::2", pods)
 		golden(t, "kernel6.golden", text)
+		if err != nil {
+			return err
+		}
+		// Alone it also carries the overlay, and leads to DNS.
+		text, err = kernelOf(Base{PodCIDR: testPodCIDR6, ServiceCIDR: testServiceCIDR6, DNS: testDNS6, Overlay: true}, "fd00:77:0:ff::20", "2001:db8::1", "2001:db8::2", "fd00:aa::1", "fd00:aa::2", pods)
+		golden(t, "kernel6-alone.golden", text)
 		return err
 	})
 }

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A path is the way from this node to another's pods. It is tested from this
+// A path is the way from this node to another's pods, by one family of addresses. It is tested from this
 // node's address among its pods to the other's, through all that a pod's
 // packet passes: a small ping, one as large as a pod may send, and a packet of
 // UDP, whose checksum the network card may compute. Kernels answer all three,
@@ -50,9 +50,15 @@ type PathProblem struct {
 
 func (p PathProblem) String() string { return p.Node + "'s pods: " + p.Reason }
 
+// pathKey names a path: the node, and whether it is by the second family.
+type pathKey struct {
+	node   string
+	second bool
+}
+
 // pathEnd is where a path leads.
 type pathEnd struct {
-	addr netip.Addr
+	addr netip.Addr // the node's
 	pods netip.Prefix
 }
 
@@ -67,9 +73,9 @@ type pathState struct {
 
 type paths struct {
 	mu      sync.Mutex
-	all     map[string]*pathState // by the node's name
-	lost    map[string]pathEnd    // to which no direct route works: the overlay is used
-	changed func()                // called when Problems may differ
+	all     map[pathKey]*pathState
+	lost    map[pathKey]pathEnd // to which no direct route works: the overlay is used
+	changed func()              // called when Problems may differ
 }
 
 // followPaths tests every path when its node comes or comes back, and those
@@ -106,19 +112,21 @@ func (n *Network) members() (alive func(string) bool, changed <-chan struct{}) {
 }
 
 // peersNow are the nodes to which links are made.
-func (n *Network) peersNow(alive func(string) bool) map[string]pathEnd {
-	out := map[string]pathEnd{}
+func (n *Network) peersNow(alive func(string) bool) map[pathKey]pathEnd {
+	out := map[pathKey]pathEnd{}
 	n.mu.Lock()
-	linked := n.linked.v4
+	linked := n.linked
 	n.mu.Unlock()
-	if !linked.IsValid() {
-		return out
-	}
 	n.cluster.mu.RLock()
 	defer n.cluster.mu.RUnlock()
 	for name, o := range n.cluster.nodes {
-		if name != n.cfg.NodeName && o.addr.IsValid() && o.pods.IsValid() && o.pods != linked && alive(name) {
-			out[name] = pathEnd{o.addr, o.pods}
+		if name == n.cfg.NodeName || !o.addr.IsValid() || o.pods.first == linked.first || !alive(name) {
+			continue
+		}
+		for i, end := range o.ends() {
+			if i < len(linked.all()) {
+				out[pathKey{name, i > 0}] = end
+			}
 		}
 	}
 	return out
@@ -129,18 +137,18 @@ func (n *Network) peersNow(alive func(string) bool) map[string]pathEnd {
 func (n *Network) testDue(ctx context.Context, alive func(string) bool) time.Duration {
 	peers, now := n.peersNow(alive), time.Now()
 	n.paths.mu.Lock()
-	due := map[string]pathEnd{}
+	due := map[pathKey]pathEnd{}
 	forgot := false
-	for name, s := range n.paths.all {
-		if p, ok := peers[name]; !ok || p != s.end {
+	for key, s := range n.paths.all {
+		if p, ok := peers[key]; !ok || p != s.end {
 			forgot = forgot || s.failures >= pathFailures
-			delete(n.paths.all, name)
+			delete(n.paths.all, key)
 		}
 	}
-	for name, p := range peers {
-		s := n.paths.all[name]
+	for key, p := range peers {
+		s := n.paths.all[key]
 		if s == nil || !s.next.IsZero() && !now.Before(s.next) {
-			due[name] = p
+			due[key] = p
 		}
 	}
 	n.paths.mu.Unlock()
@@ -163,21 +171,25 @@ func (n *Network) testDue(ctx context.Context, alive func(string) bool) time.Dur
 }
 
 // test tests some paths and keeps what it finds.
-func (n *Network) test(ctx context.Context, due map[string]pathEnd) {
+func (n *Network) test(ctx context.Context, due map[pathKey]pathEnd) {
 	if n.cfg.DirectRoutes {
 		defer n.giveUp(due)
 	}
 	var g errgroup.Group
 	g.SetLimit(pathTests)
-	from := gatewayOf(n.ipam.node().v4)
-	for name, p := range due {
+	own, overhead := n.ipam.node(), n.cfg.overhead()
+	for key, p := range due {
+		from := own.first
+		if key.second {
+			from = own.second
+		}
 		g.Go(func() error {
-			reason, doubtful := n.unkeyed(name), false
+			reason, doubtful := n.unkeyed(key.node), false
 			if reason == "" {
-				reason, doubtful = testPath(ctx, from, gatewayOf(p.pods))
+				reason, doubtful = testPath(ctx, gatewayOf(from), gatewayOf(p.pods), overhead)
 			}
 			if ctx.Err() == nil {
-				n.paths.keep(name, p, reason, doubtful, time.Now())
+				n.paths.keep(key, p, reason, doubtful, time.Now())
 			}
 			return nil
 		})
@@ -188,13 +200,13 @@ func (n *Network) test(ctx context.Context, due map[string]pathEnd) {
 
 // giveUp turns from direct routes that do not work to the overlay, until the
 // other node's address changes or this process starts anew.
-func (n *Network) giveUp(tested map[string]pathEnd) {
+func (n *Network) giveUp(tested map[pathKey]pathEnd) {
 	n.paths.mu.Lock()
 	var lost []string
-	for name, end := range tested {
-		if s := n.paths.all[name]; s != nil && s.failures >= directFailures && s.end == end && !s.doubtful && n.paths.lost[name] != end {
-			n.paths.lost[name] = end
-			lost = append(lost, name)
+	for key, end := range tested {
+		if s := n.paths.all[key]; s != nil && s.failures >= directFailures && s.end == end && !s.doubtful && n.paths.lost[key] != end {
+			n.paths.lost[key] = end
+			lost = append(lost, key.node+" "+familyOf(end.pods.Addr()).long)
 		}
 	}
 	n.paths.mu.Unlock()
@@ -205,19 +217,19 @@ func (n *Network) giveUp(tested map[string]pathEnd) {
 }
 
 // isLost says whether a direct route to a node's pods was tried in vain.
-func (s *paths) isLost(name string, end pathEnd) bool {
+func (s *paths) isLost(key pathKey, end pathEnd) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.lost[name] == end && end != pathEnd{}
+	return s.lost[key] == end && end != pathEnd{}
 }
 
-func (s *paths) keep(name string, end pathEnd, reason string, doubtful bool, now time.Time) {
+func (s *paths) keep(key pathKey, end pathEnd, reason string, doubtful bool, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	is := s.all[name]
+	is := s.all[key]
 	if is == nil {
 		is = &pathState{}
-		s.all[name] = is
+		s.all[key] = is
 	}
 	if is.end, is.reason, is.doubtful = end, reason, doubtful; reason == pathUnknown {
 		is.failures, is.next = 0, time.Time{}
@@ -235,13 +247,13 @@ func (n *Network) TestPaths(ctx context.Context) []PathProblem {
 	n.test(ctx, peers)
 	n.paths.mu.Lock()
 	defer n.paths.mu.Unlock()
-	var out []PathProblem
-	for name := range peers {
-		if s := n.paths.all[name]; s != nil && s.reason != pathUnknown {
-			out = append(out, PathProblem{name, s.reason})
+	failing := map[pathKey]string{}
+	for key := range peers {
+		if s := n.paths.all[key]; s != nil && s.reason != pathUnknown {
+			failing[key] = s.reason
 		}
 	}
-	return sortedProblems(out)
+	return problemsOf(failing)
 }
 
 // Paths returns the paths that have failed for longer than a node needs to set
@@ -249,29 +261,67 @@ func (n *Network) TestPaths(ctx context.Context) []PathProblem {
 func (n *Network) Paths() (failing []PathProblem, some bool) {
 	n.paths.mu.Lock()
 	defer n.paths.mu.Unlock()
-	for name, s := range n.paths.all {
+	reasons := map[pathKey]string{}
+	for key, s := range n.paths.all {
 		if s.failures >= pathFailures && !s.doubtful {
-			failing = append(failing, PathProblem{name, s.reason})
+			reasons[key] = s.reason
 		} else {
 			some = true
 		}
 	}
-	return sortedProblems(failing), some
+	return problemsOf(reasons), some
 }
 
-func sortedProblems(all []PathProblem) []PathProblem {
+// problemsOf is one for each node, sorted. What both families have in common is
+// said once, and what only the second has, IPv6, is said to be of it.
+func problemsOf(reasons map[pathKey]string) (all []PathProblem) {
+	for key, reason := range reasons {
+		switch first := reasons[pathKey{node: key.node}]; {
+		case !key.second:
+			if six := reasons[pathKey{key.node, true}]; six != pathUnknown && six != reason {
+				reason += "; by IPv6 " + six
+			}
+		case first != pathUnknown:
+			continue
+		case reason == overlayDropped: // that of the first family passes
+			reason = "by IPv6 nothing gets through the overlay: a firewall of one of the two hosts drops it"
+		case reason == tunnelDropped:
+			reason = "by IPv6 nothing gets through the tunnel: a firewall of one of the two hosts drops it"
+		default:
+			reason = "by IPv6 " + reason
+		}
+		all = append(all, PathProblem{key.node, reason})
+	}
 	slices.SortFunc(all, func(a, b PathProblem) int { return strings.Compare(a.Node, b.Node) })
 	return all
 }
 
+const (
+	overlayDropped = "UDP 8472 is dropped on the way"
+	tunnelDropped  = "UDP 51820 is dropped on the way, or one of the two does not know the other's key yet"
+)
+
 // pathSizes are tried, after the largest, to say what does pass.
 var pathSizes = []int{1400, 1350, 1280, 1200, 1000, 576}
 
+// echoes is how a path is tested by one family.
+type echoes struct {
+	network          string // of raw sockets
+	request, answer  byte   // types of ICMP
+	level, discovery int    // the socket option that says what to do with what is too large
+	probe            int    // its value: send nothing that does not fit
+}
+
+var echoesOf = map[*family]echoes{
+	ip4: {"ip4:icmp", 8, 0, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE},
+	ip6: {"ip6:ipv6-icmp", 128, 129, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE},
+}
+
 // testPath says why packets of pods do not get from one node's address to
 // another's, or nothing; and whether that is in doubt, because the other host
-// may only refuse what is for itself.
-func testPath(ctx context.Context, from, to netip.Addr) (reason string, doubtful bool) {
-	mtu, overhead, dropped := 0, vxlanOverhead, "packets of pods, which have a direct route, are dropped on the way"
+// may only refuse what is for itself. The overlay takes overhead bytes.
+func testPath(ctx context.Context, from, to netip.Addr, overhead int) (reason string, doubtful bool) {
+	mtu, dropped := 0, "packets of pods, which have a direct route, are dropped on the way"
 	routes, err := netlink.RouteGetWithOptions(to.AsSlice(), &netlink.RouteGetOptions{SrcAddr: from.AsSlice()})
 	if err == nil && len(routes) > 0 {
 		var link netlink.Link
@@ -279,9 +329,9 @@ func testPath(ctx context.Context, from, to netip.Addr) (reason string, doubtful
 			mtu = link.Attrs().MTU
 			switch link.Attrs().Name {
 			case vxlanName:
-				dropped = "UDP 8472 is dropped on the way"
+				dropped = overlayDropped
 			case tunnelName:
-				overhead, dropped = tunnelOverhead, "UDP 51820 is dropped on the way, or one of the two does not know the other's key yet"
+				dropped = tunnelDropped
 			}
 		}
 	}
@@ -320,33 +370,35 @@ func testPath(ctx context.Context, from, to netip.Addr) (reason string, doubtful
 
 // dontFragment makes a socket refuse to send what does not fit, and not learn
 // from what it hears that less does.
-func dontFragment(_, _ string, c syscall.RawConn) error {
+func (e echoes) dontFragment(_, _ string, c syscall.RawConn) error {
 	var failed error
-	err := c.Control(func(fd uintptr) {
-		failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE)
-	})
+	err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), e.level, e.discovery, e.probe) })
 	return errors.Join(err, failed)
 }
 
 // ping sends an echo request as an IP packet of a size, until one is answered.
 func ping(ctx context.Context, from, to netip.Addr, size int) error {
-	c, err := (&net.ListenConfig{Control: dontFragment}).ListenPacket(ctx, "ip4:icmp", from.String())
+	f := familyOf(to)
+	e := echoesOf[f]
+	c, err := (&net.ListenConfig{Control: e.dontFragment}).ListenPacket(ctx, e.network, from.String())
 	if err != nil {
 		return fmt.Errorf("opening a socket to ping from %s: %w", from, err)
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
 	id := uint16(time.Now().UnixNano()) // others may ping as well
-	request := make([]byte, size-20)
+	request := make([]byte, size-f.header)
 	answer := make([]byte, size)
 	for i := 8; i < len(request); i++ {
 		request[i] = byte(i)
 	}
 	for try := range uint16(pathTries) {
-		request[0], request[2], request[3] = 8, 0, 0
+		request[0], request[2], request[3] = e.request, 0, 0
 		binary.BigEndian.PutUint16(request[4:], id)
 		binary.BigEndian.PutUint16(request[6:], try)
-		binary.BigEndian.PutUint16(request[2:], checksum(request))
+		if f == ip4 { // in IPv6 the kernel does it
+			binary.BigEndian.PutUint16(request[2:], checksum(request))
+		}
 		if _, err := c.WriteTo(request, &net.IPAddr{IP: to.AsSlice()}); err != nil {
 			return fmt.Errorf("pinging %s: %w", to, err)
 		}
@@ -363,7 +415,7 @@ func ping(ctx context.Context, from, to netip.Addr, size int) error {
 				return fmt.Errorf("pinging %s: %w", to, err)
 			}
 			a, ok := who.(*net.IPAddr)
-			if ok && a.IP.Equal(to.AsSlice()) && n == len(request) && answer[0] == 0 && binary.BigEndian.Uint16(answer[4:]) == id &&
+			if ok && a.IP.Equal(to.AsSlice()) && n == len(request) && answer[0] == e.answer && binary.BigEndian.Uint16(answer[4:]) == id &&
 				string(answer[8:n]) == string(request[8:]) {
 				return nil
 			}
@@ -390,14 +442,15 @@ func checksum(b []byte) uint16 {
 // refused sends UDP to a port at which nobody listens until the other kernel
 // says so: it does once the packet's checksum is right.
 func refused(ctx context.Context, from, to netip.Addr, size int) error {
-	c, err := (&net.Dialer{Control: dontFragment, LocalAddr: &net.UDPAddr{IP: from.AsSlice()}}).DialContext(ctx, "udp4", netip.AddrPortFrom(to, pathClosed).String())
+	f := familyOf(to)
+	c, err := (&net.Dialer{Control: echoesOf[f].dontFragment, LocalAddr: &net.UDPAddr{IP: from.AsSlice()}}).DialContext(ctx, "udp", netip.AddrPortFrom(to, pathClosed).String())
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
 	for range pathTries {
-		if _, err = c.Write(make([]byte, size-28)); err == nil {
+		if _, err = c.Write(make([]byte, size-f.header-8)); err == nil {
 			c.SetDeadline(time.Now().Add(pathWait))
 			_, err = c.Read(make([]byte, 64))
 		}

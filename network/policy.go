@@ -37,8 +37,8 @@ type Policies struct {
 	// touching the next. Their names follow from their content.
 	Blocks map[string][]addrRange
 	// DNS is the address at which this node's resolver answers its pods. It is
-	// judged by the sender's egress, like a pod elsewhere. It is of IPv4: in
-	// the other family there is none.
+	// judged by the sender's egress, like a pod elsewhere. It is of the
+	// cluster's first family: in the other there is none.
 	DNS netip.Addr
 }
 

@@ -49,7 +49,7 @@ func probe(families []*family) error {
 // probeTables tries what tables of one family need.
 func probeTables(c *nftables.Conn, f *family) error {
 	if _, err := os.Stat(sysctlPath("ipv6/conf")); f == ip6 && err != nil {
-		return errors.New("this kernel has no IPv6 (is ipv6.disable=1 on its command line?), which every node of a dual-stack cluster needs")
+		return errors.New("this kernel has no IPv6 (is ipv6.disable=1 on its command line?), which every node of a cluster with IPv6 needs")
 	}
 	for _, p := range []struct {
 		module string

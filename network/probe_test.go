@@ -24,10 +24,12 @@ func testConfig(t *testing.T) Config {
 
 func TestNewSaysWhatIsMissing(t *testing.T) {
 	for want, change := range map[string]func(*Config){
-		"NodeName":    func(c *Config) { c.NodeName = "" },
-		"PodCIDR":     func(c *Config) { c.PodCIDR = netip.MustParsePrefix("fd00::/64") },
-		"ServiceCIDR": func(c *Config) { c.ServiceCIDR, c.ClusterDNS = netip.Prefix{}, netip.Addr{} },
-		"ClusterDNS":  func(c *Config) { c.ClusterDNS = addr("10.1.1.1") },
+		"NodeName":           func(c *Config) { c.NodeName = "" },
+		"PodCIDR":            func(c *Config) { c.PodCIDR = netip.Prefix{} },
+		"PodCIDR6":           func(c *Config) { c.PodCIDR6, c.ServiceCIDR6 = testPodCIDR, testServiceCIDR6 },
+		"usable ServiceCIDR": func(c *Config) { c.PodCIDR = testPodCIDR6 },
+		"ServiceCIDR":        func(c *Config) { c.ServiceCIDR, c.ClusterDNS = netip.Prefix{}, netip.Addr{} },
+		"ClusterDNS":         func(c *Config) { c.ClusterDNS = addr("10.1.1.1") },
 	} {
 		c := testConfig(t)
 		change(&c)
@@ -83,7 +85,7 @@ func TestLeaksAreReclaimed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.ipam.setRange(ranges{v4: netip.MustParsePrefix("10.244.1.0/24")}); err != nil {
+	if _, err := n.ipam.setRange(ranges{first: netip.MustParsePrefix("10.244.1.0/24")}); err != nil {
 		t.Fatal(err)
 	}
 	reserveAll(t, n.ipam, "known", "leaked")

@@ -48,9 +48,11 @@ type Rules struct {
 // Base is what every node does alike, with addresses of one family.
 type Base struct {
 	PodCIDR, ServiceCIDR netip.Prefix
-	// DNS is ours: packets to it are for this host. It is of IPv4, and invalid
-	// in the other family.
+	// DNS is ours: packets to it are for this host. It is invalid in the second
+	// family.
 	DNS netip.Addr
+	// Overlay says that the overlay's packets are of this family.
+	Overlay bool
 	// NoSCTP says that this kernel cannot translate SCTP. Then no rule speaks
 	// of it, and it is refused like what nobody serves.
 	NoSCTP bool
@@ -552,7 +554,7 @@ func here(r *Rules, c *cluster, nodeName string, pods []reservation) {
 		for _, a := range n.addrs {
 			owned[a] = true
 		}
-		if name != nodeName && f.has(n.addr) { // the overlay is of IPv4
+		if name != nodeName && f.has(n.addr) { // by which the overlay goes
 			r.Nodes[n.addr] = struct{}{}
 		}
 	}

@@ -56,7 +56,7 @@ func (p *proxy) take(c *cluster, pods []reservation) (was, is *Rules) {
 	return p.update(c, dirty, all, pods)
 }
 
-var testBase = Base{PodCIDR: testPodCIDR, ServiceCIDR: testServiceCIDR, DNS: testDNS}
+var testBase = Base{PodCIDR: testPodCIDR, ServiceCIDR: testServiceCIDR, DNS: testDNS, Overlay: true}
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 

@@ -124,12 +124,12 @@ func (h *hints) equal(o *hints) bool {
 
 // node is a Node.
 type node struct {
-	addr  netip.Addr   // of IPv4; invalid as long as it has no InternalIP
+	// addr is what the others send overlay packets to, of the family of its first
+	// range; invalid as long as it has no such InternalIP.
+	addr  netip.Addr
 	addrs []netip.Addr // all InternalIPs
-	// pods and pods6 are its ranges of pods' addresses, invalid as long as it
-	// has none.
-	pods, pods6 netip.Prefix
-	zone        string
+	pods  ranges       // of its pods' addresses
+	zone  string
 	// excluded from answering for load balancers' addresses, by its label.
 	excluded bool
 	// direct: it sends to those who share its link, and expects from them,
@@ -489,19 +489,43 @@ func parseNode(n *corev1.Node) node {
 			continue
 		}
 		out.addrs = append(out.addrs, addr)
-		if !out.addr.IsValid() && addr.Is4() {
-			out.addr = addr
-		}
 	}
 	for _, c := range append([]string{n.Spec.PodCIDR}, n.Spec.PodCIDRs...) {
 		p, err := netip.ParsePrefix(c)
 		switch {
 		case err != nil:
-		case p.Addr().Is4() && !out.pods.IsValid():
-			out.pods = p.Masked()
-		case !p.Addr().Is4() && !out.pods6.IsValid():
-			out.pods6 = p.Masked()
+		case !out.pods.first.IsValid():
+			out.pods.first = p.Masked()
+		case out.pods.first.Addr().Is4() && !p.Addr().Is4():
+			out.pods.second = p.Masked()
 		}
 	}
+	out.addr = out.addrOf(ip4)
+	if out.pods.first.Addr().Is6() || !out.addr.IsValid() {
+		out.addr = out.addrOf(ip6)
+	}
 	return out
+}
+
+// addrOf is the node's own address in one family, invalid if it has none.
+func (n node) addrOf(f *family) netip.Addr {
+	for _, a := range n.addrs {
+		if f.has(a) {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// ends are where the paths to its pods lead, one for each range. Packets of a
+// family of which the node has no address go by the overlay alone.
+func (n node) ends() (all []pathEnd) {
+	for i, r := range n.pods.all() {
+		end := pathEnd{n.addr, r}
+		if a := n.addrOf(familyOf(r.Addr())); i > 0 && a.IsValid() {
+			end.addr = a
+		}
+		all = append(all, end)
+	}
+	return all
 }

@@ -68,7 +68,7 @@ func (z *zone) forward(owner, name string, qtype uint16, depth int) result {
 			return result{answer: []dns.RR{z.soa(owner)}}
 		case dns.TypeNS:
 			return result{answer: []dns.RR{&dns.NS{Hdr: header(owner, dns.TypeNS), Ns: "ns.dns." + z.domain}},
-				extra: addresses("ns.dns."+z.domain, dns.TypeA, []netip.Addr{z.address})}
+				extra: addresses("ns.dns."+z.domain, dns.TypeANY, []netip.Addr{z.address})}
 		}
 		return noData
 	}

@@ -67,7 +67,8 @@ func boot(d *drill, host string, address netip.Addr) error {
 func (d *drill) freeAddress() netip.Addr {
 	d.readdressed++
 	a := d.lab.Gateway()
-	for range 255 - d.readdressed - int(a.As4()[3]) { // from the end of the subnet downwards
+	b := a.AsSlice()
+	for range 255 - d.readdressed - int(b[len(b)-1]) { // from the end of the subnet downwards
 		a = a.Next()
 	}
 	return a

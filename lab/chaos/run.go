@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"slices"
 	"sync"
@@ -257,7 +258,7 @@ func (d *drill) run(ctx context.Context) (*Report, error) {
 			}
 			workers.Go(func() { c.run(working) })
 		}
-		p := &prober{host: func() lab.Host { return d.host(h.Name) }, url: "http://" + service.Spec.ClusterIP + "/", since: d.since, note: d.probed}
+		p := &prober{host: func() lab.Host { return d.host(h.Name) }, url: "http://" + net.JoinHostPort(service.Spec.ClusterIP, "80") + "/", since: d.since, note: d.probed}
 		workers.Go(func() { p.run(working) })
 	}
 	report := &Report{Seed: d.Seed, Duration: d.Duration, Beyond: d.Beyond, Nodes: len(d.hosts), Started: d.began}

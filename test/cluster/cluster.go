@@ -46,6 +46,8 @@ type Config struct {
 	Binary string
 	// Bare hosts run nothing yet: Form starts them.
 	Bare bool
+	// IPv6 hosts have no other addresses.
+	IPv6 bool
 	Say  func(format string, args ...any)
 }
 
@@ -90,7 +92,7 @@ func New(ctx context.Context, c Config) (_ *Cluster, err error) {
 			err = errors.Join(err, cl.Down())
 		}
 	}()
-	cl.Lab, err = lab.Create(lab.Config{Name: c.Name, Dir: filepath.Join(dir, "lab"), Binary: binary, Args: c.Args, UpArgs: c.Up})
+	cl.Lab, err = lab.Create(lab.Config{Name: c.Name, Dir: filepath.Join(dir, "lab"), Binary: binary, Args: c.Args, UpArgs: c.Up, IPv6: c.IPv6})
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +163,7 @@ func (c *Cluster) RESTConfig(host string) (*rest.Config, error) {
 		if err != nil {
 			return nil, err
 		}
-		config.Host = fmt.Sprintf("https://%s:6443", h.Address)
+		config.Host = "https://" + net.JoinHostPort(h.Address.String(), "6443")
 	}
 	return config, nil
 }

@@ -126,7 +126,7 @@ func indent(s string) string {
 
 // hosts makes three bare hosts, and a registry that they can reach.
 func (d *demo) hosts(ctx context.Context) (*cluster.Cluster, string, error) {
-	subnet, err := lab.FreeSubnet()
+	subnet, err := lab.FreeSubnet(false)
 	if err != nil {
 		return nil, "", err
 	}
