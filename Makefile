@@ -5,7 +5,7 @@ GOARCH     ?= $(shell go env GOARCH)
 VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS    := -s -w -X conclave/cli.version=$(VERSION)
 # Generated code that is inlined into itself is 1.2 MB of the binary, and on no hot path.
-GCFLAGS    := $(foreach m,k8s.io/api k8s.io/apiextensions-apiserver github.com/google/gnostic-models k8s.io/kube-openapi,-gcflags='$(m)/...=-l')
+GCFLAGS    := $(foreach m,k8s.io/api github.com/kubernetes-csi/external-snapshotter k8s.io/apiextensions-apiserver github.com/google/gnostic-models k8s.io/kube-openapi,-gcflags='$(m)/...=-l')
 POD_TAGS   := seccomp netgo osusergo
 POD        := runtime/embedded/$(GOARCH)/conclave-pod.gz
 BIN        := bin/conclave

@@ -161,8 +161,8 @@ func encodeListing(r *resource, l listing, media string) ([]byte, error) {
 	var b bytes.Buffer
 	b.Write(head[:len(head)-1])
 	b.WriteString(`,"items":[`)
-	// The items of a typed list do not repeat their kind; those of custom
-	// resources do.
+	// The items of a typed list do not repeat their kind; those that
+	// have no protobuf, as custom resources, do.
 	said, err := json.Marshal(typeMeta(r.GVK))
 	if err != nil {
 		return nil, err
@@ -176,7 +176,7 @@ func encodeListing(r *resource, l listing, media string) ([]byte, error) {
 		if i > 0 {
 			b.WriteByte(',')
 		}
-		if rest, ok := bytes.CutPrefix(item, said); ok && r.def == nil {
+		if rest, ok := bytes.CutPrefix(item, said); ok && !r.json {
 			b.WriteByte('{')
 			item = rest
 		}
