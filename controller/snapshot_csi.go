@@ -181,8 +181,10 @@ func (c csiSnapshots) look(ctx context.Context, content *snapshotv1.VolumeSnapsh
 	if err != nil {
 		return content, csi.Snapshot{}, err
 	}
-	if content, err = c.mark(ctx, content, true); err != nil {
-		return content, csi.Snapshot{}, err
+	if content.Status == nil || content.Status.SnapshotHandle == nil {
+		if content, err = c.mark(ctx, content, true); err != nil {
+			return content, csi.Snapshot{}, err
+		}
 	}
 	s, err := c.take(ctx, call, content, class, with)
 	if err != nil {
