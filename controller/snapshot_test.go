@@ -271,7 +271,7 @@ func TestVolumeBeginsWith(t *testing.T) {
 		}
 		// Who restores from a snapshot that is being deleted comes too late.
 		w.same("too late", strings.Fields(w.binding("restored"))[0], "Pending")
-		w.sees("restored", failed + "snapshot a is currently being deleted")
+		w.sees("restored", failed+"snapshot a is currently being deleted")
 		w.remove(claims, "default", "restored", metav1.DeletePropagationBackground)
 		w.settle(time.Minute)
 		if len(w.contents()) > 0 {
@@ -282,7 +282,7 @@ func TestVolumeBeginsWith(t *testing.T) {
 		w.settle(time.Minute)
 		w.driver.made()
 		create(w, claims, claim("small", "VolumeSnapshot", "b", "1Gi"))
-		w.sees("small", failed + "requested volume size 1073741824 is less than the size 2147483648 for the source snapshot b")
+		w.sees("small", failed+"requested volume size 1073741824 is less than the size 2147483648 for the source snapshot b")
 		create(w, claims, claim("again", "VolumeSnapshot", "b", "2Gi"))
 		w.settle(time.Minute)
 		w.same("restored", strings.Fields(w.binding("again"))[0], "Bound")
@@ -295,6 +295,6 @@ func TestVolumeBeginsWith(t *testing.T) {
 		}
 		w.driver.become(func() { w.driver.also = nil })
 		create(w, claims, claim("cannot", "PersistentVolumeClaim", "data", "2Gi"))
-		w.sees("cannot", failed + "CSI driver d.test does not support clone volume")
+		w.sees("cannot", failed+"CSI driver d.test does not support clone volume")
 	})
 }
