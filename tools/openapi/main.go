@@ -192,6 +192,8 @@ func writeMerge(file string, models map[string]*spec.Schema) error {
 	if err != nil {
 		return fmt.Errorf("encode the schema of merging: %w", err)
 	}
+	// By the name that runtime.Scheme makes of a type that does not tell its own.
+	text = bytes.ReplaceAll(text, []byte(snapshotModel), []byte(util.ToRESTFriendlyName(snapshots)))
 	return write(file, text)
 }
 
