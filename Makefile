@@ -5,7 +5,7 @@ GOARCH     ?= $(shell go env GOARCH)
 VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS    := -s -w -X conclave/cli.version=$(VERSION)
 # What is inlined in these is 1.9 MB of the binary, and on no hot path.
-GCFLAGS    := $(foreach m,k8s.io/api k8s.io/apiextensions-apiserver k8s.io/client-go k8s.io/kube-openapi github.com/google/gnostic-models \
+GCFLAGS    := $(foreach m,k8s.io/api k8s.io/apiextensions-apiserver k8s.io/client-go k8s.io/kube-openapi github.com/google/gnostic-models github.com/kubernetes-csi/external-snapshotter \
 	github.com/google/go-containerregistry github.com/aws github.com/fxamacker github.com/json-iterator go.yaml.in google.golang.org/protobuf \
 	conclave/lab conclave/cli,-gcflags='$(m)/...=-l')
 POD_TAGS   := seccomp netgo osusergo

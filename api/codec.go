@@ -167,10 +167,10 @@ func writeListing(w io.Writer, r *resource, l listing) error {
 	if err != nil {
 		return err
 	}
-	// The items of a typed list do not repeat their kind; those of custom
-	// resources do.
+	// The items of a typed list do not repeat their kind; those that have no
+	// protobuf, as custom resources, do.
 	var said []byte
-	if r.def == nil {
+	if !r.json {
 		if said, err = json.Marshal(typeMeta(r.GVK)); err != nil {
 			return err
 		}

@@ -310,12 +310,14 @@ func admitCustom(_ context.Context, c *call, obj, old Object) error {
 	return forbiddenObject(c.res.gr(), obj.GetName(), "create not allowed while custom resource definition is terminating")
 }
 
-// ofCustom settles on a form of answer for a custom resource, which has no
-// protobuf, and warns of a version that is going. It is false where the client
-// accepts nothing else.
-func (x *exchange) ofCustom(r *resource) bool {
-	if text := custom.Deprecation(r.def.object, r.gvr.Version); text != "" {
-		x.warn(text)
+// withoutProtobuf settles on a form of answer for a kind that has no protobuf,
+// such as a custom resource, and warns of a version of that which is going. It is
+// false where the client accepts nothing else.
+func (x *exchange) withoutProtobuf(r *resource) bool {
+	if r.def != nil {
+		if text := custom.Deprecation(r.def.object, r.gvr.Version); text != "" {
+			x.warn(text)
+		}
 	}
 	if x.target.Subresource == "scale" {
 		return true // it has

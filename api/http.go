@@ -156,7 +156,7 @@ func (x *exchange) resource(ctx context.Context) error {
 	if res == nil {
 		return errNoSuchPath
 	}
-	if res.def != nil && !x.ofCustom(res) {
+	if res.json && !x.withoutProtobuf(res) {
 		return notAcceptable()
 	}
 	c := &call{

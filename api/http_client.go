@@ -30,8 +30,8 @@ import (
 const maxFrame = 16 << 20
 
 // NewHTTP is a client of the server at base, by way of rt, which knows the
-// certificates. It speaks protobuf for the kinds of Scheme and JSON for all
-// others.
+// certificates. It speaks protobuf for the kinds of Scheme that have it and
+// JSON for all others.
 func NewHTTP(base *url.URL, rt http.RoundTripper) Client {
 	return &httpClient{base: base, rt: rt}
 }
@@ -171,6 +171,12 @@ func encodeRequest(obj Object) (media string, body []byte, err error) {
 	gvk, err := kindOf(obj)
 	if err != nil {
 		return "", nil, err
+	}
+	if !inProtobuf(obj) {
+		obj = obj.DeepCopyObject().(Object)
+		obj.GetObjectKind().SetGroupVersionKind(gvk)
+		body, err = json.Marshal(obj)
+		return mediaJSON, body, err
 	}
 	raw, err := encodeRaw(obj)
 	if err != nil {

@@ -29,6 +29,7 @@ type resource struct {
 	stored string      // the resource under which Storage keeps it
 	hooks  hooks       // what this kind needs besides its row
 	def    *definition // whose custom resource it is, nil for all others
+	json   bool        // that objects have no form in protobuf
 	as     string      // tells its encodings of a stored object from others'
 
 	mu       sync.Mutex
@@ -57,7 +58,7 @@ func newTable(rows []*kinds.Kind) (*table, error) {
 }
 
 func newResource(k *kinds.Kind) *resource {
-	r := &resource{Kind: k, gvr: k.GVR(), stored: k.Stored, as: k.GVK.Group, managers: map[string]*managedfields.FieldManager{}}
+	r := &resource{Kind: k, gvr: k.GVR(), stored: k.Stored, as: k.GVK.Group, json: !inProtobuf(k.New()), managers: map[string]*managedfields.FieldManager{}}
 	if r.stored == "" {
 		r.stored = k.Resource()
 	}

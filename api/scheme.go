@@ -2,10 +2,12 @@ package api
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
 
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -46,6 +48,7 @@ var builtScheme = sync.OnceValue(func() *runtime.Scheme {
 		networkingv1.AddToScheme, nodev1.AddToScheme, policyv1.AddToScheme, rbacv1.AddToScheme,
 		schedulingv1.AddToScheme, storagev1.AddToScheme, resourcev1.AddToScheme,
 		authenticationv1.AddToScheme, authorizationv1.AddToScheme, apiextensionsv1.AddToScheme,
+		snapshotv1.AddToScheme,
 		metav1.AddMetaToScheme,
 	} {
 		utilruntime.Must(add(s))
@@ -101,8 +104,8 @@ func setKind(obj runtime.Object) error {
 }
 
 // EncodeStored returns the form in which the log and the snapshots keep an
-// object: Kubernetes' protobuf envelope for registered types, JSON for all
-// others. The resourceVersion is not part of it: it is the position in the log.
+// object: Kubernetes' protobuf envelope for registered types that have a form in
+// protobuf, JSON for all others. The resourceVersion is not part of it: it is the position in the log.
 func EncodeStored(obj Object) ([]byte, error) {
 	if obj.GetResourceVersion() != "" {
 		obj = obj.DeepCopyObject().(Object)
@@ -117,6 +120,13 @@ func EncodeStored(obj Object) ([]byte, error) {
 			return nil, err
 		}
 	}
+	if !inProtobuf(obj) {
+		data, err := json.Marshal(obj)
+		if err != nil {
+			return nil, fmt.Errorf("encode %T for the store: %w", obj, err)
+		}
+		return data, nil
+	}
 	var b bytes.Buffer
 	if err := protobufCodec().Encode(obj, &b); err != nil {
 		return nil, fmt.Errorf("encode %T for the store: %w", obj, err)
@@ -127,6 +137,9 @@ func EncodeStored(obj Object) ([]byte, error) {
 // DecodeStored reads what EncodeStored wrote. The object carries its kind.
 func DecodeStored(data []byte) (Object, error) {
 	if len(data) > 0 && data[0] == '{' {
+		if obj, err := typedOf(data); obj != nil || err != nil {
+			return obj, err
+		}
 		u := &unstructured.Unstructured{}
 		if err := u.UnmarshalJSON(data); err != nil {
 			return nil, fmt.Errorf("decode stored object: %w", err)
@@ -147,4 +160,37 @@ func DecodeStored(data []byte) (Object, error) {
 		kinds.TypeClaimTemplates(set)
 	}
 	return o, nil
+}
+
+// inProtobuf says whether objects of a type have a form in protobuf. Those that
+// come from a project beside Kubernetes, where they are custom resources, have
+// none.
+func inProtobuf(obj runtime.Object) bool {
+	_, ok := obj.(interface{ Marshal() ([]byte, error) })
+	return ok
+}
+
+// typedOf reads an object of a registered type that is stored as JSON; nil if
+// what is stored is of another kind.
+func typedOf(data []byte) (Object, error) {
+	var is metav1.TypeMeta
+	if err := json.Unmarshal(data, &is); err != nil {
+		return nil, fmt.Errorf("decode stored object: %w", err)
+	}
+	gvk := is.GroupVersionKind()
+	if !Scheme().Recognizes(gvk) {
+		return nil, nil
+	}
+	empty, err := Scheme().New(gvk)
+	if err != nil {
+		return nil, fmt.Errorf("decode stored object: %w", err)
+	}
+	obj, ok := empty.(Object)
+	if !ok || inProtobuf(obj) {
+		return nil, nil
+	}
+	if err := json.Unmarshal(data, obj); err != nil {
+		return nil, fmt.Errorf("decode stored object: %w", err)
+	}
+	return obj, nil
 }

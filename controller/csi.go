@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -35,7 +36,10 @@ func newCSI(e *env) *Controller {
 		Name:    "csi",
 		Workers: 4,
 		Inputs: []Input{
-			{claims, func(change Change) []Key { return []Key{keyIn(claims, change.either())} }},
+			{claims, c.keysOfClaim},
+			{snapshots, func(change Change) []Key {
+				return c.waitingFor(snapshotv1.GroupName, "VolumeSnapshot", change.either())
+			}},
 			{volumes, func(change Change) []Key { return []Key{keyIn(volumes, change.either())} }},
 			{attachments, c.keysOfAttachment},
 			{csiNodes, c.keysOfCSINode},
@@ -43,7 +47,7 @@ func newCSI(e *env) *Controller {
 		},
 		Outputs: []Output{
 			{volumes, "objects of CSI drivers"}, {volumes, "finalizer " + finalizerProvisioner}, {volumes, "spec.capacity of CSI drivers"},
-			{claims, "status.conditions of CSI drivers"}, {attachments, "status"}, {attachments, "finalizer " + finalizerAttacher},
+			{claims, "status.conditions of CSI drivers"}, {claims, "finalizer " + finalizerCloned}, {claims, "node of volumes that begin with what one node has"}, {attachments, "status"}, {attachments, "finalizer " + finalizerAttacher},
 		},
 		Reconcile: c.reconcile,
 	}
@@ -89,7 +93,7 @@ func (c csiController) keysOfDriver(name string) (keys []Key) {
 		return nil
 	}
 	for _, claim := range list[*corev1.PersistentVolumeClaim](c.cache, claims, "") {
-		if !api.Bound(claim) && claim.Annotations[api.AnnotationProvisioner] == name {
+		if unfinished(claim) {
 			keys = append(keys, keyIn(claims, claim))
 		}
 	}
@@ -118,8 +122,14 @@ func (c csiController) reconcile(ctx context.Context, key Key) (time.Duration, e
 	switch key.Resource {
 	case claims:
 		claim, ok := get[*corev1.PersistentVolumeClaim](c.cache, claims, key.Namespace, key.Name)
+		if !ok {
+			return 0, nil
+		}
+		if err := c.letGo(ctx, claim); err != nil {
+			return 0, err
+		}
 		switch {
-		case !ok || claim.DeletionTimestamp != nil:
+		case claim.DeletionTimestamp != nil:
 			return 0, nil
 		case api.Bound(claim):
 			return 0, c.grow(ctx, claim)
@@ -144,10 +154,31 @@ func (c csiController) tell(o api.Object, kind, reason, format string, args ...a
 // at finds a node through which a driver can be called. v is the volume that
 // the call is about: a driver may keep it where it is.
 func (c csiController) at(driver string, v *corev1.PersistentVolume, preferred string) (csi.Caller, error) {
-	var best *corev1.Node
+	return c.among(driver, preferred, func(n *corev1.Node) bool { return v == nil || api.Fits(v, n) })
+}
+
+// on is at for what one node has, as long as there is that node: any other one
+// would do if none is named, and after that nobody knows better.
+func (c csiController) on(driver, node string) (csi.Caller, error) {
+	_, there := get[*corev1.Node](c.cache, nodes, "", node)
+	return c.among(driver, node, func(n *corev1.Node) bool { return !there || n.Name == node })
+}
+
+// nodesOf are the nodes on which a driver has registered.
+func (c csiController) nodesOf(driver string) (names []string) {
 	for _, n := range list[*storagev1.CSINode](c.cache, csiNodes, "") {
-		node, ok := get[*corev1.Node](c.cache, nodes, "", n.Name)
-		if !ok || csiEntry(n, driver) == nil || c.states.of(node) != Alive || v != nil && !api.Fits(v, node) {
+		if csiEntry(n, driver) != nil {
+			names = append(names, n.Name)
+		}
+	}
+	return names
+}
+
+func (c csiController) among(driver, preferred string, which func(*corev1.Node) bool) (csi.Caller, error) {
+	var best *corev1.Node
+	for _, name := range c.nodesOf(driver) {
+		node, ok := get[*corev1.Node](c.cache, nodes, "", name)
+		if !ok || c.states.of(node) != Alive || !which(node) {
 			continue
 		}
 		if best == nil || node.Name == preferred || best.Name != preferred && node.Name < best.Name {
@@ -196,23 +227,43 @@ func (c csiController) secretOf(ctx context.Context, ref *corev1.SecretReference
 
 // provision makes the volume of a claim that asks a driver for one.
 func (c csiController) provision(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {
-	driver := claim.Annotations[api.AnnotationProvisioner]
 	class, ok := get[*storagev1.StorageClass](c.cache, storageClasses, "", kinds.ClaimClass(claim))
-	selected := claim.Annotations[api.AnnotationSelectedNode]
-	if !ok || class.Provisioner != driver || !c.ours(driver) || claim.Spec.VolumeName != "" || api.Waits(class) && selected == "" {
+	if !ok || !c.ours(class.Provisioner) || claim.Spec.VolumeName != "" {
+		return nil
+	}
+	driver, selected := class.Provisioner, claim.Annotations[api.AnnotationSelectedNode]
+	fail := func(err error) error {
+		c.tell(claim, corev1.EventTypeWarning, "ProvisioningFailed", "failed to provision volume with StorageClass %q: %v", class.Name, rootCause(err))
+		return err
+	}
+	from, err := c.originOf(claim, driver)
+	if err != nil {
+		return fail(err)
+	}
+	if from != nil {
+		if placed, err := c.place(ctx, claim, class, from); placed || err != nil {
+			return err // which brings it here again
+		}
+	}
+	if claim.Annotations[api.AnnotationProvisioner] != driver || api.Waits(class) && selected == "" {
 		return nil
 	}
 	name := "pvc-" + string(claim.UID)
 	if o, err := c.peek(ctx, volumes, "", name); o != nil || err != nil {
 		return err
 	}
-	v, err := c.make(ctx, claim, class, name, selected)
+	if from != nil && from.volumeID != "" {
+		if err := c.hold(ctx, claim); err != nil {
+			return err
+		}
+	}
+	v, err := c.make(ctx, claim, class, name, selected, from)
 	if err != nil {
-		c.tell(claim, corev1.EventTypeWarning, "ProvisioningFailed", "failed to provision volume with StorageClass %q: %v", class.Name, rootCause(err))
-		if csi.IsCode(err, csi.ResourceExhausted) && selected != "" {
+		failure := fail(err)
+		if csi.IsCode(err, csi.ResourceExhausted) && selected != "" && (from == nil || from.node == "") {
 			return volumeController(c).unselect(ctx, claim) // perhaps elsewhere
 		}
-		return err
+		return failure
 	}
 	if _, err := c.create(ctx, volumes, v); err != nil && !apierrors.IsAlreadyExists(err) {
 		return err
@@ -221,9 +272,13 @@ func (c csiController) provision(ctx context.Context, claim *corev1.PersistentVo
 	return nil
 }
 
-func (c csiController) make(ctx context.Context, claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, name, selected string) (*corev1.PersistentVolume, error) {
+func (c csiController) make(ctx context.Context, claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, name, selected string, from *origin) (*corev1.PersistentVolume, error) {
 	driver := class.Provisioner
 	call, err := c.at(driver, nil, selected)
+	if from != nil && from.node != "" {
+		selected = from.node
+		call, err = c.on(driver, selected)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -269,8 +324,13 @@ func (c csiController) make(ctx context.Context, claim *corev1.PersistentVolumeC
 	if !ask.Capability.Block {
 		ask.Capability.FSType = cmp.Or(own["fstype"], "ext4")
 	}
-	if err := c.source(claim, &ask, controls); err != nil {
-		return nil, err
+	if from != nil {
+		switch ask.CloneOf, ask.SnapshotID = from.volumeID, from.snapshotID; {
+		case ask.CloneOf != "" && !controls[csi.CloneVolume]:
+			return nil, fmt.Errorf("CSI driver %s does not support clone volume", driver)
+		case ask.SnapshotID != "" && !controls[csi.CreateDeleteSnapshot]:
+			return nil, fmt.Errorf("CSI driver %s does not support snapshots", driver)
+		}
 	}
 	if can[csi.Accessibility] {
 		ask.Requisite, ask.Preferred = c.topologies(driver, class, selected)
@@ -309,37 +369,6 @@ func (c csiController) make(ctx context.Context, claim *corev1.PersistentVolumeC
 		v.Annotations[deletionSecretName], v.Annotations[deletionSecretNamespace] = s.Name, s.Namespace
 	}
 	return v, nil
-}
-
-// source is what a new volume begins with: nothing, or the content of another
-// claim's.
-func (c csiController) source(claim *corev1.PersistentVolumeClaim, ask *csi.Create, can map[csi.ControllerCapability]bool) error {
-	s := claim.Spec.DataSource
-	if s == nil {
-		if claim.Spec.DataSourceRef != nil {
-			return errors.New("a dataSourceRef of another namespace is not supported by Conclave yet")
-		}
-		return nil
-	}
-	if s.Kind != "PersistentVolumeClaim" {
-		return fmt.Errorf("a dataSource of kind %s is not supported by Conclave yet", s.Kind)
-	}
-	if !can[csi.CloneVolume] {
-		return errors.New("the driver cannot clone volumes")
-	}
-	from, ok := get[*corev1.PersistentVolumeClaim](c.cache, claims, claim.Namespace, s.Name)
-	if !ok || !api.Bound(from) {
-		return fmt.Errorf("the claim %s, which is to be cloned, is not bound", s.Name)
-	}
-	v, ok := get[*corev1.PersistentVolume](c.cache, volumes, "", from.Spec.VolumeName)
-	if !ok || v.Spec.CSI == nil || v.Spec.CSI.Driver != claim.Annotations[api.AnnotationProvisioner] {
-		return fmt.Errorf("the claim %s, which is to be cloned, is of another driver", s.Name)
-	}
-	if !api.SameMode(v, claim) {
-		return fmt.Errorf("the source PVC %s and the new one must have the same volume mode for cloning", s.Name)
-	}
-	ask.CloneOf = v.Spec.CSI.VolumeHandle
-	return nil
 }
 
 // topologies are where a volume may be: where the pod will run, if that is

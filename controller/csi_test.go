@@ -24,6 +24,10 @@ type fakeDriver struct {
 	mu     sync.Mutex
 	calls  []string
 	refuse map[string]*csi.Error // by method
+	also   []uint64              // further capabilities of the controller
+	ready  bool                  // that snapshots are
+	listed string                // the snapshot that a list has, on n2 alone
+	asked  []byte                // the last request that was no question
 }
 
 func (d *fakeDriver) set(method string, err *csi.Error) {
@@ -69,8 +73,14 @@ func (d *fakeDriver) call(_ context.Context, node, _, driver, method string, req
 	case "GetPluginCapabilities":
 		return capability(1, 2), nil
 	case "ControllerGetCapabilities":
-		return capability(1, 2, 9), nil
+		return capability(append([]uint64{1, 2, 9}, d.also...)...), nil
+	case "ListSnapshots":
+		if d.listed == "" || node != "n2" {
+			return nil, nil
+		}
+		return text(1, string(text(1, string(slices.Concat(number(1, 1<<30), text(2, d.listed), number(5, 1)))))), nil
 	}
+	d.asked = request
 	d.calls = append(d.calls, fmt.Sprintf("%s@%s", method, node))
 	switch method {
 	case "CreateVolume":
@@ -78,6 +88,12 @@ func (d *fakeDriver) call(_ context.Context, node, _, driver, method string, req
 		return text(1, string(slices.Concat(number(1, 2<<30), text(2, "vol"), where))), nil
 	case "ControllerPublishVolume":
 		return text(1, string(append(text(1, "disk"), text(2, "sdb")...))), nil
+	case "CreateSnapshot":
+		ready := uint64(0)
+		if d.ready {
+			ready = 1
+		}
+		return text(1, string(slices.Concat(number(1, 2<<30), text(2, "snap"), text(4, string(number(1, 1700000000))), number(5, ready)))), nil
 	case "ControllerExpandVolume":
 		return slices.Concat(number(1, 5<<30), number(2, 1)), nil
 	}

@@ -179,7 +179,7 @@ func New(c Config) (*Manager, error) {
 	addIndexes(m.env.cache)
 	for _, add := range []func(*env) *Controller{
 		newReplicaSets, newReplicationControllers, newDeployments, newStatefulSets, newDaemonSets, newJobs, newCronJobs, newDisruption,
-		newVolumes, newVolumeProtection, newEphemeral, newAttachDetach, newCSI, newEndpointSlices, newEndpoints, newMirror, newLoadBalancer,
+		newVolumes, newVolumeProtection, newEphemeral, newAttachDetach, newCSI, newSnapshots, newCSISnapshots, newEndpointSlices, newEndpoints, newMirror, newLoadBalancer,
 		newNodes, newTaintEviction, newPodGC, newGarbage, newNamespaces,
 		newServiceAccounts, newRootCA, newExpiry, newServiceCIDRs, newQuotas, newDefinitions,
 	} {

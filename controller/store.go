@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -50,13 +51,19 @@ var (
 	attachments = storagev1.SchemeGroupVersion.WithResource("volumeattachments")
 	csiNodes    = storagev1.SchemeGroupVersion.WithResource("csinodes")
 	csiDrivers  = storagev1.SchemeGroupVersion.WithResource("csidrivers")
-	secrets     = corev1.SchemeGroupVersion.WithResource("secrets") // read one by one, not kept
+
+	snapshots        = snapshotv1.SchemeGroupVersion.WithResource("volumesnapshots")
+	snapshotContents = snapshotv1.SchemeGroupVersion.WithResource("volumesnapshotcontents")
+	snapshotClasses  = snapshotv1.SchemeGroupVersion.WithResource("volumesnapshotclasses")
+
+	secrets = corev1.SchemeGroupVersion.WithResource("secrets") // read one by one, not kept
 
 	needed = []schema.GroupVersionResource{
 		pods, nodes, services, endpoints, namespaces, configMaps, serviceAccounts,
 		events, deployments, replicaSets, endpointSlices,
 		statefulSets, revisions, claims, volumes, storageClasses, attachments, csiNodes, csiDrivers,
 		serviceCIDRs, ipAddresses, replicationControllers, daemonSets, budgets, jobs, cronJobs, quotas, definitions,
+		snapshots, snapshotContents, snapshotClasses,
 	}
 )
 
@@ -71,6 +78,8 @@ const (
 	volumesByNode       = "node"     // persistent volumes by the node that keeps them
 	attachmentsByNode   = "node"     // VolumeAttachments by spec.nodeName
 	attachmentsByVolume = "volume"   // VolumeAttachments by their volume
+	claimsBySource      = "source"   // claims by sourceKey of what their volumes begin with
+	snapshotsByClaim    = "claim"    // VolumeSnapshots by namespace/name of the claim that they are of
 )
 
 func addIndexes(c *cache) {
@@ -116,6 +125,23 @@ func addIndexes(c *cache) {
 	c.addIndex(attachments, attachmentsByVolume, func(o api.Object) []string {
 		if name := o.(*storagev1.VolumeAttachment).Spec.Source.PersistentVolumeName; name != nil {
 			return []string{*name}
+		}
+		return nil
+	})
+	c.addIndex(claims, claimsBySource, func(o api.Object) []string {
+		s := o.(*corev1.PersistentVolumeClaim).Spec.DataSource
+		if s == nil {
+			return nil
+		}
+		group := ""
+		if s.APIGroup != nil {
+			group = *s.APIGroup
+		}
+		return []string{sourceKey(group, s.Kind, o.GetNamespace(), s.Name)}
+	})
+	c.addIndex(snapshots, snapshotsByClaim, func(o api.Object) []string {
+		if name := o.(*snapshotv1.VolumeSnapshot).Spec.Source.PersistentVolumeClaimName; name != nil {
+			return []string{o.GetNamespace() + "/" + *name}
 		}
 		return nil
 	})

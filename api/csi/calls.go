@@ -48,11 +48,13 @@ const (
 	ControllerService PluginCapability = 1
 	Accessibility     PluginCapability = 2
 
-	CreateDelete     ControllerCapability = 1
-	PublishUnpublish ControllerCapability = 2
-	CloneVolume      ControllerCapability = 7
-	ExpandVolume     ControllerCapability = 9
-	SingleNodeMulti  ControllerCapability = 13
+	CreateDelete         ControllerCapability = 1
+	PublishUnpublish     ControllerCapability = 2
+	CreateDeleteSnapshot ControllerCapability = 5
+	ListSnapshots        ControllerCapability = 6
+	CloneVolume          ControllerCapability = 7
+	ExpandVolume         ControllerCapability = 9
+	SingleNodeMulti      ControllerCapability = 13
 
 	StageUnstage     NodeCapability = 1
 	NodeExpand       NodeCapability = 3
@@ -186,7 +188,7 @@ type Create struct {
 	Required, Limit      int64 // bytes; 0: no matter
 	Capability           Capability
 	Parameters, Secrets  map[string]string
-	CloneOf              string              // volume id
+	CloneOf, SnapshotID  string              // what it begins with: a volume's content, or a snapshot's
 	Requisite, Preferred []map[string]string // topologies
 }
 
@@ -206,10 +208,15 @@ func CreateVolume(ctx context.Context, call Caller, c Create) (Volume, error) {
 	m.part(3, c.Capability.message())
 	m.pairs(4, c.Parameters)
 	m.pairs(5, c.Secrets)
-	if c.CloneOf != "" {
-		var from, volume message
-		volume.text(1, c.CloneOf)
-		from.part(2, volume)
+	if c.CloneOf != "" || c.SnapshotID != "" {
+		var from, what message
+		if c.SnapshotID != "" {
+			what.text(1, c.SnapshotID)
+			from.part(1, what)
+		} else {
+			what.text(1, c.CloneOf)
+			from.part(2, what)
+		}
 		m.part(6, from)
 	}
 	if len(c.Requisite)+len(c.Preferred) > 0 {

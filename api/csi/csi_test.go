@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -109,6 +110,30 @@ func TestMessages(t *testing.T) {
 	if got.text(1) != "pvc-1" || !reflect.DeepEqual(pairs(4), map[string]string{"a": "b", "c": ""}) || !bytes.Equal(got.last(7).bytes, where) {
 		t.Errorf("asked for %v", got)
 	}
+	var at, snapshot, entry, found message
+	at.number(1, 1700000000)
+	at.number(2, 5)
+	snapshot.number(1, 9)
+	snapshot.text(2, "snap-1")
+	snapshot.text(3, "vol-1")
+	snapshot.part(4, at)
+	snapshot.truth(5, true)
+	entry.part(1, snapshot)
+	found.part(1, entry)
+	want := Snapshot{ID: "snap-1", SourceVolume: "vol-1", Size: 9, Created: time.Unix(1700000000, 5), Ready: true}
+	// Of CreateSnapshot the answer has a snapshot where a list has an entry.
+	if s, err := CreateSnapshot(t.Context(), call(entry), "vol-1", "s", map[string]string{"a": "b"}, nil); err != nil || s != want || got.text(1) != "vol-1" || got.text(2) != "s" || pairs(4)["a"] != "b" {
+		t.Errorf("took %+v, %v; asked for %v", s, err, got)
+	}
+	if s, ok, err := FindSnapshot(t.Context(), call(found), "snap-1", nil); err != nil || !ok || s != want || got.text(4) != "snap-1" {
+		t.Errorf("found %+v %t, %v; asked for %v", s, ok, err, got)
+	}
+	if _, ok, err := FindSnapshot(t.Context(), call(nil), "snap-1", nil); err != nil || ok {
+		t.Errorf("found one in an empty list: %v", err)
+	}
+	if _, err := CreateVolume(t.Context(), call(answer), Create{SnapshotID: "snap-1"}); err != nil || string(got.last(6).bytes) != "\x0a\x08\x0a\x06snap-1" {
+		t.Errorf("asked for a volume of %q, %v", got.last(6).bytes, err)
+	}
 	if _, err := parse([]byte{0x0a, 0x05, 'x'}); err == nil {
 		t.Error("a message that ends early was taken")
 	}
@@ -124,6 +149,8 @@ func FuzzAnswers(f *testing.F) {
 		_, _ = CreateVolume(t.Context(), call, Create{})
 		_, _ = GetNodeInfo(t.Context(), call)
 		_, _ = NodeCapabilities(t.Context(), call)
+		_, _ = CreateSnapshot(t.Context(), call, "", "", nil, nil)
+		_, _, _ = FindSnapshot(t.Context(), call, "", nil)
 		_, _ = Registration(t.Context(), call)
 		_, _ = unframe(b)
 	})

@@ -267,7 +267,9 @@ func Builtin() []*Kind {
 			Columns: attributesClassColumns, Cells: cells(attributesClassCells),
 		},
 	}
-	rows = append(append(append(rows, storedRows()...), workloadRows()...), policyRows()...)
+	for _, more := range [][]*Kind{storedRows(), workloadRows(), policyRows(), snapshotRows()} {
+		rows = append(rows, more...)
+	}
 	for _, k := range rows {
 		k.Complete()
 	}

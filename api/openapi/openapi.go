@@ -27,7 +27,9 @@ func V2Protobuf() []byte { return v2Protobuf }
 // changed.
 func V3() map[string][]byte { return maps.Clone(v3) }
 
-// V3Protobuf is the same documents as gnostic's protobuf messages.
+// V3Protobuf is the same documents as gnostic's protobuf messages, where there is
+// one: not of the kinds of volume snapshots, whose group clients take for one of
+// custom resources.
 func V3Protobuf() map[string][]byte { return maps.Clone(v3Protobuf) }
 
 // Merge is the schema by which structured-merge-diff knows the fields of all

@@ -138,3 +138,16 @@ func control(file string, request uint) error {
 	defer device.Close()
 	return unix.IoctlSetInt(int(device.Fd()), request, 0)
 }
+
+// flush brings what was written to the device of a file into the file.
+func flush(file string) error {
+	path, err := loopOf(file)
+	if err != nil || path == "" {
+		return err
+	}
+	device, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(device.Sync(), device.Close())
+}

@@ -39,6 +39,7 @@ type volume struct {
 	Capacity int64           `json:"capacity"`
 	Attached map[string]bool `json:"attached,omitempty"` // node to whether it may only read
 	Grown    int64           `json:"grown,omitempty"`    // what the node was last told
+	Source   string          `json:"source,omitempty"`   // what it began with
 }
 
 func (d *driver) folder(id string) string { return filepath.Join(d.state, id) }
@@ -100,6 +101,7 @@ func (d *driver) ControllerGetCapabilities(context.Context, *csi.ControllerGetCa
 	r := &csi.ControllerGetCapabilitiesResponse{}
 	for _, t := range []csi.ControllerServiceCapability_RPC_Type{
 		csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME, csi.ControllerServiceCapability_RPC_PUBLISH_UNPUBLISH_VOLUME, csi.ControllerServiceCapability_RPC_EXPAND_VOLUME,
+		csi.ControllerServiceCapability_RPC_CREATE_DELETE_SNAPSHOT, csi.ControllerServiceCapability_RPC_LIST_SNAPSHOTS, csi.ControllerServiceCapability_RPC_CLONE_VOLUME,
 	} {
 		r.Capabilities = append(r.Capabilities, &csi.ControllerServiceCapability{Type: &csi.ControllerServiceCapability_Rpc{Rpc: &csi.ControllerServiceCapability_RPC{Type: t}}})
 	}
@@ -169,36 +171,47 @@ func (d *driver) CreateVolume(_ context.Context, r *csi.CreateVolumeRequest) (*c
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	size := max(r.CapacityRange.GetRequiredBytes(), smallest)
+	from, err := d.content(r.VolumeContentSource)
+	if err != nil {
+		return nil, err
+	}
+	size, source := max(r.CapacityRange.GetRequiredBytes(), smallest), ""
+	if from != nil {
+		if from.block != block {
+			return nil, status.Errorf(codes.InvalidArgument, "%s is of the other mode", from.source)
+		}
+		size, source = max(size, from.size), from.source
+	}
 	if limit := r.CapacityRange.GetLimitBytes(); size > largest || limit > 0 && size > limit {
 		return nil, status.Errorf(codes.OutOfRange, "no volume of %d bytes can be made", size)
 	}
-	id := "v-" + strings.Map(func(c rune) rune {
-		if strings.ContainsRune("abcdefghijklmnopqrstuvwxyz0123456789-", c) {
-			return c
-		}
-		return '-'
-	}, strings.ToLower(r.Name))
-	id = id[:min(len(id), 200)]
+	id := idOf("v-", r.Name)
 	v, err := d.load(id)
 	switch {
 	case status.Code(err) == codes.NotFound:
-		v = &volume{Name: r.Name, Block: block, Capacity: size}
-		if err := d.write(id, v); err != nil {
-			return nil, err
+		v = &volume{Name: r.Name, Block: block, Capacity: size, Source: source}
+		if from != nil {
+			if err := from.fill(d.folder(id)); err != nil {
+				return nil, internal(err)
+			}
+		}
+		if from == nil || block { // what is copied has a mode of its own
+			if err := d.write(id, v); err != nil {
+				return nil, err
+			}
 		}
 		if err := d.save(id, v); err != nil {
 			return nil, err
 		}
 	case err != nil:
 		return nil, err
-	case v.Block != block:
-		return nil, status.Errorf(codes.AlreadyExists, "there is a volume %s of the other mode", r.Name)
+	case v.Block != block || v.Source != source:
+		return nil, status.Errorf(codes.AlreadyExists, "there is a volume %s of another mode or source", r.Name)
 	case v.Name != r.Name || v.Capacity < size || r.CapacityRange.GetLimitBytes() > 0 && v.Capacity > r.CapacityRange.GetLimitBytes():
 		return nil, status.Errorf(codes.AlreadyExists, "there is a volume %s of another size", r.Name)
 	}
 	return &csi.CreateVolumeResponse{Volume: &csi.Volume{
-		VolumeId: id, CapacityBytes: v.Capacity, VolumeContext: r.Parameters,
+		VolumeId: id, CapacityBytes: v.Capacity, VolumeContext: r.Parameters, ContentSource: r.VolumeContentSource,
 		AccessibleTopology: []*csi.Topology{{Segments: map[string]string{topologyKey: d.node}}},
 	}}, nil
 }

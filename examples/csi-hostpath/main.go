@@ -1,6 +1,7 @@
 // Command csi-hostpath is a CSI driver as small as one can be: its volumes are
-// folders of one host, mounted by bind, or files, as loop devices. It shows what
-// an ordinary driver does, and is what Conclave's own tests run.
+// folders of one host, mounted by bind, or files, as loop devices; a snapshot is a
+// copy, and so is a clone. It shows what an ordinary driver does, and is what
+// Conclave's own tests run.
 //
 // A volume is a folder or a file below --state, with what is known of it in a file
 // beside it. It is where it was made: its topology is the host's name. A volume in

@@ -33,8 +33,6 @@ import (
 	"k8s.io/kube-openapi/pkg/util"
 	"k8s.io/kube-openapi/pkg/validation/spec"
 	smd "sigs.k8s.io/structured-merge-diff/v6/schema"
-
-	"conclave/tools/openapi/definitions"
 )
 
 func main() {
@@ -50,6 +48,10 @@ func main() {
 
 func run(folder string) error {
 	services := routes()
+	schemas, err := withSnapshots()
+	if err != nil {
+		return err
+	}
 	groupVersionKinds := modelKinds(services)
 	name := func(name string) (string, spec.Extensions) {
 		name = modelName(name)
@@ -75,7 +77,7 @@ func run(folder string) error {
 	v2, err := builder.BuildOpenAPISpecFromRoutes(all, &common.Config{
 		Info:                           info,
 		ProtocolList:                   []string{"https"},
-		GetDefinitions:                 definitions.GetOpenAPIDefinitions,
+		GetDefinitions:                 schemas,
 		GetDefinitionName:              name,
 		GetOperationIDAndTagsFromRoute: identify,
 		CommonResponses:                map[int]spec.Response{401: {ResponseProps: spec.ResponseProps{Description: "Unauthorized"}}},
@@ -125,7 +127,7 @@ var merge []byte
 	for i, s := range services {
 		config := &common.OpenAPIV3Config{
 			Info:                           info,
-			GetDefinitions:                 definitions.GetOpenAPIDefinitions,
+			GetDefinitions:                 schemas,
 			GetDefinitionName:              name,
 			GetOperationIDAndTagsFromRoute: identify,
 			CommonResponses:                map[int]*spec3.Response{401: {ResponseProps: spec3.ResponseProps{Description: "Unauthorized"}}},
@@ -140,9 +142,7 @@ var merge []byte
 		}
 		file := strings.ReplaceAll(strings.Trim(s.root, "/"), "/", "__")
 		fmt.Fprintf(&index, "\n//go:embed spec/v3/%s.json.gz\nvar v3_%d []byte\n", file, i)
-		fmt.Fprintf(&index, "\n//go:embed spec/v3/%s.pb.gz\nvar v3Protobuf_%d []byte\n", file, i)
 		fmt.Fprintf(&table, "\t%q: v3_%d,\n", strings.Trim(s.root, "/"), i)
-		fmt.Fprintf(&protobufs, "\t%q: v3Protobuf_%d,\n", strings.Trim(s.root, "/"), i)
 		maps.Copy(models, v3.Components.Schemas)
 		text, err := json.Marshal(v3)
 		if err != nil {
@@ -151,6 +151,11 @@ var merge []byte
 		if err := write(filepath.Join(folder, "v3", file+".json.gz"), text); err != nil {
 			return err
 		}
+		if s.gv.Group == snapshotGroup {
+			continue // as of custom resources: who asks for it is content with JSON
+		}
+		fmt.Fprintf(&index, "\n//go:embed spec/v3/%s.pb.gz\nvar v3Protobuf_%d []byte\n", file, i)
+		fmt.Fprintf(&protobufs, "\t%q: v3Protobuf_%d,\n", strings.Trim(s.root, "/"), i)
 		protobuf, err := handler3.ToV3ProtoBinary(text)
 		if err != nil {
 			return fmt.Errorf("encode version 3 of %s as protobuf: %w", s.root, err)
@@ -187,6 +192,8 @@ func writeMerge(file string, models map[string]*spec.Schema) error {
 	if err != nil {
 		return fmt.Errorf("encode the schema of merging: %w", err)
 	}
+	// By the name that runtime.Scheme makes of a type that does not tell its own.
+	text = bytes.ReplaceAll(text, []byte(snapshotModel), []byte(util.ToRESTFriendlyName(snapshots)))
 	return write(file, text)
 }
 
@@ -227,6 +234,9 @@ func gvkExtension(gvk schema.GroupVersionKind) map[string]any {
 
 // modelName is the name of a type's schema. Most published types know theirs.
 func modelName(canonical string) string {
+	if name, ok := strings.CutPrefix(canonical, snapshots); ok {
+		return snapshotModel + name
+	}
 	if strings.Contains(canonical, "/") {
 		return util.ToRESTFriendlyName(canonical)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"net/http"
 	"reflect"
+	"slices"
 	"strings"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
@@ -253,6 +254,9 @@ func routes() []*service {
 var namespaceParameter = inPath("namespace", "object name and auth scope, such as for teams and projects")
 
 func (s *service) addKind(k *kinds.Kind) {
+	if _, ok := k.New().(interface{ Marshal() ([]byte, error) }); !ok {
+		defer func(before int) { withoutProtobuf(s.routes[before:]) }(len(s.routes))
+	}
 	kind, object, list := k.GVK.Kind, k.New(), k.NewList()
 	base, scope := s.root+"/"+k.Plural, ""
 	common_ := []common.Parameter{pretty}
@@ -321,6 +325,16 @@ func (s *service) addKind(k *kinds.Kind) {
 				}
 				add(method, verb, path, id, verb+" "+sub.name+" of the specified "+kind, action, sub.gvk, with(inQuery(sub.connect)), nil, "", 200)
 			}
+		}
+	}
+}
+
+// withoutProtobuf is for kinds that have no form in it.
+func withoutProtobuf(routes []common.Route) {
+	for _, r := range routes {
+		r := r.(*route)
+		for _, media := range []*[]string{&r.produces, &r.consumes} {
+			*media = slices.DeleteFunc(slices.Clone(*media), func(m string) bool { return strings.Contains(m, "protobuf") })
 		}
 	}
 }
