@@ -13,12 +13,14 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilrand "k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"conclave/api/custom"
+	"conclave/api/webhook"
 )
 
 // call is one operation of one user on one resource, over HTTP or in process.
@@ -29,6 +31,8 @@ type call struct {
 	namespace string
 	name      string
 	sub       string
+	posted    schema.GroupVersionResource // in place of res, of what is posted and not kept
+	quiet     bool                        // webhooks are not asked
 	// tracked says that managedFields are kept for this writer. In process
 	// they are only where the object has them already: nobody applies what
 	// the controllers own, and they cost memory in every object.
@@ -120,7 +124,6 @@ func (c *call) create(ctx context.Context, obj Object, o metav1.CreateOptions) (
 	if obj.GetResourceVersion() != "" {
 		return nil, apierrors.NewBadRequest("resourceVersion should not be set on objects to be created")
 	}
-	generate := obj.GetName() == "" && obj.GetGenerateName() != ""
 	obj.GetObjectKind().SetGroupVersionKind(c.res.GVK)
 	if c.res.Default != nil {
 		c.res.Default(obj)
@@ -128,8 +131,6 @@ func (c *call) create(ctx context.Context, obj Object, o metav1.CreateOptions) (
 	obj.SetDeletionTimestamp(nil)
 	obj.SetDeletionGracePeriodSeconds(nil)
 	obj.SetSelfLink("")
-	obj.SetCreationTimestamp(c.now())
-	obj.SetUID(uuid.NewUUID())
 	obj, err := c.track(c.res.New().(Object), obj, o.FieldManager)
 	if err != nil {
 		return nil, err
@@ -140,11 +141,21 @@ func (c *call) create(ctx context.Context, obj Object, o metav1.CreateOptions) (
 	if err := c.authorizeNodeWrite(ctx, "create", obj, nil); err != nil {
 		return nil, err
 	}
-	if c.res.hooks.admit != nil {
-		if err := c.res.hooks.admit(ctx, c, obj, nil); err != nil {
+	a := &ask{op: webhook.Create, kind: c.res.GVK, obj: obj, options: optionsOf(&o), dryRun: c.dryRun(o.DryRun)}
+	changed, err := c.admit(ctx, a, c.ownAdmission(ctx, nil))
+	if err != nil {
+		return nil, err
+	}
+	if obj = a.obj.(Object); changed {
+		if err := c.checkPlace(obj); err != nil {
 			return nil, err
 		}
+		obj.SetDeletionTimestamp(nil)
+		obj.SetDeletionGracePeriodSeconds(nil)
 	}
+	generate := obj.GetName() == "" && obj.GetGenerateName() != ""
+	obj.SetCreationTimestamp(c.now())
+	obj.SetUID(uuid.NewUUID())
 	if c.res.PrepareForCreate != nil {
 		c.res.PrepareForCreate(obj)
 	}
@@ -155,7 +166,7 @@ func (c *call) create(ctx context.Context, obj Object, o metav1.CreateOptions) (
 				c.res.Default(obj) // some defaults are made of the name
 			}
 		}
-		rec, err := c.createNamed(ctx, obj, c.dryRun(o.DryRun))
+		rec, err := c.createNamed(ctx, a, obj)
 		if generate && apierrors.IsAlreadyExists(err) {
 			if attempt < 8 {
 				continue
@@ -166,7 +177,8 @@ func (c *call) create(ctx context.Context, obj Object, o metav1.CreateOptions) (
 	}
 }
 
-func (c *call) createNamed(ctx context.Context, obj Object, dryRun bool) (rec Record, err error) {
+func (c *call) createNamed(ctx context.Context, a *ask, obj Object) (rec Record, err error) {
+	dryRun := a.dryRun
 	if c.res.hooks.reserve != nil && !dryRun {
 		undo, reserveErr := c.res.hooks.reserve(ctx, c, obj, nil)
 		if reserveErr != nil {
@@ -178,6 +190,10 @@ func (c *call) createNamed(ctx context.Context, obj Object, dryRun bool) (rec Re
 		if errs := c.res.Validate(obj); len(errs) > 0 {
 			return nil, apierrors.NewInvalid(c.res.GVK.GroupKind(), obj.GetName(), errs)
 		}
+	}
+	a.obj = obj
+	if err := c.judge(ctx, a); err != nil {
+		return nil, err
 	}
 	if err := c.chargeQuotas(ctx, obj, nil, dryRun); err != nil {
 		return nil, err
@@ -297,6 +313,10 @@ type update struct {
 	dryRun  bool
 	manager string // field manager named by the writer
 	applied bool   // change has recorded the managed fields itself
+	// asks are the facet that is written and the options, for webhooks; nil:
+	// none is asked.
+	facet   *facet
+	options runtime.Object
 	// change returns the new version of old, sharing nothing with it. It may
 	// be called several times. A resourceVersion or UID that it leaves in the
 	// object is a precondition.
@@ -352,10 +372,12 @@ func (c *call) tryUpdate(ctx context.Context, stored Record, u update) (_ Record
 	if err := c.authorizeNodeWrite(ctx, "update", obj, old); err != nil {
 		return nil, conditional, err
 	}
-	if c.res.hooks.admit != nil && (u.mode == ofSpec || u.mode == ofSub) {
-		if err := c.res.hooks.admit(ctx, c, obj, old); err != nil {
-			return nil, conditional, err
-		}
+	var own func(Object) error
+	if u.mode == ofSpec || u.mode == ofSub {
+		own = c.ownAdmission(ctx, old)
+	}
+	if obj, err = c.admitUpdate(ctx, u, obj, old, own, prepare); err != nil {
+		return nil, conditional, err
 	}
 	if c.res.hooks.reserve != nil && u.mode == ofSpec && !u.dryRun {
 		undo, reserveErr := c.res.hooks.reserve(ctx, c, obj, old)
@@ -368,6 +390,9 @@ func (c *call) tryUpdate(ctx context.Context, stored Record, u update) (_ Record
 		if errs := validate(obj, old); len(errs) > 0 {
 			return nil, conditional, apierrors.NewInvalid(c.res.GVK.GroupKind(), obj.GetName(), errs)
 		}
+	}
+	if err := c.judgeUpdate(ctx, u, obj, old); err != nil {
+		return nil, conditional, err
 	}
 	c.warnings(obj, old)
 	if apiequality.Semantic.DeepEqual(old, obj) && !c.res.outdated(stored) {
@@ -441,7 +466,7 @@ func (c *call) deleted(ctx context.Context, old Object) {
 }
 
 // replace is the update of a PUT: obj is the whole new version.
-func (c *call) replace(ctx context.Context, obj Object, o metav1.UpdateOptions, m mode) (Record, error) {
+func (c *call) replace(ctx context.Context, obj Object, o metav1.UpdateOptions, f *facet) (Record, error) {
 	if err := invalidOptions("UpdateOptions", metav1validation.ValidateUpdateOptions(&o)); err != nil {
 		return nil, err
 	}
@@ -451,7 +476,7 @@ func (c *call) replace(ctx context.Context, obj Object, o metav1.UpdateOptions, 
 	if err := c.checkPlace(obj); err != nil {
 		return nil, err
 	}
-	return c.update(ctx, update{mode: m, dryRun: c.dryRun(o.DryRun), manager: o.FieldManager, change: func(Object) (Object, error) {
+	return c.update(ctx, update{mode: f.mode, facet: f, options: optionsOf(&o), dryRun: c.dryRun(o.DryRun), manager: o.FieldManager, change: func(Object) (Object, error) {
 		return obj.DeepCopyObject().(Object), nil
 	}})
 }
@@ -487,6 +512,13 @@ func (c *call) tryRemove(ctx context.Context, stored Record, o metav1.DeleteOpti
 		}
 	}
 	if err := c.mayRemove(ctx, old, o); err != nil {
+		return nil, false, err
+	}
+	a := &ask{op: webhook.Delete, kind: c.res.GVK, old: old, options: optionsOf(&o), dryRun: c.dryRun(o.DryRun)}
+	if _, err := c.admit(ctx, a, nil); err != nil {
+		return nil, false, err
+	}
+	if err := c.judge(ctx, a); err != nil {
 		return nil, false, err
 	}
 	obj, now := planRemoval(old, o, c.now())

@@ -1,6 +1,7 @@
 package kinds
 
 import (
+	"slices"
 	"strconv"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -267,7 +268,7 @@ func Builtin() []*Kind {
 			Columns: attributesClassColumns, Cells: cells(attributesClassCells),
 		},
 	}
-	rows = append(append(append(rows, storedRows()...), workloadRows()...), policyRows()...)
+	rows = slices.Concat(rows, storedRows(), workloadRows(), policyRows(), admissionRows())
 	for _, k := range rows {
 		k.Complete()
 	}

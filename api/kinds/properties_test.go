@@ -14,6 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/client-go/kubernetes/scheme"
+
+	"conclave/api/types"
 	"sigs.k8s.io/randfill"
 	"sigs.k8s.io/yaml"
 )
@@ -191,6 +193,10 @@ func FuzzProtobuf(f *testing.F) {
 }
 
 func TestTable(t *testing.T) {
+	own := runtime.NewScheme()
+	if err := types.AddToScheme(own); err != nil {
+		t.Fatal(err)
+	}
 	seen := map[string]bool{}
 	for _, k := range Builtin() {
 		if seen[k.Resource()] {
@@ -201,7 +207,10 @@ func TestTable(t *testing.T) {
 			obj  runtime.Object
 			kind string
 		}{{k.New(), k.GVK.Kind}, {k.NewList(), k.GVK.Kind + "List"}} {
-			gvks, _, err := scheme.Scheme.ObjectKinds(of.obj)
+			gvks, _, err := own.ObjectKinds(of.obj)
+			if err != nil {
+				gvks, _, err = scheme.Scheme.ObjectKinds(of.obj)
+			}
 			if err != nil || gvks[0] != k.GVK.GroupVersion().WithKind(of.kind) {
 				t.Errorf("%s makes %v (%v)", k.Resource(), gvks, err)
 			}

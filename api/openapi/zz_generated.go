@@ -85,57 +85,65 @@ var v3_11 []byte
 //go:embed spec/v3/apis__batch__v1.pb.gz
 var v3Protobuf_11 []byte
 
-//go:embed spec/v3/apis__apiextensions.k8s.io__v1.json.gz
+//go:embed spec/v3/apis__admissionregistration.k8s.io__v1.json.gz
 var v3_12 []byte
 
-//go:embed spec/v3/apis__apiextensions.k8s.io__v1.pb.gz
+//go:embed spec/v3/apis__admissionregistration.k8s.io__v1.pb.gz
 var v3Protobuf_12 []byte
 
-//go:embed spec/v3/apis__authentication.k8s.io__v1.json.gz
+//go:embed spec/v3/apis__apiextensions.k8s.io__v1.json.gz
 var v3_13 []byte
 
-//go:embed spec/v3/apis__authentication.k8s.io__v1.pb.gz
+//go:embed spec/v3/apis__apiextensions.k8s.io__v1.pb.gz
 var v3Protobuf_13 []byte
 
-//go:embed spec/v3/apis__authorization.k8s.io__v1.json.gz
+//go:embed spec/v3/apis__authentication.k8s.io__v1.json.gz
 var v3_14 []byte
 
-//go:embed spec/v3/apis__authorization.k8s.io__v1.pb.gz
+//go:embed spec/v3/apis__authentication.k8s.io__v1.pb.gz
 var v3Protobuf_14 []byte
+
+//go:embed spec/v3/apis__authorization.k8s.io__v1.json.gz
+var v3_15 []byte
+
+//go:embed spec/v3/apis__authorization.k8s.io__v1.pb.gz
+var v3Protobuf_15 []byte
 
 // v3 and v3Protobuf are by path. Each value is the bytes in the binary, not a copy.
 var v3 = map[string][]byte{
-	"api/v1":                        v3_0,
-	"apis/apps/v1":                  v3_1,
-	"apis/coordination.k8s.io/v1":   v3_2,
-	"apis/discovery.k8s.io/v1":      v3_3,
-	"apis/events.k8s.io/v1":         v3_4,
-	"apis/networking.k8s.io/v1":     v3_5,
-	"apis/storage.k8s.io/v1":        v3_6,
-	"apis/node.k8s.io/v1":           v3_7,
-	"apis/resource.k8s.io/v1":       v3_8,
-	"apis/scheduling.k8s.io/v1":     v3_9,
-	"apis/policy/v1":                v3_10,
-	"apis/batch/v1":                 v3_11,
-	"apis/apiextensions.k8s.io/v1":  v3_12,
-	"apis/authentication.k8s.io/v1": v3_13,
-	"apis/authorization.k8s.io/v1":  v3_14,
+	"api/v1":                               v3_0,
+	"apis/apps/v1":                         v3_1,
+	"apis/coordination.k8s.io/v1":          v3_2,
+	"apis/discovery.k8s.io/v1":             v3_3,
+	"apis/events.k8s.io/v1":                v3_4,
+	"apis/networking.k8s.io/v1":            v3_5,
+	"apis/storage.k8s.io/v1":               v3_6,
+	"apis/node.k8s.io/v1":                  v3_7,
+	"apis/resource.k8s.io/v1":              v3_8,
+	"apis/scheduling.k8s.io/v1":            v3_9,
+	"apis/policy/v1":                       v3_10,
+	"apis/batch/v1":                        v3_11,
+	"apis/admissionregistration.k8s.io/v1": v3_12,
+	"apis/apiextensions.k8s.io/v1":         v3_13,
+	"apis/authentication.k8s.io/v1":        v3_14,
+	"apis/authorization.k8s.io/v1":         v3_15,
 }
 
 var v3Protobuf = map[string][]byte{
-	"api/v1":                        v3Protobuf_0,
-	"apis/apps/v1":                  v3Protobuf_1,
-	"apis/coordination.k8s.io/v1":   v3Protobuf_2,
-	"apis/discovery.k8s.io/v1":      v3Protobuf_3,
-	"apis/events.k8s.io/v1":         v3Protobuf_4,
-	"apis/networking.k8s.io/v1":     v3Protobuf_5,
-	"apis/storage.k8s.io/v1":        v3Protobuf_6,
-	"apis/node.k8s.io/v1":           v3Protobuf_7,
-	"apis/resource.k8s.io/v1":       v3Protobuf_8,
-	"apis/scheduling.k8s.io/v1":     v3Protobuf_9,
-	"apis/policy/v1":                v3Protobuf_10,
-	"apis/batch/v1":                 v3Protobuf_11,
-	"apis/apiextensions.k8s.io/v1":  v3Protobuf_12,
-	"apis/authentication.k8s.io/v1": v3Protobuf_13,
-	"apis/authorization.k8s.io/v1":  v3Protobuf_14,
+	"api/v1":                               v3Protobuf_0,
+	"apis/apps/v1":                         v3Protobuf_1,
+	"apis/coordination.k8s.io/v1":          v3Protobuf_2,
+	"apis/discovery.k8s.io/v1":             v3Protobuf_3,
+	"apis/events.k8s.io/v1":                v3Protobuf_4,
+	"apis/networking.k8s.io/v1":            v3Protobuf_5,
+	"apis/storage.k8s.io/v1":               v3Protobuf_6,
+	"apis/node.k8s.io/v1":                  v3Protobuf_7,
+	"apis/resource.k8s.io/v1":              v3Protobuf_8,
+	"apis/scheduling.k8s.io/v1":            v3Protobuf_9,
+	"apis/policy/v1":                       v3Protobuf_10,
+	"apis/batch/v1":                        v3Protobuf_11,
+	"apis/admissionregistration.k8s.io/v1": v3Protobuf_12,
+	"apis/apiextensions.k8s.io/v1":         v3Protobuf_13,
+	"apis/authentication.k8s.io/v1":        v3Protobuf_14,
+	"apis/authorization.k8s.io/v1":         v3Protobuf_15,
 }
