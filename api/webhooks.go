@@ -278,9 +278,9 @@ func (c *call) askHook(ctx context.Context, h *webhook.Hook, as webhook.Version,
 		}
 	}
 	is := webhook.Version{Resource: c.resource(), Kind: a.kind}
-	requested, requestedKind := webhook.GVR(is.Resource), webhook.GVK(is.Kind)
+	requested, requestedKind := webhook.Resource(is.Resource), webhook.Kind(is.Kind)
 	r := webhook.Request{
-		Kind: webhook.GVK(as.Kind), Resource: webhook.GVR(as.Resource), SubResource: c.sub,
+		Kind: webhook.Kind(as.Kind), Resource: webhook.Resource(as.Resource), SubResource: c.sub,
 		RequestKind: &requestedKind, RequestResource: &requested, RequestSubResource: c.sub,
 		Name: c.nameOf(a), Namespace: c.namespace, Operation: a.op, UserInfo: userInfo(c.user), DryRun: &a.dryRun,
 	}

@@ -3,6 +3,7 @@ package types
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -103,9 +104,14 @@ func marshalStruct(v reflect.Value) ([]byte, error) {
 // appendMap is of maps from strings to lists of strings, which are messages with
 // the list as their first field.
 func appendMap(b []byte, n protowire.Number, v reflect.Value) ([]byte, error) {
-	for _, key := range sortedKeys(v) {
-		entry := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), key.String())
-		list, err := appendField(nil, 1, v.MapIndex(key))
+	var keys []string
+	for _, key := range v.MapKeys() {
+		keys = append(keys, key.String())
+	}
+	slices.Sort(keys)
+	for _, key := range keys {
+		entry := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), key)
+		list, err := appendField(nil, 1, v.MapIndex(reflect.ValueOf(key)))
 		if err != nil {
 			return nil, err
 		}

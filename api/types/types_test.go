@@ -29,7 +29,9 @@ func TestLikePublished(t *testing.T) {
 		fill := randfill.NewWithSeed(1).NilChance(0.3).NumElements(1, 3).Funcs(
 			func(f *metav1.FieldsV1, _ randfill.Continue) { f.Raw = []byte(`{}`) },
 			func(m *metav1.TypeMeta, _ randfill.Continue) {},
-			func(m *metav1.ObjectMeta, c randfill.Continue) { m.Name, m.Labels = c.String(5), map[string]string{"a": c.String(3)} },
+			func(m *metav1.ObjectMeta, c randfill.Continue) {
+				m.Name, m.Labels = c.String(5), map[string]string{"a": c.String(3)}
+			},
 			func(m *metav1.Time, c randfill.Continue) { *m = metav1.Unix(c.Int63n(1e9), 0) },
 		)
 		for range 50 {

@@ -10,28 +10,27 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/uuid"
 )
 
 // Request is the question of an AdmissionReview (admission.k8s.io).
 type Request struct {
-	UID                types.UID                    `json:"uid"`
-	Kind               metav1.GroupVersionKind      `json:"kind"`
-	Resource           metav1.GroupVersionResource  `json:"resource"`
-	SubResource        string                       `json:"subResource,omitempty"`
-	RequestKind        *metav1.GroupVersionKind     `json:"requestKind,omitempty"`
-	RequestResource    *metav1.GroupVersionResource `json:"requestResource,omitempty"`
-	RequestSubResource string                       `json:"requestSubResource,omitempty"`
-	Name               string                       `json:"name,omitempty"`
-	Namespace          string                       `json:"namespace,omitempty"`
-	Operation          string                       `json:"operation"`
-	UserInfo           authenticationv1.UserInfo    `json:"userInfo"`
-	Object             json.RawMessage              `json:"object"`
-	OldObject          json.RawMessage              `json:"oldObject"`
-	DryRun             *bool                        `json:"dryRun,omitempty"`
-	Options            json.RawMessage              `json:"options"`
+	UID                types.UID                 `json:"uid"`
+	Kind               Kind                      `json:"kind"`
+	Resource           Resource                  `json:"resource"`
+	SubResource        string                    `json:"subResource,omitempty"`
+	RequestKind        *Kind                     `json:"requestKind,omitempty"`
+	RequestResource    *Resource                 `json:"requestResource,omitempty"`
+	RequestSubResource string                    `json:"requestSubResource,omitempty"`
+	Name               string                    `json:"name,omitempty"`
+	Namespace          string                    `json:"namespace,omitempty"`
+	Operation          string                    `json:"operation"`
+	UserInfo           authenticationv1.UserInfo `json:"userInfo"`
+	Object             json.RawMessage           `json:"object"`
+	OldObject          json.RawMessage           `json:"oldObject"`
+	DryRun             *bool                     `json:"dryRun,omitempty"`
+	Options            json.RawMessage           `json:"options"`
 }
 
 // Response is the answer of an AdmissionReview.
@@ -53,14 +52,18 @@ type review struct {
 	Response   *Response `json:"response,omitempty"`
 }
 
-// GVK and GVR are the forms that reviews have of a kind and a resource.
-func GVK(k schema.GroupVersionKind) metav1.GroupVersionKind {
-	return metav1.GroupVersionKind{Group: k.Group, Version: k.Version, Kind: k.Kind}
+// Kind is how a review names a kind.
+type Kind struct {
+	Group   string `json:"group"`
+	Version string `json:"version"`
+	Kind    string `json:"kind"`
 }
 
-// GVR is of a resource.
-func GVR(r schema.GroupVersionResource) metav1.GroupVersionResource {
-	return metav1.GroupVersionResource{Group: r.Group, Version: r.Version, Resource: r.Resource}
+// Resource is how it names a resource.
+type Resource struct {
+	Group    string `json:"group"`
+	Version  string `json:"version"`
+	Resource string `json:"resource"`
 }
 
 // Ask puts a question to a webhook. The error is of an answer that did not come
