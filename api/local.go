@@ -227,6 +227,7 @@ func (l *local) followOnce(ctx context.Context, r schema.GroupVersionResource, n
 	if err != nil {
 		return false, err
 	}
+	c.byName = true
 	options, err := parseOptions(metav1.ListOptions{LabelSelector: o.LabelSelector, FieldSelector: o.FieldSelector})
 	if err != nil {
 		return false, err

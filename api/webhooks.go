@@ -330,27 +330,6 @@ func (c *call) documentOf(ctx context.Context, obj runtime.Object, is, as webhoo
 	return doc, nil
 }
 
-// convert shows an object of one version of a resource in another.
-func (s *Server) convert(_ context.Context, obj Object, from, to schema.GroupVersionResource) (Object, error) {
-	was, is := s.resource(from), s.resource(to)
-	if was == nil || is == nil {
-		return nil, apierrors.NewInternalError(fmt.Errorf("convert %s to %s: one of them is not served any more", from, to))
-	}
-	stored, err := was.toStored(obj)
-	if err != nil {
-		return nil, err
-	}
-	if is.FromStored == nil {
-		return stored, nil
-	}
-	out, err := is.FromStored(stored)
-	if err != nil {
-		return nil, err
-	}
-	out.GetObjectKind().SetGroupVersionKind(is.GVK)
-	return out.(Object), nil
-}
-
 // took passes on what a webhook has to tell, and returns its refusal. A nil
 // response is of a webhook that is ignored.
 func (c *call) took(h *webhook.Hook, r *webhook.Response, err error) error {

@@ -33,6 +33,7 @@ type call struct {
 	sub       string
 	posted    schema.GroupVersionResource // in place of res, of what is posted and not kept
 	quiet     bool                        // webhooks are not asked
+	byName    bool                        // no webhook converts: who reads wants nothing but metadata
 	// tracked says that managedFields are kept for this writer. In process
 	// they are only where the object has them already: nobody applies what
 	// the controllers own, and they cost memory in every object.
@@ -239,9 +240,10 @@ func (c *call) warnings(obj, old Object) {
 // caller's; the key is the object's or, for Delete, the call's.
 func (c *call) write(ctx context.Context, w Write) (Record, error) {
 	w.Resource, w.Namespace, w.Name = c.res.stored, c.namespace, c.name
+	asked := w.Object
 	if w.Object != nil {
 		w.Namespace, w.Name = w.Object.GetNamespace(), w.Object.GetName()
-		obj, err := c.res.toStored(w.Object)
+		obj, err := c.s.stored(ctx, c.res, w.Object)
 		if err != nil {
 			return nil, err
 		}
@@ -259,16 +261,22 @@ func (c *call) write(ctx context.Context, w Write) (Record, error) {
 	if err != nil {
 		return nil, storageError(err, c.res.gr(), w.Name)
 	}
-	return c.res.view(rec), nil
+	shown, err := c.shownOne(ctx, rec)
+	if err != nil { // it is written: whoever asked is shown what they asked for
+		c.s.log.Warn("what was written cannot be converted back", "resource", c.res.gvr.String(), "name", w.Name, "error", err)
+		if asked == nil {
+			return c.res.view(rec), nil
+		}
+		out := asked.DeepCopyObject().(Object)
+		out.SetResourceVersion(rec.Object().GetResourceVersion())
+		return loose{out}, nil
+	}
+	return shown, nil
 }
 
 // current is this replica's version of the call's object, nil if none.
-func (c *call) current() Record {
-	rec := c.s.cfg.Storage.Get(c.res.stored, c.namespace, c.name)
-	if rec == nil {
-		return nil
-	}
-	return c.res.view(rec)
+func (c *call) current(ctx context.Context) (Record, error) {
+	return c.shownOne(ctx, c.s.cfg.Storage.Get(c.res.stored, c.namespace, c.name))
 }
 
 // retry runs try on the current version until it succeeds. A refusal that
@@ -277,7 +285,11 @@ func (c *call) current() Record {
 func (c *call) retry(ctx context.Context, try func(old Record) (conditional bool, err error)) error {
 	synced := false
 	for attempt := 0; ; attempt++ {
-		conditional, err := try(c.current())
+		old, err := c.current(ctx)
+		if err != nil {
+			return err
+		}
+		conditional, err := try(old)
 		switch {
 		case err == nil:
 			return nil
