@@ -50,7 +50,7 @@ func (d *definition) convertAll(ctx context.Context, s *Server, objects []*unstr
 // errNotYet says of a record that nobody has converted it.
 var errNotYet = errors.New("not yet converted")
 
-// shown are records as readers of the call's resource see them. once says that
+// shownAll are records as readers of the call's resource see them. once says that
 // what was converted for another reader is good enough.
 func (c *call) shownAll(ctx context.Context, records []Record, once bool) ([]Record, error) {
 	out := make([]Record, len(records))
@@ -136,7 +136,7 @@ func (r *resource) convertInto(ctx context.Context, s *Server, out, records []Re
 	return nil
 }
 
-// shown is shownAll of one record, which may be nil.
+// shownOne is shownAll of one record, which may be nil.
 func (c *call) shownOne(ctx context.Context, rec Record) (Record, error) {
 	if rec == nil {
 		return nil, nil

@@ -38,6 +38,7 @@ type OpenAPI interface {
 type Document struct {
 	JSON     []byte
 	Protobuf []byte // of gnostic's message
+	Shared   []byte // the rest of that message, which other documents have too; may be nil
 }
 
 // NodeConns reaches the kubelet API of a node.

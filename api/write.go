@@ -325,8 +325,8 @@ type update struct {
 	dryRun  bool
 	manager string // field manager named by the writer
 	applied bool   // change has recorded the managed fields itself
-	// asks are the facet that is written and the options, for webhooks; nil:
-	// none is asked.
+	// facet is what is written, and options are the writer's, for webhooks. No
+	// facet: none is asked.
 	facet   *facet
 	options runtime.Object
 	// change returns the new version of old, sharing nothing with it. It may

@@ -18,6 +18,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -120,7 +121,10 @@ var v2Protobuf []byte
 //go:embed spec/merge.yaml.gz
 var merge []byte
 `)
+	fmt.Fprint(&index, "\n//go:embed spec/v3/shared.pb.gz\nvar v3ProtobufShared []byte\n")
 	var table, protobufs bytes.Buffer
+	var whole []*spec3.OpenAPI
+	var files []string
 	models := map[string]*spec.Schema{}
 	for i, s := range services {
 		config := &common.OpenAPIV3Config{
@@ -142,7 +146,11 @@ var merge []byte
 		fmt.Fprintf(&index, "\n//go:embed spec/v3/%s.json.gz\nvar v3_%d []byte\n", file, i)
 		fmt.Fprintf(&index, "\n//go:embed spec/v3/%s.pb.gz\nvar v3Protobuf_%d []byte\n", file, i)
 		fmt.Fprintf(&table, "\t%q: v3_%d,\n", strings.Trim(s.root, "/"), i)
-		fmt.Fprintf(&protobufs, "\t%q: v3Protobuf_%d,\n", strings.Trim(s.root, "/"), i)
+		shared := "nil"
+		if isStored(v3) {
+			shared = "v3ProtobufShared"
+		}
+		fmt.Fprintf(&protobufs, "\t%q: {v3Protobuf_%d, %s},\n", strings.Trim(s.root, "/"), i, shared)
 		maps.Copy(models, v3.Components.Schemas)
 		text, err := json.Marshal(v3)
 		if err != nil {
@@ -151,24 +159,77 @@ var merge []byte
 		if err := write(filepath.Join(folder, "v3", file+".json.gz"), text); err != nil {
 			return err
 		}
-		protobuf, err := handler3.ToV3ProtoBinary(text)
-		if err != nil {
-			return fmt.Errorf("encode version 3 of %s as protobuf: %w", s.root, err)
-		}
-		if err := write(filepath.Join(folder, "v3", file+".pb.gz"), protobuf); err != nil {
-			return err
-		}
+		whole, files = append(whole, v3), append(files, filepath.Join(folder, "v3", file+".pb.gz"))
+	}
+	if err := writeProtobufs(folder, files, whole); err != nil {
+		return err
 	}
 	if err := writeMerge(filepath.Join(folder, "merge.yaml.gz"), models); err != nil {
 		return err
 	}
 	fmt.Fprintf(&index, "\n// v3 and v3Protobuf are by path. Each value is the bytes in the binary, not a copy.\nvar v3 = map[string][]byte{\n%s}\n", table.Bytes())
-	fmt.Fprintf(&index, "\nvar v3Protobuf = map[string][]byte{\n%s}\n", protobufs.Bytes())
+	fmt.Fprintf(&index, "\nvar v3Protobuf = map[string][2][]byte{\n%s}\n", protobufs.Bytes())
 	source, err := format.Source(index.Bytes())
 	if err != nil {
 		return fmt.Errorf("format the index: %w", err)
 	}
 	return os.WriteFile(filepath.Join(folder, "..", "zz_generated.go"), source, 0o644)
+}
+
+// isStored says that a document is of objects that are stored, not only of
+// reviews.
+func isStored(doc *spec3.OpenAPI) bool {
+	return doc.Components.Schemas["io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions"] != nil
+}
+
+// sharedSchemas are those that all documents of stored objects have.
+func sharedSchemas(whole []*spec3.OpenAPI) map[string]*spec.Schema {
+	var shared map[string]*spec.Schema
+	for _, doc := range whole {
+		switch {
+		case !isStored(doc):
+		case shared == nil:
+			shared = maps.Clone(doc.Components.Schemas)
+		default:
+			maps.DeleteFunc(shared, func(name string, s *spec.Schema) bool {
+				return !reflect.DeepEqual(s, doc.Components.Schemas[name])
+			})
+		}
+	}
+	return shared
+}
+
+// writeProtobufs writes the documents of version 3 as protobuf. The schemas that
+// all of stored objects have are half of each, and written once: two messages
+// behind each other are one, with the fields of both.
+func writeProtobufs(folder string, files []string, whole []*spec3.OpenAPI) error {
+	shared := sharedSchemas(whole)
+	encode := func(file string, doc *spec3.OpenAPI) error {
+		text, err := json.Marshal(doc)
+		if err != nil {
+			return fmt.Errorf("encode %s: %w", file, err)
+		}
+		protobuf, err := handler3.ToV3ProtoBinary(text)
+		if err != nil {
+			return fmt.Errorf("encode %s as protobuf: %w", file, err)
+		}
+		return write(file, protobuf)
+	}
+	for i, doc := range whole {
+		own := *doc
+		if isStored(doc) {
+			components := *doc.Components
+			components.Schemas = maps.Clone(components.Schemas)
+			maps.DeleteFunc(components.Schemas, func(name string, _ *spec.Schema) bool { return shared[name] != nil })
+			own.Components = &components
+		}
+		if err := encode(files[i], &own); err != nil {
+			return err
+		}
+	}
+	return encode(filepath.Join(folder, "v3", "shared.pb.gz"), &spec3.OpenAPI{
+		Version: whole[0].Version, Info: whole[0].Info, Paths: &spec3.Paths{}, Components: &spec3.Components{Schemas: shared},
+	})
 }
 
 // writeMerge writes what structured-merge-diff needs to know of the models.
