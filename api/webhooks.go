@@ -29,8 +29,8 @@ import (
 // repair a cluster that they have locked.
 
 var (
-	mutatingHooks   = types.Admission.WithResource("mutatingwebhookconfigurations")
-	validatingHooks = types.Admission.WithResource("validatingwebhookconfigurations")
+	mutatingHooks   = types.Admission.WithResource("mutatingwebhookconfigurations").GroupResource().String()
+	validatingHooks = types.Admission.WithResource("validatingwebhookconfigurations").GroupResource().String()
 )
 
 // hookSet is the webhooks of the configurations of one kind, as they were when
@@ -43,8 +43,8 @@ type hookSet struct {
 
 // of are the webhooks that this replica knows, in the order in which they are
 // asked. Where there are none, it costs a look at an empty list.
-func (set *hookSet) of(s *Server, r schema.GroupVersionResource) []*webhook.Hook {
-	records, _ := s.cfg.Storage.List(r.GroupResource().String(), "")
+func (set *hookSet) of(s *Server, stored string) []*webhook.Hook {
+	records, _ := s.cfg.Storage.List(stored, "")
 	if len(records) == 0 {
 		return nil
 	}
@@ -80,8 +80,11 @@ type ask struct {
 	dryRun   bool
 }
 
-// asks says whether webhooks are to be asked about what this call does.
-func (c *call) asks() bool { return !c.quiet && c.resource().Group != types.Admission.Group }
+// asks says whether there are webhooks to be asked about what this call does.
+func (c *call) asks() bool {
+	return !c.quiet && c.resource().Group != types.Admission.Group &&
+		(len(c.s.mutating.of(c.s, mutatingHooks)) > 0 || len(c.s.validating.of(c.s, validatingHooks)) > 0)
+}
 
 // resource is what the call is about, also where it is no row of the table.
 func (c *call) resource() schema.GroupVersionResource {
@@ -477,7 +480,7 @@ func (c *call) ownAdmission(ctx context.Context, old Object) func(Object) error 
 // admitUpdate completes an update of the whole object. What webhooks changed
 // that this kind of update may not change, prepare undoes.
 func (c *call) admitUpdate(ctx context.Context, u update, obj, old Object, own func(Object) error, prepare func(obj, old runtime.Object)) (Object, error) {
-	if u.facet == nil || u.facet.gvk != c.res.GVK {
+	if u.facet == nil || u.facet.gvk != c.res.GVK || !c.asks() {
 		if own == nil {
 			return obj, nil
 		}
