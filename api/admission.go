@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -18,6 +19,7 @@ import (
 const (
 	tokenMountPath = "/var/run/secrets/kubernetes.io/serviceaccount"
 	rootCAName     = "kube-root-ca.crt"
+	tokenVolume    = "kube-api-access-"
 	// Somewhat more than an hour, by which clients recognise a token that was
 	// mounted by default.
 	mountedTokenSeconds = 3607
@@ -180,7 +182,11 @@ func (c *call) serviceAccount(ctx context.Context, namespace, name string) (*cor
 // mountToken gives every container of a pod the token of its service account,
 // unless it has something else mounted there.
 func mountToken(pod *corev1.Pod) {
-	name := "kube-api-access-" + utilrand.String(5)
+	name := tokenVolume + utilrand.String(5)
+	i := slices.IndexFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return strings.HasPrefix(v.Name, tokenVolume) })
+	if i >= 0 { // it has one already: only what a webhook added lacks the mount
+		name = pod.Spec.Volumes[i].Name
+	}
 	used := false
 	for _, containers := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range containers {
@@ -192,7 +198,7 @@ func mountToken(pod *corev1.Pod) {
 			used = true
 		}
 	}
-	if !used {
+	if !used || i >= 0 {
 		return
 	}
 	seconds, mode := int64(mountedTokenSeconds), int32(0o644)

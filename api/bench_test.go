@@ -6,6 +6,11 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"conclave/api/apitest"
 )
 
 // Creates of a 512-byte ConfigMap over TLS: what the server itself costs, the
@@ -31,4 +36,34 @@ func BenchmarkCreate(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkUpdateInProcess is an update of a ConfigMap without a connection: what
+// a write costs where no webhook is configured, and where one is that does not
+// concern it.
+func BenchmarkUpdateInProcess(b *testing.B) {
+	for name, hooked := range map[string]bool{"no webhook": false, "one of no concern": true} {
+		b.Run(name, func(b *testing.B) {
+			st := newSite(b)
+			if hooked {
+				h := newHooks(b, nil)
+				st.hook("Validating", h.config("Validating", "v", rule(`"*"`, "apps", "v1", `"*"`), "", "v"))
+			}
+			c := st.Local(apitest.Admin)
+			r := corev1.SchemeGroupVersion.WithResource("configmaps")
+			cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "c", Namespace: "default"}}
+			if _, err := c.Create(b.Context(), r, "default", "", cm, metav1.CreateOptions{}); err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			n := 0
+			for b.Loop() {
+				n++
+				cm.Data = map[string]string{"n": fmt.Sprint(n)}
+				if _, err := c.Update(b.Context(), r, "default", cm, metav1.UpdateOptions{}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }

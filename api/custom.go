@@ -13,10 +13,12 @@ import (
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/managedfields"
 
 	"conclave/api/custom"
+	"conclave/api/webhook"
 )
 
 // The rows of custom resources are not kept in the table: they are made of the
@@ -44,6 +46,10 @@ type definition struct {
 
 	// latest is the newest object that is served alike. Under customs' mutex.
 	latest *custom.Definition
+	// converter is the webhook that converts between versions, nil if none does.
+	converter *webhook.Converter
+
+	between renamer // converts for who keeps account of fields
 
 	mu   sync.Mutex
 	rows map[string]*resource // by version
@@ -81,7 +87,13 @@ func (s *Server) definition(gr schema.GroupResource) *definition {
 		d = nil
 	}
 	if d == nil && object != nil {
-		d = &definition{name: name, object: object, rows: map[string]*resource{}}
+		d = &definition{name: name, object: object, rows: map[string]*resource{}, converter: converterOf(object)}
+		d.between = renamer{}
+		if d.converter != nil {
+			d.between.convert = func(u *unstructured.Unstructured, to schema.GroupVersionKind) (Object, error) {
+				return s.convertOne(d.life, d, u, to)
+			}
+		}
 		d.typed = sync.OnceValues(func() (managedfields.TypeConverter, error) { return customTypes(object) })
 		d.life, d.end = context.WithCancel(s.ending)
 		if c.byName == nil {

@@ -38,7 +38,7 @@ func (r *resource) customManager(subresource string) (*managedfields.FieldManage
 	if err != nil {
 		return nil, fmt.Errorf("schemas of %s: %w", r.gvr, err)
 	}
-	m, err := managedfields.NewDefaultCRDFieldManager(types, renamer{}, defaulter{r.Kind}, renamer{}, r.GVK, gv, subresource, reset)
+	m, err := managedfields.NewDefaultCRDFieldManager(types, r.def.between, defaulter{r.Kind}, r.def.between, r.GVK, gv, subresource, reset)
 	if err != nil {
 		return nil, fmt.Errorf("field manager of %s: %w", r.gvr, err)
 	}
@@ -117,7 +117,9 @@ func openAPISchemas(path string, wanted func(name string) bool) (map[string]json
 
 // renamer converts between the versions of a custom resource, which with
 // strategy None differ in their name alone, and makes empty ones.
-type renamer struct{}
+type renamer struct {
+	convert func(*unstructured.Unstructured, schema.GroupVersionKind) (Object, error) // nil: by their name
+}
 
 func (renamer) New(gvk schema.GroupVersionKind) (runtime.Object, error) {
 	u := &unstructured.Unstructured{Object: map[string]any{}}
@@ -125,7 +127,7 @@ func (renamer) New(gvk schema.GroupVersionKind) (runtime.Object, error) {
 	return u, nil
 }
 
-func (renamer) ConvertToVersion(in runtime.Object, to runtime.GroupVersioner) (runtime.Object, error) {
+func (r renamer) ConvertToVersion(in runtime.Object, to runtime.GroupVersioner) (runtime.Object, error) {
 	u, ok := in.(*unstructured.Unstructured)
 	if !ok {
 		return nil, fmt.Errorf("convert a %T: not a custom resource", in)
@@ -142,6 +144,9 @@ func (renamer) ConvertToVersion(in runtime.Object, to runtime.GroupVersioner) (r
 	}
 	if gvk == have {
 		return u, nil
+	}
+	if r.convert != nil && !have.Empty() {
+		return r.convert(u, gvk)
 	}
 	out := u.DeepCopy()
 	out.SetGroupVersionKind(gvk)

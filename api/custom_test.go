@@ -475,7 +475,8 @@ func (documents) V2() api.Document {
 func (documents) V3() map[string]api.Document {
 	all := map[string]api.Document{}
 	for path, doc := range openapi.V3() {
-		all[path] = api.Document{JSON: doc, Protobuf: openapi.V3Protobuf()[path]}
+		parts := openapi.V3Protobuf()[path]
+		all[path] = api.Document{JSON: doc, Protobuf: parts[0], Shared: parts[1]}
 	}
 	return all
 }

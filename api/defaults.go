@@ -26,7 +26,7 @@ var system = User{Name: "system:apiserver", Groups: []string{groupMasters}}
 // storage class. The leader
 // calls it when it begins to lead; it frees leftover reservations, too.
 func (s *Server) EnsureDefaults(ctx context.Context) error {
-	c := s.Local(system)
+	c := s.own()
 	for _, name := range systemNamespaces {
 		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
 		if err := ensure(ctx, c, ns); err != nil {
@@ -100,7 +100,7 @@ func (s *Server) SetMasters(ctx context.Context, masters []netip.AddrPort) error
 		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{Addresses: []string{ip}, Conditions: discoveryv1.EndpointConditions{Ready: &ready}})
 	}
 	ep.Subsets = []corev1.EndpointSubset{subset}
-	c := s.Local(system)
+	c := s.own()
 	return errors.Join(put(ctx, c, ep, sameEndpoints), put(ctx, c, slice, sameSlice))
 }
 

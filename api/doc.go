@@ -23,6 +23,11 @@
 // The rows of custom resources are made of the definitions that this replica
 // stores, and compared with them at each request (custom.go).
 //
+// Admission webhooks (webhooks.go) are asked here, too, while a write is
+// computed, and the webhooks by which custom resources are converted
+// (custom_convert.go): the calls themselves are package webhook's. What the
+// server writes on its own account (own) is asked of nobody.
+//
 // A write is decided on this replica's state, which may be behind. So before
 // it is refused because of what is missing or different here, this replica is
 // brought up to date once and the decision is made again.
@@ -33,7 +38,8 @@
 // the stream is pulled from Storage by the goroutine that writes it, so that a
 // slow client holds up nobody. A Watch of a Client runs one goroutine, which
 // ends when Stop is called, its context ends or the server's Run ends. Follow
-// runs in its caller. Run looks after reservations of service addresses every
+// runs in its caller. A write asks its validating webhooks at once, each in a
+// goroutine for which it waits. Run looks after reservations of service addresses every
 // ten minutes, follows the definitions of custom resources in a goroutine beside
 // it, to end watches of what is served otherwise now, and ends all watches when
 // its context ends.

@@ -31,7 +31,7 @@ func evict(ctx context.Context, c *call, obj Object, o metav1.CreateOptions) (ru
 		d.DryRun = o.DryRun
 	}
 	one := *c
-	one.sub = ""
+	one.sub, one.quiet = "", true // webhooks were asked about the eviction
 	rec, err := one.get(ctx, metav1.GetOptions{}, true)
 	if err != nil {
 		return nil, err
@@ -122,7 +122,7 @@ func (c *call) charge(ctx context.Context, pod *corev1.Pod, dryRun bool) error {
 		if dryRun {
 			return nil
 		}
-		_, err := c.s.Local(system).Update(ctx, budgets, b.Namespace, b, metav1.UpdateOptions{}, "status")
+		_, err := c.s.own().Update(ctx, budgets, b.Namespace, b, metav1.UpdateOptions{}, "status")
 		switch {
 		case err == nil, apierrors.IsNotFound(err):
 			return nil

@@ -155,9 +155,20 @@ func (c *call) list(ctx context.Context, o *internalOptions, fresh bool) (listin
 	if start != "" {
 		records = records[sort.Search(len(records), func(i int) bool { return pageKey(records[i].Object()) >= start }):]
 	}
+	shown := records
+	if c.res.converts() {
+		if match == nil && o.Limit > 0 { // the rest is not looked at
+			shown = records[:min(int64(len(records)), o.Limit+1)]
+		}
+		if shown, err = c.shownAll(ctx, shown, false); err != nil {
+			return l, err
+		}
+	}
 	l.records = make([]Record, 0, min(len(records), 1024))
-	for i, rec := range records {
-		rec = c.res.view(rec)
+	for i, rec := range shown {
+		if !c.res.converts() {
+			rec = c.res.view(rec)
+		}
 		if match != nil && !match(rec.Object()) {
 			continue
 		}
@@ -255,8 +266,8 @@ func (c *call) get(ctx context.Context, o metav1.GetOptions, fresh bool) (Record
 			}
 		}
 	}
-	if rec := c.current(); rec != nil {
-		return rec, nil
+	if rec, err := c.current(ctx); err != nil || rec != nil {
+		return rec, err
 	}
 	return nil, apierrors.NewNotFound(c.res.gr(), c.name)
 }

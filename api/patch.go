@@ -108,7 +108,7 @@ func (c *call) updateSub(ctx context.Context, obj Object, o metav1.UpdateOptions
 		return nil, err
 	}
 	if f.gvk == c.res.GVK && c.sub != "finalize" {
-		return c.replace(ctx, obj, o, f.mode)
+		return c.replace(ctx, obj, o, &f)
 	}
 	if err := invalidOptions("UpdateOptions", metav1validation.ValidateUpdateOptions(&o)); err != nil {
 		return nil, err
@@ -116,9 +116,15 @@ func (c *call) updateSub(ctx context.Context, obj Object, o metav1.UpdateOptions
 	if err := c.checkPlace(obj); err != nil {
 		return nil, err
 	}
-	rec, err := c.update(ctx, update{mode: f.mode, dryRun: c.dryRun(o.DryRun), manager: o.FieldManager, change: func(old Object) (Object, error) {
-		return f.put(old, obj)
-	}})
+	u := update{mode: f.mode, facet: &f, options: optionsOf(&o), dryRun: c.dryRun(o.DryRun), manager: o.FieldManager}
+	u.change = func(old Object) (Object, error) {
+		said, err := c.admitShown(ctx, &u, obj, old)
+		if err != nil {
+			return nil, err
+		}
+		return f.put(old, said)
+	}
+	rec, err := c.update(ctx, u)
 	return c.shown(f, rec, err)
 }
 
@@ -162,7 +168,8 @@ func (c *call) patch(ctx context.Context, t types.PatchType, data []byte, o meta
 	if err != nil {
 		return nil, false, err
 	}
-	rec, err = c.update(ctx, update{mode: f.mode, dryRun: c.dryRun(o.DryRun), manager: o.FieldManager, change: func(old Object) (Object, error) {
+	u := update{mode: f.mode, facet: &f, options: optionsOf(&o), dryRun: c.dryRun(o.DryRun), manager: o.FieldManager}
+	u.change = func(old Object) (Object, error) {
 		base := f.show
 		if f.base != nil {
 			base = f.base
@@ -189,8 +196,12 @@ func (c *call) patch(ctx context.Context, t types.PatchType, data []byte, o meta
 		if after.GetResourceVersion() == before.GetResourceVersion() {
 			after.SetResourceVersion("") // not the patch's own word
 		}
+		if after, err = c.admitShown(ctx, &u, after, old); err != nil {
+			return nil, err
+		}
 		return f.put(old, after)
-	}})
+	}
+	rec, err = c.update(ctx, u)
 	rec, err = c.shown(f, rec, err)
 	return rec, false, err
 }
@@ -241,14 +252,14 @@ func (c *call) decodePatched(doc []byte, gvk schema.GroupVersionKind, validation
 
 // decodedOf is the kind's Decoded, for an object of the kind itself.
 func (c *call) decodedOf(gvk schema.GroupVersionKind) func(runtime.Object) ([]string, error) {
-	if gvk == c.res.GVK {
+	if c.res != nil && gvk == c.res.GVK {
 		return c.res.Decoded
 	}
 	return nil
 }
 
 func (c *call) newOf(gvk schema.GroupVersionKind) (runtime.Object, error) {
-	if gvk == c.res.GVK {
+	if c.res != nil && gvk == c.res.GVK {
 		return c.res.New(), nil
 	}
 	return Scheme().New(gvk)
@@ -281,7 +292,7 @@ func (c *call) apply(ctx context.Context, f facet, data []byte, o metav1.PatchOp
 		return obj, nil
 	}
 	for attempt := 0; ; attempt++ {
-		rec, err := c.update(ctx, update{mode: f.mode, dryRun: c.dryRun(o.DryRun), applied: true, change: func(old Object) (Object, error) {
+		rec, err := c.update(ctx, update{mode: f.mode, facet: &f, options: optionsOf(&o), dryRun: c.dryRun(o.DryRun), applied: true, change: func(old Object) (Object, error) {
 			merged, err := merge(old)
 			if err == nil && merged.GetResourceVersion() == old.GetResourceVersion() {
 				merged.SetResourceVersion(intent.GetResourceVersion())

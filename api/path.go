@@ -230,10 +230,11 @@ func (x *exchange) openAPIDocument(doc Document, protoMedia, protoAlias string) 
 		}
 		break
 	}
-	body := doc.Protobuf
+	parts := [][]byte{doc.Protobuf, doc.Shared}
 	if media != protoMedia {
-		media, body = mediaJSON, doc.JSON
+		media, parts = mediaJSON, [][]byte{doc.JSON}
 	}
+	body := slices.Concat(parts...)
 	if strings.Contains(x.r.Header.Get("Accept-Encoding"), "gzip") {
 		h.Set("Content-Encoding", "gzip")
 	} else {

@@ -37,6 +37,11 @@ func (x *exchange) toNode(ctx context.Context, c *call) error {
 	if c.sub == "log" && x.r.Method != wanted || c.sub != "log" && x.r.Method != wanted && x.r.Method != http.MethodPost {
 		return x.methodNotAllowed()
 	}
+	if c.sub != "log" {
+		if err := x.connects(ctx, c); err != nil {
+			return err
+		}
+	}
 	rec, err := c.get(ctx, metav1.GetOptions{}, true)
 	if err != nil {
 		return err

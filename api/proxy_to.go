@@ -21,6 +21,10 @@ import (
 
 // proxy hands a request on to a port of a node, pod or service.
 func (x *exchange) proxy(ctx context.Context, c *call) error {
+	prefix := strings.TrimSuffix(x.r.URL.Path, x.target.rest)
+	if err := x.connects(ctx, c); err != nil {
+		return err
+	}
 	name, port, scheme := splitProxyName(c.name)
 	one := *c
 	one.name = name
@@ -60,7 +64,7 @@ func (x *exchange) proxy(ctx context.Context, c *call) error {
 		}
 		host = net.JoinHostPort(obj.Status.PodIP, podPort(obj, port))
 	case *corev1.Service:
-		if host, err = x.serviceBackend(obj, port); err != nil {
+		if host, err = x.s.serviceBackend(obj, port); err != nil {
 			return err
 		}
 	default:
@@ -74,7 +78,7 @@ func (x *exchange) proxy(ctx context.Context, c *call) error {
 	if x.r.Method == http.MethodGet && x.r.Header.Get("Range") == "" {
 		x.r.Header.Del("Accept-Encoding") // the transport asks for what it can undo
 	}
-	x.forward(&url.URL{Scheme: scheme, Host: host}, path, x.query, direct, behind(strings.TrimSuffix(x.r.URL.Path, x.target.rest)))
+	x.forward(&url.URL{Scheme: scheme, Host: host}, path, x.query, direct, behind(prefix))
 	return nil
 }
 
@@ -141,7 +145,7 @@ func podPort(p *corev1.Pod, port string) string {
 }
 
 // serviceBackend is the address of one ready backend of a service's port.
-func (x *exchange) serviceBackend(svc *corev1.Service, port string) (string, error) {
+func (s *Server) serviceBackend(svc *corev1.Service, port string) (string, error) {
 	unavailable := func() (string, error) {
 		return "", apierrors.NewServiceUnavailable(fmt.Sprintf("no endpoints available for service %q", svc.Name))
 	}
@@ -154,7 +158,7 @@ func (x *exchange) serviceBackend(svc *corev1.Service, port string) (string, err
 			break
 		}
 	}
-	all, _ := x.s.cfg.Storage.List("endpointslices.discovery.k8s.io", svc.Namespace)
+	all, _ := s.cfg.Storage.List("endpointslices.discovery.k8s.io", svc.Namespace)
 	var ready []string
 	for _, rec := range all {
 		slice, ok := rec.Object().(*discoveryv1.EndpointSlice)

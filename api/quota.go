@@ -91,7 +91,7 @@ func (c *call) chargeOnce(ctx context.Context, obj, old Object, dryRun bool, don
 		return nil
 	}
 	for _, q := range charged {
-		if _, err := c.s.Local(system).Update(ctx, resourceQuotas, q.Namespace, q, metav1.UpdateOptions{}, "status"); err != nil && !apierrors.IsNotFound(err) {
+		if _, err := c.s.own().Update(ctx, resourceQuotas, q.Namespace, q, metav1.UpdateOptions{}, "status"); err != nil && !apierrors.IsNotFound(err) {
 			return err
 		}
 		*done = append(*done, q.Name)

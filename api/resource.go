@@ -198,12 +198,16 @@ func (r *resource) toStored(obj Object) (Object, error) {
 // are cached with the record like all others.
 type viewed struct {
 	Record
-	r    *resource
-	once sync.Once
-	obj  Object
+	r         *resource
+	converted Object // where a webhook made it
+	once      sync.Once
+	obj       Object
 }
 
 func (v *viewed) Object() Object {
+	if v.converted != nil {
+		return v.converted
+	}
 	v.once.Do(func() { v.obj = v.convert(v.Record.Object()) })
 	return v.obj
 }
@@ -225,6 +229,9 @@ func (v *viewed) convert(stored Object) Object {
 }
 
 func (v *viewed) Encoding(name string, encode func(Object) ([]byte, error)) ([]byte, error) {
+	if v.converted != nil {
+		return encode(v.converted)
+	}
 	return v.Record.Encoding(v.r.as+" "+name, func(stored Object) ([]byte, error) { return encode(v.convert(stored)) })
 }
 

@@ -62,12 +62,22 @@ func (x *exchange) review(ctx context.Context, r *review) error {
 	if err != nil {
 		return err
 	}
-	out, err := r.answer(ctx, x.user, x.target.Namespace, obj)
+	out, err := x.s.answer(ctx, r, x.user, x.target.Namespace, obj, o, x.warn)
 	if err != nil {
 		return err
 	}
 	out.GetObjectKind().SetGroupVersionKind(r.gvk)
 	return x.object(http.StatusCreated, out)
+}
+
+// answer is the answer to a posted review, if webhooks let it be put.
+func (s *Server) answer(ctx context.Context, r *review, u User, namespace string, obj Object, o metav1.CreateOptions, warn func(string)) (Object, error) {
+	c := &call{s: s, posted: r.gvk.GroupVersion().WithResource(r.plural), user: u, namespace: namespace, warn: warn}
+	obj, err := c.admitPosted(ctx, r.gvk, obj, o)
+	if err != nil {
+		return nil, err
+	}
+	return r.answer(ctx, u, namespace, obj)
 }
 
 func userInfo(u User) authenticationv1.UserInfo {

@@ -34,6 +34,7 @@ import (
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 
 	"conclave/api/kinds"
+	"conclave/api/types"
 )
 
 // Scheme returns the types that Conclave speaks: the groups that it serves or
@@ -47,7 +48,7 @@ var builtScheme = sync.OnceValue(func() *runtime.Scheme {
 		coordinationv1.AddToScheme, discoveryv1.AddToScheme, eventsv1.AddToScheme,
 		networkingv1.AddToScheme, nodev1.AddToScheme, policyv1.AddToScheme, rbacv1.AddToScheme,
 		schedulingv1.AddToScheme, storagev1.AddToScheme, resourcev1.AddToScheme,
-		authenticationv1.AddToScheme, authorizationv1.AddToScheme, apiextensionsv1.AddToScheme,
+		authenticationv1.AddToScheme, authorizationv1.AddToScheme, apiextensionsv1.AddToScheme, types.AddToScheme,
 		snapshotv1.AddToScheme,
 		metav1.AddMetaToScheme,
 	} {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"conclave/api/kinds"
+	"conclave/api/webhook"
 )
 
 // Issuer is who signs the tokens of service accounts, and their audience
@@ -37,6 +38,7 @@ type OpenAPI interface {
 type Document struct {
 	JSON     []byte
 	Protobuf []byte // of gnostic's message
+	Shared   []byte // the rest of that message, which other documents have too; may be nil
 }
 
 // NodeConns reaches the kubelet API of a node.
@@ -136,6 +138,9 @@ type Server struct {
 	disco    discovery          // without custom resources
 	customs  customs
 	certs    certCache
+	hooks    webhook.Client
+	// The webhooks that are asked about writes.
+	mutating, validating hookSet
 	// ending ends when Run does, and with it all watches.
 	ending context.Context
 	end    context.CancelFunc
@@ -158,6 +163,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("api: %w", err)
 	}
 	s := &Server{cfg: cfg, log: cfg.Log}
+	s.hooks.Resolve, s.hooks.Dial = s.backendOf, s.dialPod
 	s.ending, s.end = context.WithCancel(context.Background())
 	for _, r := range t.rows {
 		r.hooks = hooksOf(r)

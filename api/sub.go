@@ -92,6 +92,9 @@ func (x *exchange) post(ctx context.Context, c *call, cr creator) error {
 	if err := c.checkPlace(obj); err != nil {
 		return err
 	}
+	if obj, err = c.admitPosted(ctx, cr.gvk, obj, o); err != nil {
+		return err
+	}
 	out, err := cr.do(ctx, c, obj, o)
 	if err != nil {
 		return err

@@ -47,6 +47,7 @@ func (ch change) object(r *resource) Object {
 // stream is a watch: the changes of one resource that its selectors select.
 // It is used by one goroutine.
 type stream struct {
+	c         *call
 	res       *resource
 	watcher   Watcher
 	match     func(Object) bool
@@ -71,7 +72,7 @@ func (c *call) openWatch(ctx context.Context, o *internalOptions, fresh bool) (*
 	if err != nil {
 		return nil, err
 	}
-	st := &stream{res: c.res, match: match, bookmarks: o.AllowWatchBookmarks, ends: watchEnds + rand.N(watchEnds)}
+	st := &stream{c: c, res: c.res, match: match, bookmarks: o.AllowWatchBookmarks, ends: watchEnds + rand.N(watchEnds)}
 	if o.TimeoutSeconds != nil {
 		st.ends = time.Duration(*o.TimeoutSeconds) * time.Second
 	}
@@ -104,9 +105,14 @@ func (c *call) openWatch(ctx context.Context, o *internalOptions, fresh bool) (*
 	}
 	all := c.withMemory(records)
 	st.watcher = c.watchMemory(watcher, all)
+	shown, err := c.shownAll(ctx, all, true)
+	if err != nil {
+		st.watcher.Stop()
+		return nil, err
+	}
 	st.initial = make([]change, 0, len(all)+1)
-	for _, rec := range all {
-		if rec = c.res.view(rec); match == nil || match(rec.Object()) {
+	for _, rec := range shown {
+		if match == nil || match(rec.Object()) {
 			st.initial = append(st.initial, change{kind: watch.Added, record: rec})
 		}
 	}
@@ -161,7 +167,10 @@ func (st *stream) run(ctx context.Context, send func([]change) error) error {
 		case err != nil && wait.Err() == nil:
 			return send([]change{{kind: watch.Error, err: err}})
 		}
-		changes := st.translate(events)
+		changes, err := st.translate(ctx, events)
+		if err != nil {
+			return send([]change{{kind: watch.Error, err: err}})
+		}
 		if st.bookmarks && !time.Now().Before(due) {
 			due = time.Time{}
 			if at := st.watcher.Revision(); at > sent {
@@ -179,10 +188,29 @@ func (st *stream) run(ctx context.Context, send func([]change) error) error {
 }
 
 // translate turns the store's events into what this watcher is to see.
-func (st *stream) translate(events []Event) []change {
+func (st *stream) translate(ctx context.Context, events []Event) ([]change, error) {
+	view := st.res.view
+	if st.res.converts() { // all at once
+		var records []Record
+		for _, e := range events {
+			records = append(records, e.Record)
+			if st.match != nil && e.Previous != nil {
+				records = append(records, e.Previous)
+			}
+		}
+		shown, err := st.c.shownAll(ctx, records, true)
+		if err != nil {
+			return nil, err
+		}
+		as := map[Record]Record{}
+		for i, rec := range records {
+			as[rec] = shown[i]
+		}
+		view = func(rec Record) Record { return as[rec] }
+	}
 	changes := make([]change, 0, len(events))
 	for _, e := range events {
-		rec := st.res.view(e.Record)
+		rec := view(e.Record)
 		if st.match == nil {
 			changes = append(changes, change{kind: e.Type, record: rec})
 			continue
@@ -190,7 +218,7 @@ func (st *stream) translate(events []Event) []change {
 		is := e.Type != watch.Deleted && st.match(rec.Object())
 		was := false
 		if e.Previous != nil {
-			was = st.match(st.res.view(e.Previous).Object())
+			was = st.match(view(e.Previous).Object())
 		}
 		switch {
 		case is && was:
@@ -202,10 +230,10 @@ func (st *stream) translate(events []Event) []change {
 		case was:
 			// It no longer matches: to this watcher it is gone, in the last
 			// state that it may see, as of this revision.
-			last := st.res.view(e.Previous).Object().DeepCopyObject().(Object)
+			last := view(e.Previous).Object().DeepCopyObject().(Object)
 			last.SetResourceVersion(strconv.FormatUint(e.Record.Revision(), 10))
 			changes = append(changes, change{kind: watch.Deleted, record: loose{last}})
 		}
 	}
-	return changes
+	return changes, nil
 }

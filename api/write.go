@@ -13,12 +13,14 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	metav1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilrand "k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/apimachinery/pkg/util/uuid"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"conclave/api/custom"
+	"conclave/api/webhook"
 )
 
 // call is one operation of one user on one resource, over HTTP or in process.
@@ -29,6 +31,9 @@ type call struct {
 	namespace string
 	name      string
 	sub       string
+	posted    schema.GroupVersionResource // in place of res, of what is posted and not kept
+	quiet     bool                        // webhooks are not asked
+	byName    bool                        // no webhook converts: who reads wants nothing but metadata
 	// tracked says that managedFields are kept for this writer. In process
 	// they are only where the object has them already: nobody applies what
 	// the controllers own, and they cost memory in every object.
@@ -120,7 +125,6 @@ func (c *call) create(ctx context.Context, obj Object, o metav1.CreateOptions) (
 	if obj.GetResourceVersion() != "" {
 		return nil, apierrors.NewBadRequest("resourceVersion should not be set on objects to be created")
 	}
-	generate := obj.GetName() == "" && obj.GetGenerateName() != ""
 	obj.GetObjectKind().SetGroupVersionKind(c.res.GVK)
 	if c.res.Default != nil {
 		c.res.Default(obj)
@@ -128,8 +132,6 @@ func (c *call) create(ctx context.Context, obj Object, o metav1.CreateOptions) (
 	obj.SetDeletionTimestamp(nil)
 	obj.SetDeletionGracePeriodSeconds(nil)
 	obj.SetSelfLink("")
-	obj.SetCreationTimestamp(c.now())
-	obj.SetUID(uuid.NewUUID())
 	obj, err := c.track(c.res.New().(Object), obj, o.FieldManager)
 	if err != nil {
 		return nil, err
@@ -140,11 +142,21 @@ func (c *call) create(ctx context.Context, obj Object, o metav1.CreateOptions) (
 	if err := c.authorizeNodeWrite(ctx, "create", obj, nil); err != nil {
 		return nil, err
 	}
-	if c.res.hooks.admit != nil {
-		if err := c.res.hooks.admit(ctx, c, obj, nil); err != nil {
+	a := &ask{op: webhook.Create, kind: c.res.GVK, obj: obj, options: optionsOf(&o), dryRun: c.dryRun(o.DryRun)}
+	changed, err := c.admit(ctx, a, c.ownAdmission(ctx, nil))
+	if err != nil {
+		return nil, err
+	}
+	if obj = a.obj.(Object); changed {
+		if err := c.checkPlace(obj); err != nil {
 			return nil, err
 		}
+		obj.SetDeletionTimestamp(nil)
+		obj.SetDeletionGracePeriodSeconds(nil)
 	}
+	generate := obj.GetName() == "" && obj.GetGenerateName() != ""
+	obj.SetCreationTimestamp(c.now())
+	obj.SetUID(uuid.NewUUID())
 	if c.res.PrepareForCreate != nil {
 		c.res.PrepareForCreate(obj)
 	}
@@ -155,7 +167,7 @@ func (c *call) create(ctx context.Context, obj Object, o metav1.CreateOptions) (
 				c.res.Default(obj) // some defaults are made of the name
 			}
 		}
-		rec, err := c.createNamed(ctx, obj, c.dryRun(o.DryRun))
+		rec, err := c.createNamed(ctx, a, obj)
 		if generate && apierrors.IsAlreadyExists(err) {
 			if attempt < 8 {
 				continue
@@ -166,7 +178,8 @@ func (c *call) create(ctx context.Context, obj Object, o metav1.CreateOptions) (
 	}
 }
 
-func (c *call) createNamed(ctx context.Context, obj Object, dryRun bool) (rec Record, err error) {
+func (c *call) createNamed(ctx context.Context, a *ask, obj Object) (rec Record, err error) {
+	dryRun := a.dryRun
 	if c.res.hooks.reserve != nil && !dryRun {
 		undo, reserveErr := c.res.hooks.reserve(ctx, c, obj, nil)
 		if reserveErr != nil {
@@ -178,6 +191,10 @@ func (c *call) createNamed(ctx context.Context, obj Object, dryRun bool) (rec Re
 		if errs := c.res.Validate(obj); len(errs) > 0 {
 			return nil, apierrors.NewInvalid(c.res.GVK.GroupKind(), obj.GetName(), errs)
 		}
+	}
+	a.obj = obj
+	if err := c.judge(ctx, a); err != nil {
+		return nil, err
 	}
 	if err := c.chargeQuotas(ctx, obj, nil, dryRun); err != nil {
 		return nil, err
@@ -223,9 +240,10 @@ func (c *call) warnings(obj, old Object) {
 // caller's; the key is the object's or, for Delete, the call's.
 func (c *call) write(ctx context.Context, w Write) (Record, error) {
 	w.Resource, w.Namespace, w.Name = c.res.stored, c.namespace, c.name
+	asked := w.Object
 	if w.Object != nil {
 		w.Namespace, w.Name = w.Object.GetNamespace(), w.Object.GetName()
-		obj, err := c.res.toStored(w.Object)
+		obj, err := c.s.stored(ctx, c.res, w.Object)
 		if err != nil {
 			return nil, err
 		}
@@ -243,16 +261,22 @@ func (c *call) write(ctx context.Context, w Write) (Record, error) {
 	if err != nil {
 		return nil, storageError(err, c.res.gr(), w.Name)
 	}
-	return c.res.view(rec), nil
+	shown, err := c.shownOne(ctx, rec)
+	if err != nil { // it is written: whoever asked is shown what they asked for
+		c.s.log.Warn("what was written cannot be converted back", "resource", c.res.gvr.String(), "name", w.Name, "error", err)
+		if asked == nil {
+			return c.res.view(rec), nil
+		}
+		out := asked.DeepCopyObject().(Object)
+		out.SetResourceVersion(rec.Object().GetResourceVersion())
+		return loose{out}, nil
+	}
+	return shown, nil
 }
 
 // current is this replica's version of the call's object, nil if none.
-func (c *call) current() Record {
-	rec := c.s.cfg.Storage.Get(c.res.stored, c.namespace, c.name)
-	if rec == nil {
-		return nil
-	}
-	return c.res.view(rec)
+func (c *call) current(ctx context.Context) (Record, error) {
+	return c.shownOne(ctx, c.s.cfg.Storage.Get(c.res.stored, c.namespace, c.name))
 }
 
 // retry runs try on the current version until it succeeds. A refusal that
@@ -261,7 +285,11 @@ func (c *call) current() Record {
 func (c *call) retry(ctx context.Context, try func(old Record) (conditional bool, err error)) error {
 	synced := false
 	for attempt := 0; ; attempt++ {
-		conditional, err := try(c.current())
+		old, err := c.current(ctx)
+		if err != nil {
+			return err
+		}
+		conditional, err := try(old)
 		switch {
 		case err == nil:
 			return nil
@@ -297,6 +325,10 @@ type update struct {
 	dryRun  bool
 	manager string // field manager named by the writer
 	applied bool   // change has recorded the managed fields itself
+	// facet is what is written, and options are the writer's, for webhooks. No
+	// facet: none is asked.
+	facet   *facet
+	options runtime.Object
 	// change returns the new version of old, sharing nothing with it. It may
 	// be called several times. A resourceVersion or UID that it leaves in the
 	// object is a precondition.
@@ -352,10 +384,12 @@ func (c *call) tryUpdate(ctx context.Context, stored Record, u update) (_ Record
 	if err := c.authorizeNodeWrite(ctx, "update", obj, old); err != nil {
 		return nil, conditional, err
 	}
-	if c.res.hooks.admit != nil && (u.mode == ofSpec || u.mode == ofSub) {
-		if err := c.res.hooks.admit(ctx, c, obj, old); err != nil {
-			return nil, conditional, err
-		}
+	var own func(Object) error
+	if u.mode == ofSpec || u.mode == ofSub {
+		own = c.ownAdmission(ctx, old)
+	}
+	if obj, err = c.admitUpdate(ctx, u, obj, old, own, prepare); err != nil {
+		return nil, conditional, err
 	}
 	if c.res.hooks.reserve != nil && u.mode == ofSpec && !u.dryRun {
 		undo, reserveErr := c.res.hooks.reserve(ctx, c, obj, old)
@@ -368,6 +402,9 @@ func (c *call) tryUpdate(ctx context.Context, stored Record, u update) (_ Record
 		if errs := validate(obj, old); len(errs) > 0 {
 			return nil, conditional, apierrors.NewInvalid(c.res.GVK.GroupKind(), obj.GetName(), errs)
 		}
+	}
+	if err := c.judgeUpdate(ctx, u, obj, old); err != nil {
+		return nil, conditional, err
 	}
 	c.warnings(obj, old)
 	if apiequality.Semantic.DeepEqual(old, obj) && !c.res.outdated(stored) {
@@ -441,7 +478,7 @@ func (c *call) deleted(ctx context.Context, old Object) {
 }
 
 // replace is the update of a PUT: obj is the whole new version.
-func (c *call) replace(ctx context.Context, obj Object, o metav1.UpdateOptions, m mode) (Record, error) {
+func (c *call) replace(ctx context.Context, obj Object, o metav1.UpdateOptions, f *facet) (Record, error) {
 	if err := invalidOptions("UpdateOptions", metav1validation.ValidateUpdateOptions(&o)); err != nil {
 		return nil, err
 	}
@@ -451,7 +488,7 @@ func (c *call) replace(ctx context.Context, obj Object, o metav1.UpdateOptions, 
 	if err := c.checkPlace(obj); err != nil {
 		return nil, err
 	}
-	return c.update(ctx, update{mode: m, dryRun: c.dryRun(o.DryRun), manager: o.FieldManager, change: func(Object) (Object, error) {
+	return c.update(ctx, update{mode: f.mode, facet: f, options: optionsOf(&o), dryRun: c.dryRun(o.DryRun), manager: o.FieldManager, change: func(Object) (Object, error) {
 		return obj.DeepCopyObject().(Object), nil
 	}})
 }
@@ -487,6 +524,13 @@ func (c *call) tryRemove(ctx context.Context, stored Record, o metav1.DeleteOpti
 		}
 	}
 	if err := c.mayRemove(ctx, old, o); err != nil {
+		return nil, false, err
+	}
+	a := &ask{op: webhook.Delete, kind: c.res.GVK, old: old, options: optionsOf(&o), dryRun: c.dryRun(o.DryRun)}
+	if _, err := c.admit(ctx, a, nil); err != nil {
+		return nil, false, err
+	}
+	if err := c.judge(ctx, a); err != nil {
 		return nil, false, err
 	}
 	obj, now := planRemoval(old, o, c.now())

@@ -1455,7 +1455,7 @@ func (openapiDocuments) V2() api.Document {
 func (openapiDocuments) V3() map[string]api.Document {
 	documents, protobufs := map[string]api.Document{}, openapi.V3Protobuf()
 	for path, text := range openapi.V3() {
-		documents[path] = api.Document{JSON: text, Protobuf: protobufs[path]}
+		documents[path] = api.Document{JSON: text, Protobuf: protobufs[path][0], Shared: protobufs[path][1]}
 	}
 	return documents
 }

@@ -85,7 +85,7 @@ func TestValidateDefinition(t *testing.T) {
 		"webhook": {anything, func(d *Definition) {
 			more("v2", nil)(d)
 			d.Spec.Conversion = &apiextensionsv1.CustomResourceConversion{Strategy: "Webhook"}
-		}, []string{"spec.conversion.strategy: Invalid value: \"Webhook\": Conclave calls no conversion webhook", "spec.conversion.webhookClientConfig: Required value", "spec.conversion.conversionReviewVersions: Required value"}},
+		}, []string{"spec.conversion.webhookClientConfig: Required value", "spec.conversion.conversionReviewVersions: Required value"}},
 		"selectable": {props("{type: object, properties: {m: {type: number}}}"), func(d *Definition) {
 			d.Spec.Versions[0].SelectableFields = []apiextensionsv1.SelectableField{{JSONPath: ".spec.m"}, {JSONPath: ".spec.no"}}
 		}, []string{"spec.versions[0].selectableFields[0].jsonPath: Invalid value: \".spec.m\": must point to a field of type string, boolean or integer", "spec.versions[0].selectableFields[1].jsonPath: Invalid value: \".spec.no\": is an invalid path"}},

@@ -167,9 +167,6 @@ func definitionRemarks(d *Definition) []string {
 	if rules {
 		all = append(all, "x-kubernetes-validations: Conclave keeps CEL rules and does not evaluate them: objects that break a rule are accepted")
 	}
-	if c := d.Spec.Conversion; c != nil && c.Strategy == apiextensionsv1.WebhookConverter {
-		all = append(all, "spec.conversion.strategy: Conclave calls no conversion webhook: a definition with this strategy may have one version only")
-	}
 	return all
 }
 

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"conclave/api/kinds"
+	"conclave/api/types"
 )
 
 // More selectable fields than this in one version are refused.
@@ -381,13 +382,11 @@ func validateConversion(s *apiextensionsv1.CustomResourceDefinitionSpec, p *fiel
 		}
 		return errs
 	}
-	if len(s.Versions) > 1 {
-		errs = append(errs, field.Invalid(p.Child("strategy"), c.Strategy, "Conclave calls no conversion webhook: with more than one version only None is possible, by which versions differ in nothing but their name"))
-	}
 	if w == nil || w.ClientConfig == nil {
 		errs = append(errs, field.Required(p.Child("webhookClientConfig"), "required when strategy is set to Webhook"))
-	} else if cc := w.ClientConfig; (cc.URL == nil) == (cc.Service == nil) {
-		errs = append(errs, field.Required(p.Child("webhookClientConfig"), "exactly one of url or service is required"))
+	} else {
+		cc := ClientConfig(w.ClientConfig)
+		errs = append(errs, kinds.ValidateClientConfig(&cc, p.Child("webhookClientConfig"))...)
 	}
 	if w == nil || len(w.ConversionReviewVersions) == 0 {
 		errs = append(errs, field.Required(p.Child("conversionReviewVersions"), ""))
@@ -395,6 +394,15 @@ func validateConversion(s *apiextensionsv1.CustomResourceDefinitionSpec, p *fiel
 		errs = append(errs, field.Invalid(p.Child("conversionReviewVersions"), w.ConversionReviewVersions, "must include at least one of v1, v1beta1"))
 	}
 	return errs
+}
+
+// ClientConfig is the way to a definition's webhook.
+func ClientConfig(c *apiextensionsv1.WebhookClientConfig) types.WebhookClientConfig {
+	out := types.WebhookClientConfig{URL: c.URL, CABundle: c.CABundle}
+	if s := c.Service; s != nil {
+		out.Service = &types.ServiceReference{Namespace: s.Namespace, Name: s.Name, Path: s.Path, Port: s.Port}
+	}
+	return out
 }
 
 // validateApproval is of groups that are Kubernetes' own to give away.

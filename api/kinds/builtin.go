@@ -1,6 +1,7 @@
 package kinds
 
 import (
+	"slices"
 	"strconv"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -267,9 +268,7 @@ func Builtin() []*Kind {
 			Columns: attributesClassColumns, Cells: cells(attributesClassCells),
 		},
 	}
-	for _, more := range [][]*Kind{storedRows(), workloadRows(), policyRows(), snapshotRows()} {
-		rows = append(rows, more...)
-	}
+	rows = slices.Concat(rows, storedRows(), workloadRows(), policyRows(), admissionRows(), snapshotRows())
 	for _, k := range rows {
 		k.Complete()
 	}

@@ -16,6 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/client-go/kubernetes/scheme"
+
+	"conclave/api/types"
 	"sigs.k8s.io/randfill"
 	"sigs.k8s.io/yaml"
 )
@@ -204,12 +206,13 @@ func FuzzProtobuf(f *testing.F) {
 }
 
 func TestTable(t *testing.T) {
-	seen, types := map[string]bool{}, runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{scheme.AddToScheme, snapshotv1.AddToScheme} {
-		if err := add(types); err != nil {
+	own := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{types.AddToScheme, snapshotv1.AddToScheme} {
+		if err := add(own); err != nil {
 			t.Fatal(err)
 		}
 	}
+	seen := map[string]bool{}
 	for _, k := range Builtin() {
 		if seen[k.Resource()] {
 			t.Errorf("two rows %s", k.Resource())
@@ -219,7 +222,10 @@ func TestTable(t *testing.T) {
 			obj  runtime.Object
 			kind string
 		}{{k.New(), k.GVK.Kind}, {k.NewList(), k.GVK.Kind + "List"}} {
-			gvks, _, err := types.ObjectKinds(of.obj)
+			gvks, _, err := own.ObjectKinds(of.obj)
+			if err != nil {
+				gvks, _, err = scheme.Scheme.ObjectKinds(of.obj)
+			}
 			if err != nil || gvks[0] != k.GVK.GroupVersion().WithKind(of.kind) {
 				t.Errorf("%s makes %v (%v)", k.Resource(), gvks, err)
 			}

@@ -27,10 +27,12 @@ func V2Protobuf() []byte { return v2Protobuf }
 // changed.
 func V3() map[string][]byte { return maps.Clone(v3) }
 
-// V3Protobuf is the same documents as gnostic's protobuf messages, where there is
-// one: not of the kinds of volume snapshots, whose group clients take for one of
+// V3Protobuf is the same documents as gnostic's protobuf messages, each in two
+// parts: what it has for itself, and what others have too, which may be nothing.
+// (Behind each other, two messages are one, and so are two streams of gzip.) There
+// is none of the kinds of volume snapshots, whose group clients take for one of
 // custom resources.
-func V3Protobuf() map[string][]byte { return maps.Clone(v3Protobuf) }
+func V3Protobuf() map[string][2][]byte { return maps.Clone(v3Protobuf) }
 
 // Merge is the schema by which structured-merge-diff knows the fields of all
 // types that the kinds are made of: YAML, compressed with gzip.

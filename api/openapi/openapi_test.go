@@ -5,10 +5,13 @@ import (
 	"compress/gzip"
 	"encoding/json"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
 
+	openapi_v3 "github.com/google/gnostic-models/openapiv3"
+	"google.golang.org/protobuf/proto"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"conclave/api/custom"
@@ -215,5 +218,36 @@ func TestReviews(t *testing.T) {
 func TestNoCopies(t *testing.T) {
 	if &V2()[0] != &V2()[0] || &V3()["api/v1"][0] != &V3()["api/v1"][0] {
 		t.Error("each call copies a document")
+	}
+}
+
+// TestProtobufParts puts the parts of each protobuf document together and
+// compares the schemas of the outcome with those of the JSON document.
+func TestProtobufParts(t *testing.T) {
+	for at, parts := range V3Protobuf() {
+		z, err := gzip.NewReader(bytes.NewReader(slices.Concat(parts[0], parts[1])))
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := io.ReadAll(z)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var doc openapi_v3.Document
+		if err := proto.Unmarshal(raw, &doc); err != nil {
+			t.Fatalf("%s: %v", at, err)
+		}
+		var got []string
+		for _, s := range doc.Components.Schemas.AdditionalProperties {
+			got = append(got, s.Name)
+		}
+		slices.Sort(got)
+		of := v3Document(t, V3()[at])
+		if want := slices.Sorted(maps.Keys(of.definitions)); !slices.Equal(got, want) {
+			t.Errorf("%s: in protobuf there are the schemas %v, in JSON %v", at, got, want)
+		}
+		if len(doc.Paths.Path) != len(of.paths) || doc.Info.Title != "Conclave" || !strings.HasPrefix(doc.Openapi, "3.0") {
+			t.Errorf("%s: %d paths instead of %d, %v", at, len(doc.Paths.Path), len(of.paths), doc.Info)
+		}
 	}
 }

@@ -13,6 +13,9 @@ var v2Protobuf []byte
 //go:embed spec/merge.yaml.gz
 var merge []byte
 
+//go:embed spec/v3/shared.pb.gz
+var v3ProtobufShared []byte
+
 //go:embed spec/v3/api__v1.json.gz
 var v3_0 []byte
 
@@ -85,61 +88,69 @@ var v3_11 []byte
 //go:embed spec/v3/apis__batch__v1.pb.gz
 var v3Protobuf_11 []byte
 
-//go:embed spec/v3/apis__snapshot.storage.k8s.io__v1.json.gz
+//go:embed spec/v3/apis__admissionregistration.k8s.io__v1.json.gz
 var v3_12 []byte
 
-//go:embed spec/v3/apis__apiextensions.k8s.io__v1.json.gz
+//go:embed spec/v3/apis__admissionregistration.k8s.io__v1.pb.gz
+var v3Protobuf_12 []byte
+
+//go:embed spec/v3/apis__snapshot.storage.k8s.io__v1.json.gz
 var v3_13 []byte
 
-//go:embed spec/v3/apis__apiextensions.k8s.io__v1.pb.gz
-var v3Protobuf_13 []byte
-
-//go:embed spec/v3/apis__authentication.k8s.io__v1.json.gz
+//go:embed spec/v3/apis__apiextensions.k8s.io__v1.json.gz
 var v3_14 []byte
 
-//go:embed spec/v3/apis__authentication.k8s.io__v1.pb.gz
+//go:embed spec/v3/apis__apiextensions.k8s.io__v1.pb.gz
 var v3Protobuf_14 []byte
 
-//go:embed spec/v3/apis__authorization.k8s.io__v1.json.gz
+//go:embed spec/v3/apis__authentication.k8s.io__v1.json.gz
 var v3_15 []byte
 
-//go:embed spec/v3/apis__authorization.k8s.io__v1.pb.gz
+//go:embed spec/v3/apis__authentication.k8s.io__v1.pb.gz
 var v3Protobuf_15 []byte
+
+//go:embed spec/v3/apis__authorization.k8s.io__v1.json.gz
+var v3_16 []byte
+
+//go:embed spec/v3/apis__authorization.k8s.io__v1.pb.gz
+var v3Protobuf_16 []byte
 
 // v3 and v3Protobuf are by path. Each value is the bytes in the binary, not a copy.
 var v3 = map[string][]byte{
-	"api/v1":                          v3_0,
-	"apis/apps/v1":                    v3_1,
-	"apis/coordination.k8s.io/v1":     v3_2,
-	"apis/discovery.k8s.io/v1":        v3_3,
-	"apis/events.k8s.io/v1":           v3_4,
-	"apis/networking.k8s.io/v1":       v3_5,
-	"apis/storage.k8s.io/v1":          v3_6,
-	"apis/node.k8s.io/v1":             v3_7,
-	"apis/resource.k8s.io/v1":         v3_8,
-	"apis/scheduling.k8s.io/v1":       v3_9,
-	"apis/policy/v1":                  v3_10,
-	"apis/batch/v1":                   v3_11,
-	"apis/snapshot.storage.k8s.io/v1": v3_12,
-	"apis/apiextensions.k8s.io/v1":    v3_13,
-	"apis/authentication.k8s.io/v1":   v3_14,
-	"apis/authorization.k8s.io/v1":    v3_15,
+	"api/v1":                               v3_0,
+	"apis/apps/v1":                         v3_1,
+	"apis/coordination.k8s.io/v1":          v3_2,
+	"apis/discovery.k8s.io/v1":             v3_3,
+	"apis/events.k8s.io/v1":                v3_4,
+	"apis/networking.k8s.io/v1":            v3_5,
+	"apis/storage.k8s.io/v1":               v3_6,
+	"apis/node.k8s.io/v1":                  v3_7,
+	"apis/resource.k8s.io/v1":              v3_8,
+	"apis/scheduling.k8s.io/v1":            v3_9,
+	"apis/policy/v1":                       v3_10,
+	"apis/batch/v1":                        v3_11,
+	"apis/admissionregistration.k8s.io/v1": v3_12,
+	"apis/snapshot.storage.k8s.io/v1":      v3_13,
+	"apis/apiextensions.k8s.io/v1":         v3_14,
+	"apis/authentication.k8s.io/v1":        v3_15,
+	"apis/authorization.k8s.io/v1":         v3_16,
 }
 
-var v3Protobuf = map[string][]byte{
-	"api/v1":                        v3Protobuf_0,
-	"apis/apps/v1":                  v3Protobuf_1,
-	"apis/coordination.k8s.io/v1":   v3Protobuf_2,
-	"apis/discovery.k8s.io/v1":      v3Protobuf_3,
-	"apis/events.k8s.io/v1":         v3Protobuf_4,
-	"apis/networking.k8s.io/v1":     v3Protobuf_5,
-	"apis/storage.k8s.io/v1":        v3Protobuf_6,
-	"apis/node.k8s.io/v1":           v3Protobuf_7,
-	"apis/resource.k8s.io/v1":       v3Protobuf_8,
-	"apis/scheduling.k8s.io/v1":     v3Protobuf_9,
-	"apis/policy/v1":                v3Protobuf_10,
-	"apis/batch/v1":                 v3Protobuf_11,
-	"apis/apiextensions.k8s.io/v1":  v3Protobuf_13,
-	"apis/authentication.k8s.io/v1": v3Protobuf_14,
-	"apis/authorization.k8s.io/v1":  v3Protobuf_15,
+var v3Protobuf = map[string][2][]byte{
+	"api/v1":                               {v3Protobuf_0, v3ProtobufShared},
+	"apis/apps/v1":                         {v3Protobuf_1, v3ProtobufShared},
+	"apis/coordination.k8s.io/v1":          {v3Protobuf_2, v3ProtobufShared},
+	"apis/discovery.k8s.io/v1":             {v3Protobuf_3, v3ProtobufShared},
+	"apis/events.k8s.io/v1":                {v3Protobuf_4, v3ProtobufShared},
+	"apis/networking.k8s.io/v1":            {v3Protobuf_5, v3ProtobufShared},
+	"apis/storage.k8s.io/v1":               {v3Protobuf_6, v3ProtobufShared},
+	"apis/node.k8s.io/v1":                  {v3Protobuf_7, v3ProtobufShared},
+	"apis/resource.k8s.io/v1":              {v3Protobuf_8, v3ProtobufShared},
+	"apis/scheduling.k8s.io/v1":            {v3Protobuf_9, v3ProtobufShared},
+	"apis/policy/v1":                       {v3Protobuf_10, v3ProtobufShared},
+	"apis/batch/v1":                        {v3Protobuf_11, v3ProtobufShared},
+	"apis/admissionregistration.k8s.io/v1": {v3Protobuf_12, v3ProtobufShared},
+	"apis/apiextensions.k8s.io/v1":         {v3Protobuf_14, v3ProtobufShared},
+	"apis/authentication.k8s.io/v1":        {v3Protobuf_15, nil},
+	"apis/authorization.k8s.io/v1":         {v3Protobuf_16, nil},
 }

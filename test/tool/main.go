@@ -29,6 +29,8 @@ var commands = map[string]func(ctx context.Context, args []string) error{
 
 	"guestbook": guestbook,
 
+	"webhook": webhook,
+
 	"euid":   euid,
 	"health": health,
 

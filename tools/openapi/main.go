@@ -6,7 +6,7 @@
 // Run it by `go generate ./api/openapi` at the root of the project.
 package main
 
-//go:generate go tool openapi-gen --output-dir definitions --output-pkg conclave/tools/openapi/definitions --output-file zz_generated.go --go-header-file boilerplate.txt --report-filename /dev/null k8s.io/api/apps/v1 k8s.io/api/authentication/v1 k8s.io/api/authorization/v1 k8s.io/api/autoscaling/v1 k8s.io/api/coordination/v1 k8s.io/api/core/v1 k8s.io/api/discovery/v1 k8s.io/api/events/v1 k8s.io/api/networking/v1 k8s.io/api/node/v1 k8s.io/api/policy/v1 k8s.io/api/batch/v1 k8s.io/api/certificates/v1 k8s.io/api/flowcontrol/v1 k8s.io/api/resource/v1 k8s.io/api/scheduling/v1 k8s.io/api/scheduling/v1alpha3 k8s.io/api/storage/v1 k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1 k8s.io/apimachinery/pkg/api/resource k8s.io/apimachinery/pkg/apis/meta/v1 k8s.io/apimachinery/pkg/runtime k8s.io/apimachinery/pkg/util/intstr k8s.io/apimachinery/pkg/version
+//go:generate go tool openapi-gen --output-dir definitions --output-pkg conclave/tools/openapi/definitions --output-file zz_generated.go --go-header-file boilerplate.txt --report-filename /dev/null k8s.io/api/admissionregistration/v1 k8s.io/api/apps/v1 k8s.io/api/authentication/v1 k8s.io/api/authorization/v1 k8s.io/api/autoscaling/v1 k8s.io/api/coordination/v1 k8s.io/api/core/v1 k8s.io/api/discovery/v1 k8s.io/api/events/v1 k8s.io/api/networking/v1 k8s.io/api/node/v1 k8s.io/api/policy/v1 k8s.io/api/batch/v1 k8s.io/api/certificates/v1 k8s.io/api/flowcontrol/v1 k8s.io/api/resource/v1 k8s.io/api/scheduling/v1 k8s.io/api/scheduling/v1alpha3 k8s.io/api/storage/v1 k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1 k8s.io/apimachinery/pkg/api/resource k8s.io/apimachinery/pkg/apis/meta/v1 k8s.io/apimachinery/pkg/runtime k8s.io/apimachinery/pkg/util/intstr k8s.io/apimachinery/pkg/version
 //go:generate go run . ../../api/openapi/spec
 
 import (
@@ -18,6 +18,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -122,7 +123,10 @@ var v2Protobuf []byte
 //go:embed spec/merge.yaml.gz
 var merge []byte
 `)
+	fmt.Fprint(&index, "\n//go:embed spec/v3/shared.pb.gz\nvar v3ProtobufShared []byte\n")
 	var table, protobufs bytes.Buffer
+	var whole []*spec3.OpenAPI
+	var files []string
 	models := map[string]*spec.Schema{}
 	for i, s := range services {
 		config := &common.OpenAPIV3Config{
@@ -154,26 +158,83 @@ var merge []byte
 		if s.gv.Group == snapshotGroup {
 			continue // as of custom resources: who asks for it is content with JSON
 		}
+		shared := "nil"
+		if isStored(v3) {
+			shared = "v3ProtobufShared"
+		}
 		fmt.Fprintf(&index, "\n//go:embed spec/v3/%s.pb.gz\nvar v3Protobuf_%d []byte\n", file, i)
-		fmt.Fprintf(&protobufs, "\t%q: v3Protobuf_%d,\n", strings.Trim(s.root, "/"), i)
-		protobuf, err := handler3.ToV3ProtoBinary(text)
-		if err != nil {
-			return fmt.Errorf("encode version 3 of %s as protobuf: %w", s.root, err)
-		}
-		if err := write(filepath.Join(folder, "v3", file+".pb.gz"), protobuf); err != nil {
-			return err
-		}
+		fmt.Fprintf(&protobufs, "\t%q: {v3Protobuf_%d, %s},\n", strings.Trim(s.root, "/"), i, shared)
+		whole, files = append(whole, v3), append(files, filepath.Join(folder, "v3", file+".pb.gz"))
+	}
+	if err := writeProtobufs(folder, files, whole); err != nil {
+		return err
 	}
 	if err := writeMerge(filepath.Join(folder, "merge.yaml.gz"), models); err != nil {
 		return err
 	}
 	fmt.Fprintf(&index, "\n// v3 and v3Protobuf are by path. Each value is the bytes in the binary, not a copy.\nvar v3 = map[string][]byte{\n%s}\n", table.Bytes())
-	fmt.Fprintf(&index, "\nvar v3Protobuf = map[string][]byte{\n%s}\n", protobufs.Bytes())
+	fmt.Fprintf(&index, "\nvar v3Protobuf = map[string][2][]byte{\n%s}\n", protobufs.Bytes())
 	source, err := format.Source(index.Bytes())
 	if err != nil {
 		return fmt.Errorf("format the index: %w", err)
 	}
 	return os.WriteFile(filepath.Join(folder, "..", "zz_generated.go"), source, 0o644)
+}
+
+// isStored says that a document is of objects that are stored, not only of
+// reviews.
+func isStored(doc *spec3.OpenAPI) bool {
+	return doc.Components.Schemas["io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions"] != nil
+}
+
+// sharedSchemas are those that all documents of stored objects have.
+func sharedSchemas(whole []*spec3.OpenAPI) map[string]*spec.Schema {
+	var shared map[string]*spec.Schema
+	for _, doc := range whole {
+		switch {
+		case !isStored(doc):
+		case shared == nil:
+			shared = maps.Clone(doc.Components.Schemas)
+		default:
+			maps.DeleteFunc(shared, func(name string, s *spec.Schema) bool {
+				return !reflect.DeepEqual(s, doc.Components.Schemas[name])
+			})
+		}
+	}
+	return shared
+}
+
+// writeProtobufs writes the documents of version 3 as protobuf. The schemas that
+// all of stored objects have are half of each, and written once: two messages
+// behind each other are one, with the fields of both.
+func writeProtobufs(folder string, files []string, whole []*spec3.OpenAPI) error {
+	shared := sharedSchemas(whole)
+	encode := func(file string, doc *spec3.OpenAPI) error {
+		text, err := json.Marshal(doc)
+		if err != nil {
+			return fmt.Errorf("encode %s: %w", file, err)
+		}
+		protobuf, err := handler3.ToV3ProtoBinary(text)
+		if err != nil {
+			return fmt.Errorf("encode %s as protobuf: %w", file, err)
+		}
+		return write(file, protobuf)
+	}
+	for i, doc := range whole {
+		own := *doc
+		if isStored(doc) {
+			components := *doc.Components
+			components.Schemas = maps.Clone(components.Schemas)
+			maps.DeleteFunc(components.Schemas, func(name string, _ *spec.Schema) bool { return shared[name] != nil })
+			own.Components = &components
+		}
+		if err := encode(files[i], &own); err != nil {
+			return err
+		}
+	}
+	return encode(filepath.Join(folder, "v3", "shared.pb.gz"), &spec3.OpenAPI{
+		Version: whole[0].Version, Info: whole[0].Info, Paths: &spec3.Paths{}, Components: &spec3.Components{Schemas: shared},
+	})
 }
 
 // writeMerge writes what structured-merge-diff needs to know of the models.
