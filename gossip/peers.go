@@ -250,6 +250,30 @@ func (p *Pool) missing() map[string]netip.AddrPort {
 	return peers
 }
 
+// soughtFor is how long somebody who was asked for, and is not known, is looked for.
+const soughtFor = time.Minute
+
+// lost are those whom this node misses: remembered peers that are not alive here,
+// and, without an address, who was asked for lately and is not known at all.
+func (p *Pool) lost() map[string]netip.AddrPort {
+	lost := p.missing()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.left {
+		return lost
+	}
+	for id, at := range p.sought {
+		if time.Since(at) > soughtFor {
+			delete(p.sought, id)
+		} else if _, known := p.find(id); known {
+			delete(p.sought, id)
+		} else if _, missing := lost[id]; !missing {
+			lost[id] = netip.AddrPort{}
+		}
+	}
+	return lost
+}
+
 // unmet are the addresses that this node was given, while it knows nobody else.
 func (p *Pool) unmet() []string {
 	p.mu.Lock()
@@ -262,7 +286,9 @@ func (p *Pool) unmet() []string {
 }
 
 // search tries to reach missing peers and seeds, and asks the LAN if nobody is
-// alive.
+// alive. It exchanges all with one that is alive, too: the missing may have another
+// address, or an acquaintance, that was told while this node was not there to hear
+// it, and memberlist by itself makes one such exchange a minute.
 func (p *Pool) search(ctx context.Context, missing map[string]netip.AddrPort) {
 	ids := slices.Collect(maps.Keys(missing))
 	rand.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
@@ -271,7 +297,12 @@ func (p *Pool) search(ctx context.Context, missing map[string]netip.AddrPort) {
 	}
 	var addrs []string
 	for _, id := range ids[:min(len(ids), searchWidth)] {
-		addrs = append(addrs, missing[id].String())
+		if addr := missing[id]; addr.IsValid() {
+			addrs = append(addrs, addr.String())
+		}
+	}
+	if alive := p.alive(); len(ids) > 0 && len(alive) > 0 {
+		addrs = append(addrs, alive[rand.IntN(len(alive))])
 	}
 	p.contact(ctx, addrs)
 	if p.cfg.Discover == nil || len(p.alive()) > 0 || ctx.Err() != nil {

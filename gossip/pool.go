@@ -114,6 +114,8 @@ type Pool struct {
 	// entries by memberlist's names. This node's own are not among them.
 	entries map[string]*entry
 	view    []Member // of entries, nil: to be made anew
+	// sought is when who is not known was last asked for, by id.
+	sought map[string]time.Time
 	subs    map[chan struct{}]struct{}
 	// list is the instance that runs, nil before and after Run; generation
 	// counts instances: what an earlier one reports late is not heard.
@@ -149,7 +151,7 @@ func New(c Config) (*Pool, error) {
 	p := &Pool{
 		cfg: c, log: c.Log, meta: c.Meta, inner: c.Transport,
 		ready: make(chan struct{}), updated: make(chan struct{}, 1), moved: make(chan struct{}, 1), changed: make(chan struct{}, 1),
-		started: time.Now(), entries: map[string]*entry{}, subs: map[chan struct{}]struct{}{},
+		started: time.Now(), entries: map[string]*entry{}, sought: map[string]time.Time{}, subs: map[chan struct{}]struct{}{},
 	}
 	var err error
 	if p.store, err = openStore(c.Dir, c.Seeds, p.log); err != nil {
@@ -275,7 +277,7 @@ func (p *Pool) Run(ctx context.Context) error {
 			if wait, any := p.acquit(); any {
 				doubt.Reset(wait)
 			}
-			if backoff.changed(p.missing()) && !searching {
+			if backoff.changed(p.lost()) && !searching {
 				retry.Reset(backoff.next())
 			}
 		case <-flush.C:
@@ -287,7 +289,7 @@ func (p *Pool) Run(ctx context.Context) error {
 		case <-settle.C:
 			p.dropUnconfirmed()
 		case <-retry.C:
-			missing := p.missing()
+			missing := p.lost()
 			backoff.changed(missing)
 			lost := len(p.unmet()) > 0 || len(p.alive()) == 0 && blind > 0
 			if searching || len(missing) == 0 && !lost {
@@ -303,7 +305,7 @@ func (p *Pool) Run(ctx context.Context) error {
 			})
 		case <-found:
 			searching = false
-			if len(p.missing()) > 0 || len(p.unmet()) > 0 || blind > 0 {
+			if len(p.lost()) > 0 || len(p.unmet()) > 0 || blind > 0 {
 				retry.Reset(backoff.next())
 			}
 		}
@@ -436,10 +438,22 @@ func (p *Pool) members() []Member {
 	return list
 }
 
-// Member finds one by id.
+// Member finds one by id. One that is not known is looked for.
 func (p *Pool) Member(id string) (Member, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	m, known := p.find(id)
+	if !known && id != "" {
+		_, sought := p.sought[id]
+		p.sought[id] = time.Now()
+		if !sought {
+			hint(p.changed)
+		}
+	}
+	return m, known
+}
+
+func (p *Pool) find(id string) (Member, bool) {
 	if p.view == nil {
 		p.view = p.members()
 	}

@@ -279,6 +279,45 @@ func TestANodeWhoseAddressChangedIsBackByItself(t *testing.T) {
 	})
 }
 
+// TestWhatWasSaidMeanwhileIsHeard: a node is away for a moment, in which another one
+// changes its address; and in which a third one comes, who is asked for by name.
+func TestWhatWasSaidMeanwhileIsHeard(t *testing.T) {
+	for name, meanwhile := range map[string]func(b *bubble) func() bool{
+		"another address": func(b *bubble) func() bool {
+			moved, to := b.nodes[3], hostAddr(50)
+			moved.host.Move(to)
+			moved.SetAdvertise(to.Addr())
+			return func() bool {
+				m, ok := b.nodes[0].Member("id03")
+				return ok && m.State == Alive && m.Addr == to.Addr()
+			}
+		},
+		"another node": func(b *bubble) func() bool {
+			come := b.run(7, hostAddr(7), nil)
+			if _, err := come.Join(b.t.Context(), []string{hostAddr(1).String()}); err != nil {
+				b.t.Fatal(err)
+			}
+			b.nodes = append(b.nodes, come)
+			return func() bool {
+				m, ok := b.nodes[0].Member("id07")
+				return ok && m.State == Alive
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := cluster(t, 4)
+				time.Sleep(time.Second)
+				b.net.Partition([]netip.Addr{hostAddr(0).Addr()}, []netip.Addr{hostAddr(1).Addr(), hostAddr(2).Addr(), hostAddr(3).Addr(), hostAddr(50).Addr(), hostAddr(7).Addr()})
+				heard := meanwhile(b)
+				time.Sleep(1200 * time.Millisecond)
+				b.net.Heal()
+				t.Logf("heard after %s", b.wait("it is heard", 20*time.Second, heard))
+			})
+		})
+	}
+}
+
 func TestAnAddressTakenByAnotherNode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := cluster(t, 3)
