@@ -320,6 +320,29 @@ func TestRebalance(t *testing.T) {
 	})
 }
 
+// TestStandbyIsRevivedMeanwhile: a standby that ends its replica is given another
+// at once, also while an exchange is wanted that takes its time.
+func TestStandbyIsRevivedMeanwhile(t *testing.T) {
+	bubble(t, func(t *testing.T, w *wires) {
+		w.real()
+		zone := map[string]string{"n0": "x", "n1": "x", "n2": "y", "n3": "y", "n4": "z"}
+		w.about = func(m *Member) { m.Zone, m.Memory, m.DiskLatency = zone[m.ID], 2<<30, 2*time.Millisecond }
+		hosts := cluster(t, w, 4, 3)
+		whole(t, hosts, 3, 1)
+		_, name, _ := strings.Cut(set(hosts), "+")
+		standby := hosts[slices.IndexFunc(hosts, func(h *host) bool { return h.id == name })]
+		hosts = append(hosts, w.host(t, "n4"))
+		time.Sleep(time.Minute)
+		if got := set(hosts); strings.Contains(got, "n4") {
+			t.Fatalf("nothing is waited for: %s", got)
+		}
+		standby.end()
+		took := until(t, "the standby to follow again", 15*time.Second, func() bool { return standby.get() != nil })
+		t.Logf("it follows again after %s", took)
+		endAll(hosts)
+	})
+}
+
 // TestLeaderKilledInItsFirstSeconds ends the first leader at many moments of a
 // cluster's beginning, as SIGKILL would, and starts it again at once.
 func TestLeaderKilledInItsFirstSeconds(t *testing.T) {

@@ -177,6 +177,7 @@ func (m *masters) step() time.Duration {
 	if m.l.describe(newPlanner(n.c.ID, nodes, servers, m.held.voters).describe()) {
 		n.changed.fire()
 	}
+	m.revive(t, nodes, servers) // whatever else is wanted, and however long that has time
 	if c.after == now {
 		m.wanted = change{}
 	} else {
@@ -187,7 +188,6 @@ func (m *masters) step() time.Duration {
 			return min(left, wishWait)
 		}
 	}
-	m.revive(t, nodes, servers)
 	switch {
 	case c.step == add:
 		m.prepare(c.id)

@@ -155,7 +155,7 @@ func settled(ctx context.Context, api *apiClient, hosts int, replicas int) strin
 		return fmt.Sprintf("the Deployment: %v", err)
 	}
 	if n := page.Status.AvailableReplicas; n != *page.Spec.Replicas {
-		return fmt.Sprintf("%d replicas of %d are available", n, *page.Spec.Replicas)
+		return fmt.Sprintf("%d replicas of %d are available%s", n, *page.Spec.Replicas, wanting(allPods.Items))
 	}
 	ready := 0
 	for _, p := range allPods.Items {
@@ -169,9 +169,36 @@ func settled(ctx context.Context, api *apiClient, hosts int, replicas int) strin
 		}
 	}
 	if ready != replicas || len(allPods.Items) != replicas {
-		return fmt.Sprintf("%d pods are ready of %d that there are and %d that should be", ready, len(allPods.Items), replicas)
+		return fmt.Sprintf("%d pods are ready of %d that there are and %d that should be%s", ready, len(allPods.Items), replicas, wanting(allPods.Items))
 	}
 	return ""
+}
+
+// wanting says of the pods that are not ready where they are and what they wait
+// for.
+func wanting(pods []corev1.Pod) string {
+	var all strings.Builder
+	for _, p := range pods {
+		why := string(p.Status.Phase)
+		for _, c := range p.Status.Conditions {
+			switch {
+			case c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue:
+				why = ""
+			case c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse:
+				why = c.Message
+			}
+		}
+		if why == "" {
+			continue
+		}
+		for _, c := range p.Status.ContainerStatuses {
+			if w := c.State.Waiting; w != nil {
+				why = w.Reason + ": " + w.Message
+			}
+		}
+		fmt.Fprintf(&all, "; pod %s on node %q: %s", p.Name, p.Spec.NodeName, why)
+	}
+	return all.String()
 }
 
 // Probe is one visit to the Service from a host.
