@@ -116,7 +116,7 @@ type Pool struct {
 	view    []Member // of entries, nil: to be made anew
 	// sought is when who is not known was last asked for, by id.
 	sought map[string]time.Time
-	subs    map[chan struct{}]struct{}
+	subs   map[chan struct{}]struct{}
 	// list is the instance that runs, nil before and after Run; generation
 	// counts instances: what an earlier one reports late is not heard.
 	list       *memberlist.Memberlist
