@@ -38,6 +38,16 @@ func (b *pullBackOff) of(image string) *pullBackOff {
 	return b
 }
 
+// due is when the next attempt is. While another node has the image, what was in
+// the way is between the two, and may be over before a long pause is: then it is
+// as long as the first.
+func (b *pullBackOff) due(near bool) time.Time {
+	if near {
+		return b.next.Add(min(b.delay, backOffFirst) - b.delay)
+	}
+	return b.next
+}
+
 const errImagePullAgain = time.Second // until ErrImagePull shows as ImagePullBackOff
 
 // ensureImage returns an image that a container needs, pulling it as the policy
@@ -59,10 +69,16 @@ func (w *podWorker) ensureImage(ctx context.Context, c *corev1.Container, ref st
 		return image, back, &waitingError{reason: "ErrImageNeverPull", message: msg}
 	}
 	now := a.cfg.Now()
-	if back != nil && now.Before(back.next) {
+	if back != nil && now.Before(back.due(a.cfg.Runtime.Near(ref))) {
+		again := back.next
+		if later := now.Add(backOffFirst); later.Before(again) {
+			again = later // to see whether another node has it by then
+		}
 		msg := fmt.Sprintf("Back-off pulling image %q", ref)
-		w.event(c, corev1.EventTypeNormal, "BackOff", msg)
-		return image, back, &waitingError{reason: "ImagePullBackOff", message: msg + ": " + back.cause.reason + ": " + back.cause.message, again: back.next}
+		if now.Sub(back.next.Add(-back.delay)) < backOffFirst { // and not at each look
+			w.event(c, corev1.EventTypeNormal, "BackOff", msg)
+		}
+		return image, back, &waitingError{reason: "ImagePullBackOff", message: msg + ": " + back.cause.reason + ": " + back.cause.message, again: again}
 	}
 	w.event(c, corev1.EventTypeNormal, "Pulling", fmt.Sprintf("Pulling image %q", ref))
 	image, err := a.cfg.Runtime.Pull(ctx, ref, PullOptions{Credentials: credentials, Fresh: policy == corev1.PullAlways})

@@ -321,6 +321,39 @@ func TestImagePullBackOff(t *testing.T) {
 	})
 }
 
+// TestImageIsNear: a long pause ends early once another node says that it has the
+// image, and stays short while one does.
+func TestImageIsNear(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		var pulls []time.Duration
+		began := time.Now()
+		var near atomic.Bool
+		w.runtime.OnNear = func(string) bool { return near.Load() }
+		w.runtime.OnPull = func(context.Context, string, agent.PullOptions) (agent.Image, error) {
+			pulls = append(pulls, time.Since(began).Round(time.Second))
+			return agent.Image{}, fmt.Errorf("pull missing:1: %w", agent.ErrRegistryUnavailable)
+		}
+		w.create(pod("a", func(p *corev1.Pod) { p.Spec.Containers[0].Image = "missing:1" }))
+		after(90 * time.Second)
+		near.Store(true) // the pause is of 80 s, and 20 s of it are over
+		after(30 * time.Second)
+		near.Store(false)
+		after(time.Minute)
+		if got := fmt.Sprint(pulls); !strings.HasPrefix(got, "[0s 10s 30s 1m10s ") || len(pulls) != 7 {
+			t.Fatalf("pulled at %s", got)
+		}
+		for i, at := range pulls[4:] { // from the next look on, every 10 s or a little more
+			if gap := at - pulls[3+i]; at > 2*time.Minute || gap < 10*time.Second || gap > 12*time.Second && i > 0 || at > 101*time.Second && i == 0 {
+				t.Errorf("pulled at %s", pulls)
+			}
+		}
+		if n := len(w.events("BackOff")); n > len(pulls) {
+			t.Errorf("%d events of %d pauses", n, len(pulls))
+		}
+	})
+}
+
 func TestImagePullPolicies(t *testing.T) {
 	for _, test := range []struct {
 		image  string

@@ -64,6 +64,8 @@ type Runtime interface {
 	// Entitled says whether who has these credentials may use an image that is
 	// here without asking its registry again.
 	Entitled(ref string, c Credentials) bool
+	// Near says whether another node, which lives, says that it has an image.
+	Near(ref string) bool
 	Image(ref string) (Image, bool)
 	Images() []Image
 	// RemoveImage removes an image that nothing uses.

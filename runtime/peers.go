@@ -392,6 +392,15 @@ func (e *Engine) Entitled(ref string, credentials func(repository string) ([]Cre
 	return entitled(rights, repository(parsed), PullOptions{Credentials: credentials})
 }
 
+// Near says whether another node that lives says that it has an image of a name.
+func (e *Engine) Near(ref string) bool {
+	if e.images.cfg.Peers == nil {
+		return false
+	}
+	parsed, err := name.ParseReference(ref)
+	return err == nil && len(e.images.cfg.Peers.Holders(normalize(parsed))) > 0
+}
+
 // Holds are the keys of all that other nodes can have from this one.
 func (e *Engine) Holds() []string {
 	s := e.images

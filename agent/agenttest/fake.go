@@ -48,6 +48,8 @@ type Runtime struct {
 	OnExec func(ctx context.Context, podID, id string, cmd []string, stdin io.Reader, stdout, stderr io.Writer) (int, error)
 	// OnPull answers Pull; nil: every image exists, empty.
 	OnPull func(ctx context.Context, ref string, o agent.PullOptions) (agent.Image, error)
+	// OnNear answers Near; nil: nobody else has anything.
+	OnNear func(ref string) bool
 	// OnEntitled answers Entitled; nil: everybody is.
 	OnEntitled func(ref string, c agent.Credentials) bool
 	// Measured is what Stats says of a pod and its containers; Disk what a
@@ -635,6 +637,9 @@ func (n *Network) Ready() error {
 func (r *Runtime) Entitled(ref string, c agent.Credentials) bool {
 	return r.OnEntitled == nil || r.OnEntitled(ref, c)
 }
+
+// Near implements agent.Runtime.
+func (r *Runtime) Near(ref string) bool { return r.OnNear != nil && r.OnNear(ref) }
 
 // CollectLayers implements agent.Runtime: there are no layers.
 func (r *Runtime) CollectLayers() error { return nil }
