@@ -96,12 +96,13 @@ csi-sanity: bin/csi-sanity ## the community's checks of CSI drivers, against the
 
 test: deps-test build kubectl s3 units hosts ## all tests: units, nodes in one process, hosts
 
+# Most of the time of these tests is waiting: four packages at once, on any machine.
 units: deps pod ## tests that need no built binary
 	go vet $(UNITS)
-	go test -timeout 10m $(UNITS)
+	go test -p 4 -timeout 10m $(UNITS)
 
 race: deps pod ## the units under the race detector
-	go test -race -short -timeout 15m $(UNITS)
+	go test -race -short -p 4 -timeout 15m $(UNITS)
 
 sim: deps pod ## many histories of whole clusters in virtual time: make sim SEEDS=10000 FROM=1
 	go test -count=1 -timeout 0 ./test/sim -run TestSeeds -v -seeds $(SEEDS) -from $(FROM) | grep -v -e '^=== ' -e '^ *--- PASS' -e ' begins$$'; exit $${PIPESTATUS[0]}
