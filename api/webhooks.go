@@ -80,11 +80,20 @@ type ask struct {
 	dryRun   bool
 }
 
-// asks says whether there are webhooks to be asked about what this call does.
-func (c *call) asks() bool {
-	return !c.quiet && c.resource().Group != types.Admission.Group &&
-		(len(c.s.mutating.of(c.s, mutatingHooks)) > 0 || len(c.s.validating.of(c.s, validatingHooks)) > 0)
+// mutating and validating are the webhooks that may have to be asked about what
+// this call does.
+func (c *call) mutating() []*webhook.Hook   { return c.hooksOf(&c.s.mutating, mutatingHooks) }
+func (c *call) validating() []*webhook.Hook { return c.hooksOf(&c.s.validating, validatingHooks) }
+
+func (c *call) hooksOf(set *hookSet, stored string) []*webhook.Hook {
+	if c.quiet || c.resource().Group == types.Admission.Group {
+		return nil
+	}
+	return set.of(c.s, stored)
 }
+
+// asks says whether there are any.
+func (c *call) asks() bool { return len(c.mutating()) > 0 || len(c.validating()) > 0 }
 
 // resource is what the call is about, also where it is no row of the table.
 func (c *call) resource() schema.GroupVersionResource {
@@ -105,10 +114,10 @@ func (c *call) admit(ctx context.Context, a *ask, own func(Object) error) (chang
 		}
 		return own(a.obj.(Object))
 	}
-	if err := once(); err != nil || !c.asks() {
+	if err := once(); err != nil {
 		return false, err
 	}
-	hooks := c.s.mutating.of(c.s, mutatingHooks)
+	hooks := c.mutating()
 	if len(hooks) == 0 {
 		return false, nil
 	}
@@ -171,10 +180,7 @@ func (r *round) run(ctx context.Context, c *call, a *ask, hooks []*webhook.Hook)
 // judge asks the validating webhooks, all at once. Of several refusals the
 // first in the order of the webhooks is the answer.
 func (c *call) judge(ctx context.Context, a *ask) error {
-	if !c.asks() {
-		return nil
-	}
-	hooks := c.s.validating.of(c.s, validatingHooks)
+	hooks := c.validating()
 	if len(hooks) == 0 {
 		return nil
 	}
@@ -233,7 +239,7 @@ func (c *call) subject(ctx context.Context, a *ask) *webhook.Subject {
 		rec := c.s.cfg.Storage.Get(namespaces.Resource, "", s.Namespace)
 		if rec == nil { // this replica may be behind
 			if err := c.s.cfg.Storage.Sync(ctx); err != nil {
-				return nil, c.s.storageErrorOf(err, c.resource(), c.name)
+				return nil, storageError(err, c.resource().GroupResource(), c.name)
 			}
 			if rec = c.s.cfg.Storage.Get(namespaces.Resource, "", s.Namespace); rec == nil {
 				return nil, apierrors.NewNotFound(namespaces.GroupResource(), s.Namespace)
@@ -242,10 +248,6 @@ func (c *call) subject(ctx context.Context, a *ask) *webhook.Subject {
 		return rec.Object().GetLabels(), nil
 	}
 	return s
-}
-
-func (s *Server) storageErrorOf(err error, r schema.GroupVersionResource, name string) error {
-	return storageError(err, r.GroupResource(), name)
 }
 
 // nameOf is the name of the object that is asked about, as far as it has one.

@@ -18,6 +18,13 @@ import (
 func (m *machine) drop(from *machine, exprs ...[]expr.Any) (heal func()) {
 	m.t.Helper()
 	f := familyOf(from.addr)
+	return m.lose(f, append([][]expr.Any{f.sourceIs(expr.CmpOpEq, single(from.addr)), protoIs(udp), loadPort(reg0), compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(vxlanPort))}, exprs...)...)
+}
+
+// lose makes a machine lose what it receives of a family and meets all of exprs,
+// and returns what heals it.
+func (m *machine) lose(f *family, exprs ...[]expr.Any) (heal func()) {
+	m.t.Helper()
 	t := &nftables.Table{Name: "lossy", Family: f.table}
 	change := func(f func(*nftables.Conn)) {
 		m.in(func() error {
@@ -32,8 +39,7 @@ func (m *machine) drop(from *machine, exprs ...[]expr.Any) (heal func()) {
 	change(func(c *nftables.Conn) {
 		c.AddTable(t)
 		ch := c.AddChain(&nftables.Chain{Table: t, Name: "raw", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
-		parts := append([][]expr.Any{f.sourceIs(expr.CmpOpEq, single(from.addr)), protoIs(udp), loadPort(reg0), compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(vxlanPort))}, exprs...)
-		c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: rule(append(parts, verdict(expr.VerdictDrop, ""))...)})
+		c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: rule(append(exprs, verdict(expr.VerdictDrop, ""))...)})
 	})
 	return func() { change(func(c *nftables.Conn) { c.DelTable(t) }) }
 }
@@ -90,24 +96,9 @@ func TestPathsOfBothFamilies(t *testing.T) {
 		{longer(1390), "by IPv6 packets of 1450 bytes do not pass, those of 1350 do: lower the MTU of this host's link to 1400"},
 		{protoIs(udp), "by IPv6 pings pass, UDP does not: a network card computes wrong checksums (see ethtool -K, tx-checksum-ip-generic), or a firewall there drops what is for the host itself"},
 	} {
-		lossy := &nftables.Table{Name: "lossy", Family: nftables.TableFamilyIPv6}
-		change := func(f func(c *nftables.Conn)) {
-			all[1].in(func() error {
-				c, err := connect()
-				if err != nil {
-					return err
-				}
-				f(c)
-				return c.Flush()
-			})
-		}
-		change(func(c *nftables.Conn) {
-			c.AddTable(lossy)
-			ch := c.AddChain(&nftables.Chain{Table: lossy, Name: "raw", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
-			c.AddRule(&nftables.Rule{Table: lossy, Chain: ch, Exprs: rule(link(expr.MetaKeyIIFNAME, expr.CmpOpEq, vxlanName), tc.drop, verdict(expr.VerdictDrop, ""))})
-		})
+		heal := all[1].lose(ip6, link(expr.MetaKeyIIFNAME, expr.CmpOpEq, vxlanName), tc.drop)
 		wants(tc.want)
-		change(func(c *nftables.Conn) { c.DelTable(lossy) })
+		heal()
 	}
 	wants("")
 }

@@ -264,10 +264,15 @@ func rangeOf(required, limit int64) message {
 
 // DeleteVolume removes a volume; one that is not there is removed.
 func DeleteVolume(ctx context.Context, call Caller, id string, secrets map[string]string) error {
+	return remove(ctx, call, "DeleteVolume", id, secrets)
+}
+
+// remove makes a call of the controller that removes what has an id.
+func remove(ctx context.Context, call Caller, name, id string, secrets map[string]string) error {
 	var m message
 	m.text(1, id)
 	m.pairs(2, secrets)
-	_, err := call(ctx, "/csi.v1.Controller/DeleteVolume", m)
+	_, err := call(ctx, "/csi.v1.Controller/"+name, m)
 	return err
 }
 

@@ -46,11 +46,7 @@ func CreateSnapshot(ctx context.Context, call Caller, volumeID, name string, par
 
 // DeleteSnapshot removes a snapshot; one that is not there is removed.
 func DeleteSnapshot(ctx context.Context, call Caller, id string, secrets map[string]string) error {
-	var m message
-	m.text(1, id)
-	m.pairs(2, secrets)
-	_, err := call(ctx, "/csi.v1.Controller/DeleteSnapshot", m)
-	return err
+	return remove(ctx, call, "DeleteSnapshot", id, secrets)
 }
 
 // FindSnapshot asks a driver that lists its snapshots for one of them; there may

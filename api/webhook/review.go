@@ -45,11 +45,27 @@ type Response struct {
 	AuditAnnotations map[string]string `json:"auditAnnotations,omitempty"`
 }
 
+// heading is what reviews of both kinds begin with.
+type heading struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+}
+
+// answered says whether an answer is to this question, as version v1 asks for.
+func (q heading) answered(a heading, asked, got types.UID) error {
+	switch {
+	case a != q:
+		return fmt.Errorf("expected webhook response of %s, Kind=%s, got %s, Kind=%s", q.APIVersion, q.Kind, a.APIVersion, a.Kind)
+	case got != asked:
+		return fmt.Errorf("expected response.uid=%q, got %q", asked, got)
+	}
+	return nil
+}
+
 type review struct {
-	APIVersion string    `json:"apiVersion"`
-	Kind       string    `json:"kind"`
-	Request    *Request  `json:"request,omitempty"`
-	Response   *Response `json:"response,omitempty"`
+	heading
+	Request  *Request  `json:"request,omitempty"`
+	Response *Response `json:"response,omitempty"`
 }
 
 // Kind is how a review names a kind.
@@ -73,7 +89,7 @@ func (c *Client) Ask(ctx context.Context, h *Hook, r Request) (*Response, error)
 		return nil, errors.New("webhook does not accept known AdmissionReview versions (v1, v1beta1)")
 	}
 	r.UID = uuid.NewUUID()
-	question := review{APIVersion: "admission.k8s.io/" + h.version, Kind: "AdmissionReview", Request: &r}
+	question := review{heading{"admission.k8s.io/" + h.version, "AdmissionReview"}, &r, nil}
 	var answer review
 	if err := c.Post(ctx, h.Config, h.Timeout, &question, &answer); err != nil {
 		return nil, fmt.Errorf("failed to call webhook: %w", err)
@@ -91,11 +107,8 @@ func check(question, answer *review) error {
 		return errors.New("webhook response was absent")
 	}
 	if question.APIVersion == "admission.k8s.io/v1" { // the older version asks for less
-		if answer.APIVersion != question.APIVersion || answer.Kind != question.Kind {
-			return fmt.Errorf("expected webhook response of %s, Kind=%s, got %s, Kind=%s", question.APIVersion, question.Kind, answer.APIVersion, answer.Kind)
-		}
-		if got.UID != question.Request.UID {
-			return fmt.Errorf("expected response.uid=%q, got %q", question.Request.UID, got.UID)
+		if err := question.answered(answer.heading, question.Request.UID, got.UID); err != nil {
+			return err
 		}
 		if len(got.Patch) > 0 && got.PatchType == nil {
 			return errors.New("webhook returned response.patch but not response.patchType")

@@ -170,7 +170,7 @@ func FuzzAnswer(f *testing.F) {
 		if json.Unmarshal(raw, &answer) != nil {
 			return
 		}
-		question := review{APIVersion: "admission.k8s.io/v1", Kind: "AdmissionReview", Request: &Request{UID: "u"}}
+		question := review{heading: heading{"admission.k8s.io/v1", "AdmissionReview"}, Request: &Request{UID: "u"}}
 		if check(&question, &answer) == nil && (answer.Response == nil || answer.Response.UID != "u") {
 			t.Errorf("took %s", raw)
 		}
