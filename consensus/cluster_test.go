@@ -631,61 +631,87 @@ func (c countedRefusals) StoreLogs(logs []*raft.Log) error {
 	return err
 }
 
-// TestFullDiskBehindItsSnapshot: with every entry that a follower's full disk
+// TestFullDiskBehindASnapshot: with every entry that a follower's full disk
 // refuses, raft's leader begins one entry earlier, until it is where the follower
-// has a snapshot and no log; there every attempt fails, with room or without.
-func TestFullDiskBehindItsSnapshot(t *testing.T) {
-	bubble(t, func(t *testing.T, w *wires) {
-		var full atomic.Bool
-		var refused atomic.Int64
-		var hosts []*host
-		for i := range 3 {
-			h := w.host(t, fmt.Sprintf("n%d", i))
-			if i == 1 {
-				h.onDisk(func(log LogStore) LogStore { return countedRefusals{fullDisk{log, &full}, &refused} })
+// has a snapshot and no log, or where it has no log itself. There every attempt
+// fails, with room or without.
+func TestFullDiskBehindASnapshot(t *testing.T) {
+	for _, of := range []string{"the follower", "both"} {
+		t.Run(of, func(t *testing.T) {
+			bubble(t, func(t *testing.T, w *wires) { fullDiskBehindASnapshot(t, w, of == "both") })
+		})
+	}
+}
+
+func fullDiskBehindASnapshot(t *testing.T, w *wires, ofBoth bool) {
+	var full atomic.Bool
+	var refused atomic.Int64
+	var hosts []*host
+	for i := range 3 {
+		h := w.host(t, fmt.Sprintf("n%d", i))
+		if i == 1 {
+			h.onDisk(func(log LogStore) LogStore { return countedRefusals{fullDisk{log, &full}, &refused} })
+		}
+		hosts = append(hosts, h)
+	}
+	hosts[0].start(true)
+	until(t, "three voters", 10*time.Second, func() bool { return votersOf(hosts) == 3 })
+	leader, behind := leaderOf(hosts), hosts[1]
+	if leader == behind {
+		t.Fatal("another one was to found it")
+	}
+	written := 0
+	write := func(many int) {
+		t.Helper()
+		for range many {
+			if _, err := leader.get().Write(within(t, time.Second), create("n", fmt.Sprint(written), "1")); err != nil {
+				t.Fatal(err)
 			}
-			hosts = append(hosts, h)
+			written++
 		}
-		hosts[0].start(true)
-		until(t, "three voters", 10*time.Second, func() bool { return votersOf(hosts) == 3 })
-		leader, behind := leaderOf(hosts), hosts[1]
-		if leader == behind {
-			t.Fatal("another one was to found it")
-		}
-		write := func(from, to int) {
-			t.Helper()
-			for i := from; i < to; i++ {
-				if _, err := leader.get().Write(within(t, time.Second), create("n", fmt.Sprint(i), "1")); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-		write(0, 100)
-		until(t, "the follower to have all", 10*time.Second, func() bool {
+	}
+	follows := func(when string) {
+		t.Helper()
+		until(t, when, time.Minute, func() bool {
 			return behind.get().Store().Revision() == leader.get().Store().Revision()
 		})
-		r := behind.get().raft.Load()
+	}
+	compact := func(h *host) {
+		t.Helper()
+		r := h.get().raft.Load()
 		c := r.ReloadableConfig()
 		c.TrailingLogs = 3
 		if err := errors.Join(r.ReloadConfig(c), r.Snapshot().Error()); err != nil {
 			t.Fatal(err)
 		}
-		full.Store(true)
-		write(100, 105)
-		until(t, "it to be refused often", 5*time.Minute, func() bool {
-			return errors.Is(behind.get().Status().DiskError, ErrDiskFull) && refused.Load() > 3
-		})
-		time.Sleep(time.Minute) // the leader goes on trying
-		full.Store(false)
-		until(t, "it to have the rest", time.Minute, func() bool {
-			return behind.get().Store().Revision() == leader.get().Store().Revision()
-		})
-		write(105, 110)
-		until(t, "it to have what follows", time.Minute, func() bool {
-			return behind.get().Store().Revision() == leader.get().Store().Revision()
-		})
-		endAll(hosts)
+	}
+	write(100)
+	follows("the follower to have all")
+	if ofBoth { // the leader's is older
+		compact(leader)
+		write(5)
+		follows("the follower to have more")
+	}
+	compact(behind)
+	full.Store(true)
+	write(5)
+	until(t, "it to be refused often", 5*time.Minute, func() bool {
+		return errors.Is(behind.get().Status().DiskError, ErrDiskFull) && refused.Load() > 3
 	})
+	time.Sleep(5 * time.Minute) // the leader goes on trying, and back
+	has := behind.get().raft.Load().LastIndex()
+	full.Store(false)
+	lost := false
+	until(t, "it to have the rest", time.Minute, func() bool {
+		lost = lost || behind.get().raft.Load().LastIndex() < has
+		return behind.get().Store().Revision() == leader.get().Store().Revision()
+	})
+	if lost {
+		t.Error("it has forgotten entries that it had said to have")
+	}
+	write(5)
+	follows("it to have what follows")
+	endAll(hosts)
 }
 
 // TestPreparedAndNeverAdded: the leader that prepared a node was no longer one

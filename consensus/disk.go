@@ -43,7 +43,22 @@ type disk struct {
 	log   *guardedLog
 	store LogStore // below log
 	vote  *voteStore
-	snaps *raft.FileSnapshotStore
+	snaps snapshots
+}
+
+// snapshots takes none that is older than what is there: a leader's would
+// bring this node back to what it was, and drop the log behind it.
+type snapshots struct{ *raft.FileSnapshotStore }
+
+func (s snapshots) Create(version raft.SnapshotVersion, index, term uint64, servers raft.Configuration, serversIndex uint64, t raft.Transport) (raft.SnapshotSink, error) {
+	have, err := s.List()
+	if err != nil {
+		return nil, err
+	}
+	if len(have) > 0 && have[0].Index > index {
+		return nil, fmt.Errorf("a snapshot of entry %d is here, one of %d is not wanted", have[0].Index, index)
+	}
+	return s.FileSnapshotStore.Create(version, index, term, servers, serversIndex, t)
 }
 
 // openDisk opens or makes the files in dir.
@@ -87,7 +102,7 @@ func openDisk(dir string, open func() (LogStore, error), log *raftLog) (d *disk,
 		// vote twice.
 		return d, fmt.Errorf("%w: %s: there are log entries, and no term", ErrDamaged, filepath.Join(dir, voteFile))
 	}
-	if d.snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, keepSnaps, log); err != nil {
+	if d.snaps.FileSnapshotStore, err = raft.NewFileSnapshotStoreWithLogger(dir, keepSnaps, log); err != nil {
 		return d, err
 	}
 	return d, d.closeGap(last)
@@ -300,7 +315,7 @@ func (g *guardedLog) DeleteRange(low, high uint64) error {
 		return err
 	}
 	var cut []raft.Log
-	if high >= last {
+	if high >= last && last > 0 { // 0: nothing is there
 		for i := low; i <= last; i++ {
 			var l raft.Log
 			if err := g.LogStore.GetLog(i, &l); err != nil {
@@ -309,7 +324,7 @@ func (g *guardedLog) DeleteRange(low, high uint64) error {
 			cut = append(cut, l)
 		}
 	}
-	if low <= last {
+	if low <= last && last > 0 {
 		if err := g.LogStore.DeleteRange(low, min(high, last)); err != nil {
 			return err
 		}

@@ -475,6 +475,7 @@ func TestEndOfTheLogStaysUntilTheNewOneIsStored(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	remove(0, 3) // there is nothing yet
 	if err := store(1, 1, 2, 3, 4, 5); err != nil {
 		t.Fatal(err)
 	}

@@ -167,9 +167,10 @@ func (m *masters) step() time.Duration {
 	if r == nil {
 		return calmWait
 	}
-	servers := r.GetConfiguration().Configuration().Servers
+	configuration := r.GetConfiguration()
+	servers := configuration.Configuration().Servers
 	t := time.Now()
-	nodes := m.candidates(t, servers)
+	nodes := m.candidates(t, servers, configuration.Index())
 	p := newPlanner(n.c.ID, nodes, servers, 0)
 	m.held.note(t, p.target)
 	c := plan(n.c.ID, nodes, servers, m.held.voters)
@@ -286,8 +287,9 @@ func (m *masters) measure(now time.Time, p *planner) {
 	}
 }
 
-// candidates joins what gossip, raft and the leases say.
-func (m *masters) candidates(now time.Time, servers []raft.Server) []candidate {
+// candidates joins what gossip, raft and the leases say. The configuration is
+// the entry at index.
+func (m *masters) candidates(now time.Time, servers []raft.Server, index uint64) []candidate {
 	n := m.n
 	members := n.c.Members()
 	suffrage := make(map[string]raft.ServerSuffrage)
@@ -329,7 +331,9 @@ func (m *masters) candidates(now time.Time, servers []raft.Server) []candidate {
 				s.caughtUp = now
 			}
 			s.stuck = time.Time{}
-			c.Ready = now.Sub(s.caughtUp) >= stableFor
+			// A voter votes only for those that have a vote by its own log: one that
+			// lacks this leader's would let nobody lead, were the two alone.
+			c.Ready = now.Sub(s.caughtUp) >= stableFor && (votes == raft.Voter || peer.last >= index)
 		default:
 			s.caughtUp = time.Time{}
 			if s.stuck.IsZero() || s.moved.Equal(now) {

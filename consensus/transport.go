@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"errors"
+	"io"
 	"maps"
 	"net"
 	"sync"
@@ -19,7 +20,7 @@ const (
 	connPool    = 2
 )
 
-// transport is raft's own network transport with six additions:
+// transport is raft's own network transport with seven additions:
 //
 //   - A follower hears of a commit at once. raft tells it with the next
 //     entries or after CommitTimeout, whichever comes first; a watch on a
@@ -33,6 +34,7 @@ const (
 //     until when this node surely led (authority).
 //   - A follower that refuses entries is asked for those that follow its newest
 //     one before raft goes back (further).
+//   - A follower is sent no snapshot of what it has (InstallSnapshot).
 //   - A server's address is its id: where it lives may change at any time.
 type transport struct {
 	*raft.NetworkTransport
@@ -42,8 +44,7 @@ type transport struct {
 	boot    func() time.Duration
 	// mute says that this node must not be elected: its disk was full just now.
 	mute func() bool
-	// termAt is the term of an entry of this node's log; 0 if it has it not.
-	termAt func(index uint64) uint64
+	log  *guardedLog // this node's
 	// member says whether a server is in the configuration.
 	member func(id string) bool
 
@@ -68,7 +69,7 @@ func newTransport(c *Config, pause time.Duration, log *raftLog, disk *guardedLog
 		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			Stream: s, ServerAddressProvider: c.Addresses, Logger: log, MaxPool: connPool, Timeout: rpcTimeout,
 		}),
-		id: c.ID, streams: s, pause: pause, mute: disk.mute, termAt: disk.termAt,
+		id: c.ID, streams: s, pause: pause, mute: disk.mute, log: disk,
 		boot:      c.Boot,
 		peers:     make(map[raft.ServerID]peer),
 		confirmed: make(map[raft.ServerID]time.Duration),
@@ -150,7 +151,7 @@ func (t *transport) AppendEntries(id raft.ServerID, to raft.ServerAddress, q *ra
 // with a follower whose disk is full it arrives where the follower has a snapshot
 // and no log, and can compare nothing any more.
 func (t *transport) further(id raft.ServerID, to raft.ServerAddress, q *raft.AppendEntriesRequest, a *raft.AppendEntriesResponse) error {
-	term := t.termAt(a.LastLog)
+	term := t.log.termAt(a.LastLog)
 	if term == 0 {
 		return nil
 	}
@@ -168,6 +169,39 @@ func (t *transport) further(id raft.ServerID, to raft.ServerAddress, q *raft.App
 	}
 	if answer.Success || answer.Term > q.Term {
 		*a = answer
+	}
+	return nil
+}
+
+// errTakesNothing has raft wait before it tries again.
+var errTakesNothing = errors.New("it has what the snapshot holds, and takes no more entries: its disk may be full")
+
+// InstallSnapshot first asks the follower whether it has the entry that the
+// snapshot ends with. If so it has all before it too, and nothing is sent. raft
+// has gone back too far then, entry by entry, while the follower's disk was full.
+// The snapshot would throw away what the follower has behind it, and has said
+// that it has. While the disk is still full it is an error, or raft would go back
+// again, and again, without any pause.
+func (t *transport) InstallSnapshot(id raft.ServerID, to raft.ServerAddress, q *raft.InstallSnapshotRequest, a *raft.InstallSnapshotResponse, data io.Reader) error {
+	ask := raft.AppendEntriesRequest{RPCHeader: q.RPCHeader, Term: q.Term, Leader: q.Leader, PrevLogEntry: q.LastLogIndex, PrevLogTerm: q.LastLogTerm}
+	var has, takes raft.AppendEntriesResponse
+	if err := t.AppendEntries(id, to, &ask, &has); err != nil {
+		return err
+	}
+	if !has.Success && has.Term <= q.Term {
+		return t.NetworkTransport.InstallSnapshot(id, to, q, a, data)
+	}
+	*a = raft.InstallSnapshotResponse{RPCHeader: has.RPCHeader, Term: has.Term, Success: has.Success}
+	var last, next raft.Log
+	if !has.Success || t.log.GetLog(has.LastLog, &last) != nil || t.log.GetLog(has.LastLog+1, &next) != nil {
+		return nil
+	}
+	ask.PrevLogEntry, ask.PrevLogTerm, ask.Entries = last.Index, last.Term, []*raft.Log{&next}
+	if err := t.AppendEntries(id, to, &ask, &takes); err != nil {
+		return err
+	}
+	if !takes.Success && takes.Term <= q.Term && !takes.NoRetryBackoff { // what it lacks is not another past
+		return errTakesNothing
 	}
 	return nil
 }

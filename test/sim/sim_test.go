@@ -39,6 +39,7 @@ var kept = []uint64{
 	838,    // a candidate that was taken out while it took over followed nobody (consensus/members.go, follows)
 	5597,   // gossip did not know of a leader's new address, and it took out voters that answered (consensus/members.go, candidates)
 	5997,   // a full disk's refusals drove the leader behind the follower's snapshot (consensus/transport.go, further)
+	6323,   // the same, and where the leader has no log itself: its older snapshot was sent, for ever (consensus/transport.go, InstallSnapshot)
 	7426,   // newcomers who were cut off stopped at each other (gossip/peers.go, reached)
 	201020, // a second handing over to a follower that was stuck left raft's goroutines behind (consensus/leader.go, transfer)
 }
