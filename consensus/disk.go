@@ -207,7 +207,9 @@ type guardedLog struct {
 	// comes in its place. If that fails, raft goes on as if the old end were
 	// still there, and would panic where it is not. So it is: read from here,
 	// and stored in front of whatever is stored next.
-	cut     []raft.Log
+	cut []raft.Log
+	// kept is the entry behind which nothing may be removed (keep); 0: all may.
+	kept    uint64
 	refused atomic.Pointer[refusal]
 }
 
@@ -306,10 +308,28 @@ func (g *guardedLog) StoreLogs(logs []*raft.Log) error {
 	return g.disk.err
 }
 
+var errKept = errors.New("entries are being added")
+
+// keep has the log refuse to give up an end that is behind an entry, until the
+// function returned is called. What is there then stays there; a leader that
+// wants other entries in its place asks again.
+func (g *guardedLog) keep(index uint64) (release func()) {
+	set := func(index uint64) {
+		g.mu.Lock()
+		g.kept = index
+		g.mu.Unlock()
+	}
+	set(index)
+	return func() { set(0) }
+}
+
 // DeleteRange removes the beginning of the log, or its end, or all.
 func (g *guardedLog) DeleteRange(low, high uint64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.kept > 0 && low > g.kept {
+		return errKept
+	}
 	last, err := g.LogStore.LastIndex() // on disk
 	if err != nil {
 		return err

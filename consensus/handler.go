@@ -20,6 +20,7 @@ const (
 	pathReady     = "/conclave/v1/readytolead"
 	pathSum       = "/conclave/v1/sum"
 	pathDiffers   = "/conclave/v1/differs"
+	pathTail      = "/conclave/v1/tail"
 )
 
 // leaderAnswer is what a node knows of the leader. Only the leader itself, and
@@ -142,6 +143,7 @@ func (n *Node) newHandler() http.Handler {
 		return none
 	}))
 	handle(pathSum, answerJSON(func(context.Context, string, struct{}) sumAt { return n.store.newestSum() }))
+	handle(pathTail, answerJSON(func(_ context.Context, _ string, q tailQuestion) tailAnswer { return n.tail(q) }))
 	handle(pathDiffers, answerJSON(func(_ context.Context, caller string, _ struct{}) (none struct{}) {
 		if caller == n.Leader() {
 			n.fail(fmt.Errorf("%w: the state here differs from the leader's", ErrDamaged))

@@ -289,6 +289,12 @@ func (n *Node) Run(ctx context.Context) (err error) {
 		return false
 	})
 	r.RegisterObserver(observer)
+	asked := make(chan raft.Observation, 1) // who is not heard asks again
+	canvassers := raft.NewObserver(asked, false, func(o *raft.Observation) bool {
+		c, ok := canvassOf(o.Data)
+		return ok && !hasVote(r, c.id)
+	})
+	r.RegisterObserver(canvassers)
 	n.raft.Store(r)
 	n.changed.fire()
 
@@ -297,7 +303,9 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	g.Go(func() error { n.pulse(ctx, r); return nil })
 	g.Go(func() error { n.confirm(ctx); return nil })
 	g.Go(func() error { n.watchRetirement(ctx, r); return nil })
+	g.Go(func() error { n.learn(ctx, r, asked); return nil })
 	err = g.Wait()
+	r.DeregisterObserver(canvassers)
 	r.DeregisterObserver(observer)
 	n.stop(r)
 	return err

@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"context"
 	"errors"
 	"io"
 	"maps"
@@ -18,9 +19,11 @@ const (
 	// waits for it.
 	dialTimeout = time.Second
 	connPool    = 2
+	// snapshotStall is how long a snapshot may be on its way without a byte.
+	snapshotStall = 2 * rpcTimeout
 )
 
-// transport is raft's own network transport with seven additions:
+// transport is raft's own network transport with nine additions:
 //
 //   - A follower hears of a commit at once. raft tells it with the next
 //     entries or after CommitTimeout, whichever comes first; a watch on a
@@ -35,6 +38,8 @@ const (
 //   - A follower that refuses entries is asked for those that follow its newest
 //     one before raft goes back (further).
 //   - A follower is sent no snapshot of what it has (InstallSnapshot).
+//   - A snapshot that stops coming is given up (watched).
+//   - This node itself can have raft take entries (append).
 //   - A server's address is its id: where it lives may change at any time.
 type transport struct {
 	*raft.NetworkTransport
@@ -45,6 +50,8 @@ type transport struct {
 	// mute says that this node must not be elected: its disk was full just now.
 	mute func() bool
 	log  *guardedLog // this node's
+	// consumed are the questions that raft answers: the network's and append's.
+	consumed chan raft.RPC
 	// member says whether a server is in the configuration.
 	member func(id string) bool
 
@@ -55,6 +62,7 @@ type transport struct {
 	urgent    chan struct{} // closed and replaced to end all pauses
 	verifying int
 	done      chan struct{}
+	relaying  sync.WaitGroup
 }
 
 // peer is what is known of another server's replica.
@@ -65,7 +73,7 @@ type peer struct {
 
 func newTransport(c *Config, pause time.Duration, log *raftLog, disk *guardedLog) *transport {
 	s := newStreams(&sameLife{StreamLayer: c.Stream, of: c.Incarnation, outdated: c.Outdated})
-	return &transport{
+	t := &transport{
 		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			Stream: s, ServerAddressProvider: c.Addresses, Logger: log, MaxPool: connPool, Timeout: rpcTimeout,
 		}),
@@ -76,6 +84,72 @@ func newTransport(c *Config, pause time.Duration, log *raftLog, disk *guardedLog
 		pipes:     make(map[*pipeline]struct{}),
 		urgent:    make(chan struct{}),
 		done:      make(chan struct{}),
+		consumed:  make(chan raft.RPC),
+	}
+	t.relaying.Go(t.relay)
+	return t
+}
+
+// relay passes on the network's questions until the transport is closed.
+func (t *transport) relay() {
+	for {
+		select {
+		case q := <-t.NetworkTransport.Consumer():
+			if q.Reader != nil {
+				q.Reader = watched{q.Reader, newStopped(snapshotStall, t.streams.dropIncoming)}
+			}
+			select {
+			case t.consumed <- q:
+			case <-t.done:
+				return
+			}
+		case <-t.done:
+			return
+		}
+	}
+}
+
+func (t *transport) Consumer() <-chan raft.RPC { return t.consumed }
+
+// watched is a leader's snapshot. raft hears nothing else while it reads one, and
+// would wait for ever for a leader whose host is gone. So a read that takes too
+// long ends all incoming connections; those who are still there make new ones.
+type watched struct {
+	io.Reader
+	late *time.Timer
+}
+
+func newStopped(d time.Duration, f func()) *time.Timer {
+	t := time.AfterFunc(d, f)
+	t.Stop()
+	return t
+}
+
+func (w watched) Read(b []byte) (int, error) {
+	w.late.Reset(snapshotStall)
+	defer w.late.Stop()
+	return w.Reader.Read(b)
+}
+
+// append has this node's raft take entries, as if somebody had sent them. The
+// request must say what is true, and name no leader.
+func (t *transport) append(ctx context.Context, q *raft.AppendEntriesRequest) error {
+	answers := make(chan raft.RPCResponse, 1)
+	select {
+	case t.consumed <- raft.RPC{Command: q, RespChan: answers}:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.done:
+		return raft.ErrTransportShutdown
+	}
+	select {
+	case a := <-answers:
+		if a.Error == nil && !a.Response.(*raft.AppendEntriesResponse).Success {
+			return errors.New("this node's log does not take them")
+		}
+		return a.Error
+	case <-t.done: // raft may be gone
+		return raft.ErrTransportShutdown
 	}
 }
 
@@ -97,8 +171,12 @@ func (t *transport) Close() error {
 	return err
 }
 
-// wait returns, after Close, when nobody reads from an incoming connection.
-func (t *transport) wait() { t.streams.open.Wait() }
+// wait returns, after Close, when nobody reads from an incoming connection, and
+// nothing is passed on any more.
+func (t *transport) wait() {
+	t.streams.open.Wait()
+	t.relaying.Wait()
+}
 
 // errMute keeps a node whose disk is full from being elected.
 var errMute = errors.New("this node cannot write its log and asks for no votes")
@@ -411,7 +489,7 @@ func (p *pipeline) Close() error {
 type streams struct {
 	raft.StreamLayer
 	mu     sync.Mutex
-	conns  map[net.Conn]struct{}
+	conns  map[net.Conn]bool // true: an incoming one
 	closed bool
 	open   sync.WaitGroup // incoming connections, until their handlers close them
 }
@@ -423,7 +501,7 @@ type trackedConn struct {
 }
 
 func newStreams(l raft.StreamLayer) *streams {
-	return &streams{StreamLayer: l, conns: make(map[net.Conn]struct{})}
+	return &streams{StreamLayer: l, conns: make(map[net.Conn]bool)}
 }
 
 func (s *streams) track(c net.Conn, err error, user func()) (net.Conn, error) {
@@ -435,7 +513,7 @@ func (s *streams) track(c net.Conn, err error, user func()) (net.Conn, error) {
 	if s.closed {
 		return nil, errors.Join(net.ErrClosed, c.Close())
 	}
-	s.conns[c] = struct{}{}
+	s.conns[c] = user != nil
 	if user != nil {
 		s.open.Add(1)
 	}
@@ -457,6 +535,17 @@ func (s *streams) Accept() (net.Conn, error) {
 func (s *streams) Dial(a raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	c, err := s.StreamLayer.Dial(a, min(timeout, dialTimeout))
 	return s.track(c, err, nil)
+}
+
+// dropIncoming closes the connections that others made. Their readers see it.
+func (s *streams) dropIncoming() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c, incoming := range s.conns {
+		if incoming {
+			c.Close()
+		}
+	}
 }
 
 func (c *trackedConn) Close() error {
