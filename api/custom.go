@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/managedfields"
 
 	"conclave/api/custom"
+	"conclave/api/openapi"
 	"conclave/api/webhook"
 )
 
@@ -34,7 +35,7 @@ type customs struct {
 	// disco and docs are of all definitions together, as they were at stamp.
 	stamp string
 	disco *discovery
-	docs  *customDocs
+	docs  []openapi.Document
 }
 
 // definition is one definition at work. All but its rows is fixed.

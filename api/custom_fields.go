@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"sync"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -87,14 +88,19 @@ func metaModels() (map[string]*spec.Schema, error) {
 	return models, nil
 }
 
-// metaSchemas are the same as they are written.
-func metaSchemas() (map[string]json.RawMessage, error) {
+// metaSchemas are the same as they are written, which is 30 KB: every definition
+// needs them, and reading a document costs some milliseconds.
+var metaSchemas = sync.OnceValues(func() (map[string]json.RawMessage, error) {
 	return openAPISchemas("apis/"+custom.Definitions.GroupVersion().String(), func(name string) bool { return strings.HasPrefix(name, metaPrefix) })
-}
+})
 
 // openAPISchemas are some of the schemas of a document of built-in kinds.
 func openAPISchemas(path string, wanted func(name string) bool) (map[string]json.RawMessage, error) {
-	text, err := gunzip(openapi.V3()[path])
+	built := openapi.Find("v3/" + path)
+	if built == nil {
+		return nil, fmt.Errorf("there is no OpenAPI document %s", path)
+	}
+	text, err := built.JSON.Read()
 	if err != nil {
 		return nil, err
 	}

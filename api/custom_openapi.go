@@ -3,47 +3,27 @@ package api
 import (
 	"bytes"
 	"compress/gzip"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
+	"strings"
+	"sync"
 
 	"conclave/api/custom"
+	"conclave/api/openapi"
 )
 
-// customDocs are the OpenAPI documents with the custom resources in them, made
-// when somebody asks for them.
-type customDocs struct {
-	v2 *Document
-	v3 map[string]Document // of the groups and versions of custom resources alone
-}
+// The OpenAPI documents with the custom resources in them are made when somebody
+// asks for them. Of each, what the definitions add is kept, compressed; the
+// document of version 2 is put together anew whenever it is read.
 
-// openAPI2 and openAPI3 are the documents of what this replica serves now.
-
-func (s *Server) openAPI2() (Document, error) {
-	d, err := s.customDocuments()
-	if err != nil || d == nil {
-		return s.cfg.OpenAPI.V2(), err
-	}
-	return *d.v2, nil
-}
-
-func (s *Server) openAPI3() (map[string]Document, error) {
-	all := s.cfg.OpenAPI.V3()
-	d, err := s.customDocuments()
-	if err != nil || d == nil {
-		return all, err
-	}
-	all = maps.Clone(all)
-	for path, doc := range d.v3 {
-		if _, ours := all[path]; !ours {
-			all[path] = doc
-		}
-	}
-	return all, nil
-}
-
-// customDocuments is nil where there are no custom resources.
-func (s *Server) customDocuments() (*customDocs, error) {
+// customDocuments are the document of version 2 with the custom resources that
+// this replica serves now in it, and one of version 3 for each of their groups and
+// versions; nil where there are no custom resources.
+func (s *Server) customDocuments() ([]openapi.Document, error) {
 	s.discovery() // drops what is of another stamp
 	all, stamp := s.definitions()
 	if len(all) == 0 {
@@ -69,8 +49,7 @@ func (s *Server) customDocuments() (*customDocs, error) {
 	return docs, nil
 }
 
-func makeDocs(s *Server, all []*definition) (*customDocs, error) {
-	docs := &customDocs{v3: map[string]Document{}}
+func makeDocs(s *Server, all []*definition) ([]openapi.Document, error) {
 	models2, paths2 := map[string]any{}, map[string]any{}
 	byGV := map[string][2]map[string]any{} // models and paths of version 3
 	for _, d := range all {
@@ -90,11 +69,10 @@ func makeDocs(s *Server, all []*definition) (*customDocs, error) {
 			}
 		}
 	}
-	v2, err := spliced(s.cfg.OpenAPI.V2(), models2, paths2)
+	v2, err := document2(models2, paths2)
 	if err != nil {
 		return nil, err
 	}
-	docs.v2 = v2
 	meta, err := metaSchemas()
 	if err != nil {
 		return nil, err
@@ -103,6 +81,7 @@ func makeDocs(s *Server, all []*definition) (*customDocs, error) {
 	if err != nil {
 		return nil, err
 	}
+	docs := []openapi.Document{*v2}
 	for gv, parts := range byGV {
 		models := map[string]any{}
 		for name, m := range meta {
@@ -122,16 +101,22 @@ func makeDocs(s *Server, all []*definition) (*customDocs, error) {
 		if err != nil {
 			return nil, err
 		}
-		if docs.v3["apis/"+gv], err = document3(text); err != nil {
+		read, err := kept(text)
+		if err != nil {
 			return nil, err
 		}
+		docs = append(docs, openapi.Document{Path: "v3/apis/" + gv, Hash: openAPIHash(text), JSON: openapi.Made(read)})
 	}
 	return docs, nil
 }
 
-func document3(text []byte) (Document, error) {
-	z, err := zip(text)
-	return Document{JSON: z}, err
+// openAPIHash names a version of a document.
+func openAPIHash(parts ...[]byte) string {
+	sum := sha256.New()
+	for _, p := range parts {
+		sum.Write(p)
+	}
+	return strings.ToUpper(hex.EncodeToString(sum.Sum(nil)))
 }
 
 func addDocs(d *custom.Definition, version string, v2 bool, models, paths map[string]any) error {
@@ -147,13 +132,14 @@ func addDocs(d *custom.Definition, version string, v2 bool, models, paths map[st
 }
 
 // scaleSchemas are the schemas of what the scale subresource speaks of.
-func scaleSchemas() (map[string]json.RawMessage, error) {
+var scaleSchemas = sync.OnceValues(func() (map[string]json.RawMessage, error) {
 	return openAPISchemas("apis/apps/v1", func(name string) bool {
 		return name == custom.ScaleModel || name == custom.ScaleModel+"Spec" || name == custom.ScaleModel+"Status"
 	})
-}
+})
 
-func zip(text []byte) ([]byte, error) {
+// kept keeps a text compressed, and returns what reads it.
+func kept(text []byte) (func() ([]byte, error), error) {
 	var b bytes.Buffer
 	z, err := gzip.NewWriterLevel(&b, gzip.BestSpeed)
 	if err != nil {
@@ -165,53 +151,107 @@ func zip(text []byte) ([]byte, error) {
 	if err := z.Close(); err != nil {
 		return nil, err
 	}
-	return b.Bytes(), nil
+	packed, size := bytes.Clone(b.Bytes()), len(text)
+	return func() ([]byte, error) {
+		z, err := gzip.NewReader(bytes.NewReader(packed))
+		if err != nil {
+			return nil, fmt.Errorf("unpack what is kept of OpenAPI: %w", err)
+		}
+		text := make([]byte, size)
+		if _, err := io.ReadFull(z, text); err != nil {
+			return nil, fmt.Errorf("unpack what is kept of OpenAPI: %w", err)
+		}
+		return text, nil
+	}, nil
 }
 
-// spliced is the document of version 2 with more models and paths in it. It is
-// not read into memory as a document, which costs tens of megabytes: what is
-// added is written where its members begin.
-func spliced(doc Document, models, paths map[string]any) (*Document, error) {
-	text, err := gunzip(doc.JSON)
+// document2 is the built-in document of version 2 with more models and paths.
+func document2(models, paths map[string]any) (*openapi.Document, error) {
+	built := openapi.Find("v2")
+	morePaths, err := json.Marshal(paths)
 	if err != nil {
 		return nil, err
 	}
-	var out bytes.Buffer
-	rest := text
-	for _, member := range []struct {
-		name string
-		add  map[string]any
-	}{{"paths", paths}, {"definitions", models}} {
-		mark := []byte(`"` + member.name + `":{`)
-		i := topLevel(rest, mark)
+	moreModels, err := json.Marshal(models)
+	if err != nil {
+		return nil, err
+	}
+	message, err := protobuf2(models)
+	if err != nil {
+		return nil, err
+	}
+	readPaths, err := kept(morePaths)
+	if err != nil {
+		return nil, err
+	}
+	readModels, err := kept(moreModels)
+	if err != nil {
+		return nil, err
+	}
+	readMessage, err := kept(message)
+	if err != nil {
+		return nil, err
+	}
+	return &openapi.Document{
+		Path: "v2", Hash: openAPIHash([]byte(built.Hash), morePaths, moreModels),
+		JSON: openapi.Made(func() ([]byte, error) {
+			text, err := built.JSON.Read()
+			if err != nil {
+				return nil, err
+			}
+			paths, err := readPaths()
+			if err != nil {
+				return nil, err
+			}
+			models, err := readModels()
+			if err != nil {
+				return nil, err
+			}
+			return spliced(text, member{"paths", paths}, member{"definitions", models})
+		}),
+		// Two messages one after the other are one message of both their members.
+		Protobuf: openapi.Made(func() ([]byte, error) {
+			text, err := built.Protobuf.Read()
+			if err != nil {
+				return nil, err
+			}
+			more, err := readMessage()
+			return append(text, more...), err
+		}),
+	}, nil
+}
+
+// member is what is added to a member of a document: a JSON object.
+type member struct {
+	name string
+	more []byte
+}
+
+// spliced is a document with more in some of its members, which are in this order.
+// It is not read into memory as a document, which costs tens of megabytes: what is
+// added is written where a member begins.
+func spliced(text []byte, members ...member) ([]byte, error) {
+	size := len(text)
+	for _, m := range members {
+		size += len(m.more)
+	}
+	out := make([]byte, 0, size)
+	for _, m := range members {
+		mark := []byte(`"` + m.name + `":{`)
+		i := topLevel(text, mark)
 		if i < 0 {
-			return nil, fmt.Errorf("the built-in document has no %s", member.name)
+			return nil, fmt.Errorf("the built-in document has no %s", m.name)
 		}
-		out.Write(rest[:i+len(mark)])
-		rest = rest[i+len(mark):]
-		more, err := json.Marshal(member.add)
-		if err != nil {
-			return nil, err
-		}
-		if more = more[1 : len(more)-1]; len(more) > 0 {
-			out.Write(more)
-			if rest[0] != '}' {
-				out.WriteByte(',')
+		out = append(out, text[:i+len(mark)]...)
+		text = text[i+len(mark):]
+		if more := m.more[1 : len(m.more)-1]; len(more) > 0 {
+			out = append(out, more...)
+			if text[0] != '}' {
+				out = append(out, ',')
 			}
 		}
 	}
-	out.Write(rest)
-	z, err := zip(out.Bytes())
-	if err != nil {
-		return nil, err
-	}
-	more, err := protobuf2(models)
-	if err != nil {
-		return nil, err
-	}
-	// Two messages one after the other are one message of both their members;
-	// and so are two compressed streams.
-	return &Document{JSON: z, Protobuf: append(bytes.Clone(doc.Protobuf), more...)}, nil
+	return append(out, text...), nil
 }
 
 // topLevel is where a member of a JSON object begins, looked for from anywhere

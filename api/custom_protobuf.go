@@ -89,7 +89,7 @@ func sortedNames[V any](m map[string]V) []string {
 	return names
 }
 
-// protobuf2 is a Document, compressed, that has these models and nothing else.
+// protobuf2 is a Document that has these models and nothing else.
 func protobuf2(models map[string]any) ([]byte, error) {
 	var definitions, document encoding
 	for _, name := range sortedNames(models) {
@@ -104,7 +104,7 @@ func protobuf2(models map[string]any) ([]byte, error) {
 		definitions.named(1, name, m)
 	}
 	document.bytes(9, definitions)
-	return zip(document)
+	return document, nil
 }
 
 func schemaMessage(s *spec.Schema) (encoding, error) {

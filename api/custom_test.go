@@ -19,7 +19,6 @@ import (
 	"conclave/api"
 	"conclave/api/apitest"
 	"conclave/api/custom"
-	"conclave/api/openapi"
 )
 
 const crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
@@ -398,7 +397,7 @@ func TestCustomDiscovery(t *testing.T) {
 // The documents have the custom resources in them, in both their forms, and
 // lose them again.
 func TestCustomOpenAPI(t *testing.T) {
-	st := newSite(t, func(c *api.Config) { c.OpenAPI = documents{} })
+	st := newSite(t)
 	plain := st.request(st.admin(), "GET", "/openapi/v2", "")
 	st.define(crontab)
 	var v2 struct {
@@ -464,19 +463,4 @@ func TestCustomOpenAPI(t *testing.T) {
 	if plain.header.Get("ETag") == st.request(st.admin(), "GET", "/openapi/v2", "").header.Get("ETag") {
 		t.Error("the ETag is the same")
 	}
-}
-
-type documents struct{}
-
-func (documents) V2() api.Document {
-	return api.Document{JSON: openapi.V2(), Protobuf: openapi.V2Protobuf()}
-}
-
-func (documents) V3() map[string]api.Document {
-	all := map[string]api.Document{}
-	for path, doc := range openapi.V3() {
-		parts := openapi.V3Protobuf()[path]
-		all[path] = api.Document{JSON: doc, Protobuf: parts[0], Shared: parts[1]}
-	}
-	return all
 }

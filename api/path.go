@@ -2,17 +2,12 @@ package api
 
 import (
 	"bytes"
-	"compress/gzip"
 	"crypto/ecdsa"
-	"crypto/sha256"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -142,124 +137,4 @@ func (x *exchange) keys() error {
 	return x.json(map[string]any{"keys": []map[string]string{{
 		"use": "sig", "kty": "EC", "kid": kid, "crv": "P-256", "alg": "ES256", "x": b64(point[1 : 1+half]), "y": b64(point[1+half:]),
 	}}})
-}
-
-const (
-	mediaOpenAPI2 = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
-	mediaOpenAPI3 = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf"
-	// Clients ask by these names, which are no proper media types and so must
-	// not be answered with.
-	askOpenAPI2 = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
-	askOpenAPI3 = "application/com.github.proto-openapi.spec.v3@v1.0+protobuf"
-)
-
-// openAPIHash names a version of a document.
-func openAPIHash(b []byte) string {
-	sum := sha256.Sum256(b)
-	return strings.ToUpper(hex.EncodeToString(sum[:]))
-}
-
-// openAPI answers with the documents that describe the kinds.
-func (x *exchange) openAPI(path string) error {
-	if x.s.cfg.OpenAPI == nil {
-		return errNoSuchPath
-	}
-	if path == "/openapi/v2" {
-		doc, err := x.s.openAPI2()
-		if err != nil {
-			return err
-		}
-		return x.openAPIDocument(doc, mediaOpenAPI2, askOpenAPI2)
-	}
-	all, err := x.s.openAPI3()
-	if err != nil {
-		return err
-	}
-	if path == "/openapi/v3" {
-		type entry struct {
-			URL string `json:"serverRelativeURL"`
-		}
-		index := map[string]entry{}
-		for name, doc := range all {
-			index[name] = entry{"/openapi/v3/" + name + "?hash=" + openAPIHash(doc.JSON)}
-		}
-		return x.json(map[string]any{"paths": index})
-	}
-	doc, ok := all[strings.TrimPrefix(path, "/openapi/v3/")]
-	if !ok {
-		return errNoSuchPath
-	}
-	if hash := x.query.Get("hash"); hash != "" {
-		if is := openAPIHash(doc.JSON); is != hash {
-			x.w.Header().Set("Location", path+"?hash="+is)
-			x.w.WriteHeader(http.StatusMovedPermanently)
-			return nil
-		}
-		x.w.Header().Set("Cache-Control", "public, immutable")
-	}
-	return x.openAPIDocument(doc, mediaOpenAPI3, askOpenAPI3)
-}
-
-// openAPIDocument answers with a document as it is kept, compressed, or
-// unpacked for a client that cannot do that itself.
-func (x *exchange) openAPIDocument(doc Document, protoMedia, protoAlias string) error {
-	h := x.w.Header()
-	etag := `"` + openAPIHash(doc.JSON) + `"`
-	h.Set("ETag", etag)
-	h.Add("Vary", "Accept")
-	h.Add("Vary", "Accept-Encoding")
-	if h.Get("Cache-Control") == "" {
-		h.Set("Cache-Control", "no-cache, private")
-	}
-	if x.r.Header.Get("If-None-Match") == etag {
-		x.w.WriteHeader(http.StatusNotModified)
-		return nil
-	}
-	media := ""
-	for _, a := range parseAccept(x.r.Header.Get("Accept")) {
-		switch a.media {
-		case mediaJSON, "*/*", "application/*":
-			media = mediaJSON
-		case protoMedia, protoAlias:
-			if len(doc.Protobuf) == 0 {
-				continue // those of custom resources have none
-			}
-			media = protoMedia
-		default:
-			continue
-		}
-		break
-	}
-	parts := [][]byte{doc.Protobuf, doc.Shared}
-	if media != protoMedia {
-		media, parts = mediaJSON, [][]byte{doc.JSON}
-	}
-	body := slices.Concat(parts...)
-	if strings.Contains(x.r.Header.Get("Accept-Encoding"), "gzip") {
-		h.Set("Content-Encoding", "gzip")
-	} else {
-		var err error
-		if body, err = gunzip(body); err != nil {
-			return err
-		}
-	}
-	h.Set("Content-Type", media)
-	h.Set("Content-Length", strconv.Itoa(len(body)))
-	x.w.WriteHeader(http.StatusOK)
-	if x.r.Method != http.MethodHead {
-		_, _ = x.w.Write(body)
-	}
-	return nil
-}
-
-func gunzip(b []byte) ([]byte, error) {
-	r, err := gzip.NewReader(bytes.NewReader(b))
-	if err != nil {
-		return nil, fmt.Errorf("unpack what is kept of OpenAPI: %w", err)
-	}
-	out, err := io.ReadAll(r)
-	if err != nil {
-		return nil, fmt.Errorf("unpack what is kept of OpenAPI: %w", err)
-	}
-	return out, nil
 }

@@ -79,7 +79,7 @@ func (t *table) groupVersions() []schema.GroupVersion {
 // typeConverter knows the schemas of all built-in types. It costs memory to
 // build and to keep, so it is made when the first request needs it.
 var typeConverter = sync.OnceValues(func() (managedfields.TypeConverter, error) {
-	schema, err := gunzip(openapi.Merge())
+	schema, err := openapi.Merge().Read()
 	if err != nil {
 		return nil, err
 	}

@@ -27,20 +27,6 @@ import (
 // where a request names none.
 const Issuer = "https://kubernetes.default.svc.cluster.local"
 
-// OpenAPI is the documents that describe the kinds, as package openapi makes
-// them.
-type OpenAPI interface {
-	V2() Document
-	V3() map[string]Document // by path: "api/v1", "apis/apps/v1"
-}
-
-// Document is one document in its encodings, each compressed with gzip.
-type Document struct {
-	JSON     []byte
-	Protobuf []byte // of gnostic's message
-	Shared   []byte // the rest of that message, which other documents have too; may be nil
-}
-
 // NodeConns reaches the kubelet API of a node.
 type NodeConns interface {
 	// Kubelet returns where the node's kubelet API answers and the transport
@@ -61,8 +47,6 @@ type NodeLease struct {
 type Config struct {
 	Storage Storage
 	Kinds   []*kinds.Kind
-	// OpenAPI may be nil: then /openapi answers 404.
-	OpenAPI OpenAPI
 	// ClientCAs verifies the certificates that clients presented; the TLS
 	// layer need only ask for them. nil: no client certificates.
 	ClientCAs func() *x509.CertPool

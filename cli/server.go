@@ -37,7 +37,6 @@ import (
 	"conclave/agent"
 	"conclave/api"
 	"conclave/api/custom"
-	"conclave/api/openapi"
 	"conclave/consensus"
 	"conclave/controller"
 	"conclave/gossip"
@@ -914,7 +913,7 @@ func (s *Server) runMaster(ctx context.Context, authority *identity.Authority, b
 		}
 	}
 	m.api, err = api.New(api.Config{
-		Storage: storage{m.consensus}, Kinds: custom.Kinds(), OpenAPI: openapiDocuments{},
+		Storage: storage{m.consensus}, Kinds: custom.Kinds(),
 		ClientCAs:            func() *x509.CertPool { return roots },
 		ServiceAccountSigner: authority.ServiceAccountSigner,
 		ServiceCIDR:          authority.Cluster().ServiceCIDR,
@@ -1444,20 +1443,6 @@ func (m *master) leases() []api.NodeLease {
 		all = append(all, api.NodeLease{Name: l.Name, Holder: l.Name, Renewed: l.Renewed, Acquired: l.Renewed, Duration: leaseDuration})
 	}
 	return all
-}
-
-type openapiDocuments struct{}
-
-func (openapiDocuments) V2() api.Document {
-	return api.Document{JSON: openapi.V2(), Protobuf: openapi.V2Protobuf()}
-}
-
-func (openapiDocuments) V3() map[string]api.Document {
-	documents, protobufs := map[string]api.Document{}, openapi.V3Protobuf()
-	for path, text := range openapi.V3() {
-		documents[path] = api.Document{JSON: text, Protobuf: protobufs[path][0], Shared: protobufs[path][1]}
-	}
-	return documents
 }
 
 // kubelets reaches the kubelet API of every node by its certificate.

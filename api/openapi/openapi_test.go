@@ -3,12 +3,18 @@ package openapi
 import (
 	"bytes"
 	"compress/gzip"
+	"crypto/sha256"
 	"encoding/json"
+	"fmt"
 	"io"
+	"io/fs"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"weak"
 
 	openapi_v3 "github.com/google/gnostic-models/openapiv3"
 	"google.golang.org/protobuf/proto"
@@ -17,17 +23,13 @@ import (
 	"conclave/api/custom"
 )
 
-func unzip(t *testing.T, data []byte, into any) {
+func read(t *testing.T, text *Text, into any) {
 	t.Helper()
-	z, err := gzip.NewReader(bytes.NewReader(data))
+	b, err := text.Read()
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(text, into); err != nil {
+	if err := json.Unmarshal(b, into); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -84,20 +86,20 @@ func v2Document(t *testing.T) document {
 		Definitions map[string]definition
 		Paths       map[string]path
 	}
-	unzip(t, V2(), &d)
+	read(t, Find("v2").JSON, &d)
 	if d.Swagger != "2.0" {
 		t.Errorf("version 2 says it is %q", d.Swagger)
 	}
 	return document{d.Definitions, d.Paths}
 }
 
-func v3Document(t *testing.T, data []byte) document {
+func v3Document(t *testing.T, text *Text) document {
 	var d struct {
 		OpenAPI    string
 		Components struct{ Schemas map[string]definition }
 		Paths      map[string]path
 	}
-	unzip(t, data, &d)
+	read(t, text, &d)
 	if !strings.HasPrefix(d.OpenAPI, "3.0") {
 		t.Errorf("version 3 says it is %q", d.OpenAPI)
 	}
@@ -113,8 +115,8 @@ func root(gv schema.GroupVersion) string {
 
 func TestEveryKind(t *testing.T) {
 	v2, v3 := v2Document(t), map[string]document{}
-	for at, data := range V3() {
-		v3[at] = v3Document(t, data)
+	for _, d := range All()[1:] {
+		v3[strings.TrimPrefix(d.Path, "v3/")] = v3Document(t, d.JSON)
 	}
 	for _, k := range custom.Kinds() {
 		at := root(k.GVK.GroupVersion())
@@ -168,8 +170,8 @@ func TestEveryKind(t *testing.T) {
 // What kubectl looks for before it patches: that dry run and field validation
 // are parameters of the patch.
 func TestPatchParameters(t *testing.T) {
-	for at, data := range V3() {
-		for name, p := range v3Document(t, data).paths {
+	for _, d := range All()[1:] {
+		for name, p := range v3Document(t, d.JSON).paths {
 			op := p.operation(t, "patch")
 			if op == nil {
 				continue
@@ -180,7 +182,7 @@ func TestPatchParameters(t *testing.T) {
 			}
 			for _, want := range []string{"dryRun", "fieldManager", "fieldValidation", "force"} {
 				if !slices.Contains(names, want) {
-					t.Errorf("%s: patch %s has no %s: %v", at, name, want, names)
+					t.Errorf("%s: patch %s has no %s: %v", d.Path, name, want, names)
 				}
 			}
 		}
@@ -188,7 +190,7 @@ func TestPatchParameters(t *testing.T) {
 }
 
 func TestExtensions(t *testing.T) {
-	for version, d := range map[string]document{"2": v2Document(t), "3": v3Document(t, V3()["api/v1"])} {
+	for version, d := range map[string]document{"2": v2Document(t), "3": v3Document(t, Find("v3/api/v1").JSON)} {
 		containers := d.definitions["io.k8s.api.core.v1.PodSpec"].Properties["containers"]
 		if containers.ListType != "map" || containers.MergeKey != "name" || containers.Strategy != "merge" || containers.Description == "" {
 			t.Errorf("version %s: PodSpec.containers is %+v", version, containers)
@@ -214,40 +216,168 @@ func TestReviews(t *testing.T) {
 	}
 }
 
-// The documents are the binary's own bytes: asking for them allocates none.
-func TestNoCopies(t *testing.T) {
-	if &V2()[0] != &V2()[0] || &V3()["api/v1"][0] != &V3()["api/v1"][0] {
-		t.Error("each call copies a document")
-	}
-}
-
-// TestProtobufParts puts the parts of each protobuf document together and
-// compares the schemas of the outcome with those of the JSON document.
-func TestProtobufParts(t *testing.T) {
-	for at, parts := range V3Protobuf() {
-		z, err := gzip.NewReader(bytes.NewReader(slices.Concat(parts[0], parts[1])))
-		if err != nil {
-			t.Fatal(err)
+// TestProtobuf compares the protobuf form of each document with its JSON.
+func TestProtobuf(t *testing.T) {
+	without := 0
+	for _, d := range All()[1:] {
+		if d.Protobuf == nil {
+			without++
+			continue
 		}
-		raw, err := io.ReadAll(z)
+		raw, err := d.Protobuf.Read()
 		if err != nil {
 			t.Fatal(err)
 		}
 		var doc openapi_v3.Document
 		if err := proto.Unmarshal(raw, &doc); err != nil {
-			t.Fatalf("%s: %v", at, err)
+			t.Fatalf("%s: %v", d.Path, err)
 		}
 		var got []string
 		for _, s := range doc.Components.Schemas.AdditionalProperties {
 			got = append(got, s.Name)
 		}
 		slices.Sort(got)
-		of := v3Document(t, V3()[at])
+		of := v3Document(t, d.JSON)
 		if want := slices.Sorted(maps.Keys(of.definitions)); !slices.Equal(got, want) {
-			t.Errorf("%s: in protobuf there are the schemas %v, in JSON %v", at, got, want)
+			t.Errorf("%s: in protobuf there are the schemas %v, in JSON %v", d.Path, got, want)
 		}
 		if len(doc.Paths.Path) != len(of.paths) || doc.Info.Title != "Conclave" || !strings.HasPrefix(doc.Openapi, "3.0") {
-			t.Errorf("%s: %d paths instead of %d, %v", at, len(doc.Paths.Path), len(of.paths), doc.Info)
+			t.Errorf("%s: %d paths instead of %d, %v", d.Path, len(doc.Paths.Path), len(of.paths), doc.Info)
 		}
+	}
+	if without != 1 {
+		t.Errorf("%d documents have no protobuf, not that of volume snapshots alone", without)
+	}
+}
+
+// TestTable holds the table to the files: each row says what is there, and there is
+// nothing that no row speaks of.
+func TestTable(t *testing.T) {
+	used := map[string]bool{"spec/" + Merge().file: true}
+	last := ""
+	for _, d := range All() {
+		text, err := d.JSON.Read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if hash := fmt.Sprintf("%X", sha256.Sum256(text)); hash != d.Hash {
+			t.Errorf("%s: the hash is %s, not %s", d.Path, hash, d.Hash)
+		}
+		if got := Find(d.Path); got == nil || got.Path != d.Path || d.Path <= last {
+			t.Errorf("%s is not found, or behind %s", d.Path, last)
+		}
+		last = d.Path
+		used["spec/"+d.JSON.file] = true
+		if d.Protobuf != nil {
+			used["spec/"+d.Protobuf.file] = true
+		}
+	}
+	if err := fs.WalkDir(spec, ".", func(path string, f fs.DirEntry, err error) error {
+		if err == nil && !f.IsDir() && !used[path] {
+			t.Errorf("%s is of no document", path)
+		}
+		delete(used, path)
+		return err
+	}); err != nil {
+		t.Error(err)
+	}
+	if len(used) != 0 {
+		t.Errorf("there are no files %v", used)
+	}
+	if d := Find("v3"); d != nil {
+		t.Errorf("found %s", d.Path)
+	}
+}
+
+// Who read a text may keep and change it. It is compressed once for all who ask at
+// the same time, and found again, but not kept.
+func TestZipped(t *testing.T) {
+	made := 0
+	text := Made(func() ([]byte, error) { made++; return []byte("hello"), nil })
+	var group sync.WaitGroup
+	first := make([][]byte, 8)
+	for i := range first {
+		group.Go(func() { first[i], _ = text.Zipped() })
+	}
+	group.Wait()
+	z, err := gzip.NewReader(bytes.NewReader(first[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(z); err != nil || string(got) != "hello" {
+		t.Errorf("%q %v", got, err)
+	}
+	before := made
+	if before > len(first) {
+		t.Errorf("made %d times", before)
+	}
+	runtime.GC()
+	runtime.GC() // what is found only by a weak pointer is gone after the first
+	if _, err := text.Zipped(); err != nil || made != before+1 {
+		t.Errorf("made %d times, then %d (%v)", before, made, err)
+	}
+	if a, b := mustRead(t, "v2"), mustRead(t, "v2"); &a[0] == &b[0] {
+		t.Error("two who read a text have the same bytes")
+	}
+	fails := Made(func() ([]byte, error) { return nil, io.ErrUnexpectedEOF })
+	if _, err := fails.Zipped(); err != io.ErrUnexpectedEOF {
+		t.Errorf("what is not made is compressed: %v", err)
+	}
+}
+
+func mustRead(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := Find(path).JSON.Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// A damaged file is told of, by its name.
+func TestDamaged(t *testing.T) {
+	for name, text := range map[string]*Text{
+		"another dictionary": {file: "v3/api/v1.json.zst", size: text_v3_api_v1_json.size, on: &merge},
+		"none":               {file: "v3/api/v1.json.zst", size: text_v3_api_v1_json.size},
+		"another size":       {file: "v3/api/v1.json.zst", size: 1, on: &text_v2_json},
+	} {
+		if b, err := text.Read(); err == nil || !strings.Contains(err.Error(), "v3/api/v1.json") {
+			t.Errorf("%s: %d bytes, %v", name, len(b), err)
+		}
+	}
+}
+
+// What serving costs: the first time, and until the next collection of garbage.
+func BenchmarkServe(b *testing.B) {
+	api := Find("v3/api/v1")
+	for name, text := range map[string]*Text{
+		"v2 JSON": Find("v2").JSON, "v2 protobuf": Find("v2").Protobuf, "v3 api JSON": api.JSON, "v3 api protobuf": api.Protobuf,
+		"v3 apps protobuf": Find("v3/apis/apps/v1").Protobuf,
+	} {
+		b.Run(name+"/read", func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := text.Read(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+		b.Run(name+"/zipped first", func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				text.zipped = weak.Pointer[[]byte]{}
+				if _, err := text.Zipped(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+		b.Run(name+"/zipped again", func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := text.Zipped(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

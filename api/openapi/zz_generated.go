@@ -2,155 +2,62 @@
 
 package openapi
 
-import _ "embed"
-
-//go:embed spec/v2.json.gz
-var v2 []byte
-
-//go:embed spec/v2.pb.gz
-var v2Protobuf []byte
-
-//go:embed spec/merge.yaml.gz
-var merge []byte
-
-//go:embed spec/v3/shared.pb.gz
-var v3ProtobufShared []byte
-
-//go:embed spec/v3/api__v1.json.gz
-var v3_0 []byte
-
-//go:embed spec/v3/api__v1.pb.gz
-var v3Protobuf_0 []byte
-
-//go:embed spec/v3/apis__apps__v1.json.gz
-var v3_1 []byte
-
-//go:embed spec/v3/apis__apps__v1.pb.gz
-var v3Protobuf_1 []byte
-
-//go:embed spec/v3/apis__coordination.k8s.io__v1.json.gz
-var v3_2 []byte
-
-//go:embed spec/v3/apis__coordination.k8s.io__v1.pb.gz
-var v3Protobuf_2 []byte
-
-//go:embed spec/v3/apis__discovery.k8s.io__v1.json.gz
-var v3_3 []byte
-
-//go:embed spec/v3/apis__discovery.k8s.io__v1.pb.gz
-var v3Protobuf_3 []byte
-
-//go:embed spec/v3/apis__events.k8s.io__v1.json.gz
-var v3_4 []byte
-
-//go:embed spec/v3/apis__events.k8s.io__v1.pb.gz
-var v3Protobuf_4 []byte
-
-//go:embed spec/v3/apis__networking.k8s.io__v1.json.gz
-var v3_5 []byte
-
-//go:embed spec/v3/apis__networking.k8s.io__v1.pb.gz
-var v3Protobuf_5 []byte
-
-//go:embed spec/v3/apis__storage.k8s.io__v1.json.gz
-var v3_6 []byte
-
-//go:embed spec/v3/apis__storage.k8s.io__v1.pb.gz
-var v3Protobuf_6 []byte
-
-//go:embed spec/v3/apis__node.k8s.io__v1.json.gz
-var v3_7 []byte
-
-//go:embed spec/v3/apis__node.k8s.io__v1.pb.gz
-var v3Protobuf_7 []byte
-
-//go:embed spec/v3/apis__resource.k8s.io__v1.json.gz
-var v3_8 []byte
-
-//go:embed spec/v3/apis__resource.k8s.io__v1.pb.gz
-var v3Protobuf_8 []byte
-
-//go:embed spec/v3/apis__scheduling.k8s.io__v1.json.gz
-var v3_9 []byte
-
-//go:embed spec/v3/apis__scheduling.k8s.io__v1.pb.gz
-var v3Protobuf_9 []byte
-
-//go:embed spec/v3/apis__policy__v1.json.gz
-var v3_10 []byte
-
-//go:embed spec/v3/apis__policy__v1.pb.gz
-var v3Protobuf_10 []byte
-
-//go:embed spec/v3/apis__batch__v1.json.gz
-var v3_11 []byte
-
-//go:embed spec/v3/apis__batch__v1.pb.gz
-var v3Protobuf_11 []byte
-
-//go:embed spec/v3/apis__admissionregistration.k8s.io__v1.json.gz
-var v3_12 []byte
-
-//go:embed spec/v3/apis__admissionregistration.k8s.io__v1.pb.gz
-var v3Protobuf_12 []byte
-
-//go:embed spec/v3/apis__snapshot.storage.k8s.io__v1.json.gz
-var v3_13 []byte
-
-//go:embed spec/v3/apis__apiextensions.k8s.io__v1.json.gz
-var v3_14 []byte
-
-//go:embed spec/v3/apis__apiextensions.k8s.io__v1.pb.gz
-var v3Protobuf_14 []byte
-
-//go:embed spec/v3/apis__authentication.k8s.io__v1.json.gz
-var v3_15 []byte
-
-//go:embed spec/v3/apis__authentication.k8s.io__v1.pb.gz
-var v3Protobuf_15 []byte
-
-//go:embed spec/v3/apis__authorization.k8s.io__v1.json.gz
-var v3_16 []byte
-
-//go:embed spec/v3/apis__authorization.k8s.io__v1.pb.gz
-var v3Protobuf_16 []byte
-
-// v3 and v3Protobuf are by path. Each value is the bytes in the binary, not a copy.
-var v3 = map[string][]byte{
-	"api/v1":                               v3_0,
-	"apis/apps/v1":                         v3_1,
-	"apis/coordination.k8s.io/v1":          v3_2,
-	"apis/discovery.k8s.io/v1":             v3_3,
-	"apis/events.k8s.io/v1":                v3_4,
-	"apis/networking.k8s.io/v1":            v3_5,
-	"apis/storage.k8s.io/v1":               v3_6,
-	"apis/node.k8s.io/v1":                  v3_7,
-	"apis/resource.k8s.io/v1":              v3_8,
-	"apis/scheduling.k8s.io/v1":            v3_9,
-	"apis/policy/v1":                       v3_10,
-	"apis/batch/v1":                        v3_11,
-	"apis/admissionregistration.k8s.io/v1": v3_12,
-	"apis/snapshot.storage.k8s.io/v1":      v3_13,
-	"apis/apiextensions.k8s.io/v1":         v3_14,
-	"apis/authentication.k8s.io/v1":        v3_15,
-	"apis/authorization.k8s.io/v1":         v3_16,
+var documents = [...]Document{
+	{"v2", "847A5E0442FC5DC3B0B27E8E966B61D278369CEA6E7668F6E5FFB30AF4B9BAC9", &text_v2_json, &text_v2_pb},
+	{"v3/api/v1", "7D5A28E757B352A83F0E5590BB5BEF201B925FD308BE7E7DBFCE11BFE6861B12", &text_v3_api_v1_json, &text_v3_api_v1_pb},
+	{"v3/apis/admissionregistration.k8s.io/v1", "0636B281A70EFDFE985245162462ED892080EA2B48461C11CD733E25FDE539E7", &text_v3_apis_admissionregistration_k8s_io_v1_json, &text_v3_apis_admissionregistration_k8s_io_v1_pb},
+	{"v3/apis/apiextensions.k8s.io/v1", "D38149C025BF4223D1E4EA515CB24850EC652C91ACF9FD7669875397903E5A8C", &text_v3_apis_apiextensions_k8s_io_v1_json, &text_v3_apis_apiextensions_k8s_io_v1_pb},
+	{"v3/apis/apps/v1", "81597B8DFAC397015D5AD7E67DBC877EFE5D5C45E2060EB896CC3DBABCD63C8F", &text_v3_apis_apps_v1_json, &text_v3_apis_apps_v1_pb},
+	{"v3/apis/authentication.k8s.io/v1", "C030DC299035EE74136CACB4238B9CE3F229CC81C5B962C41F8594DA75021E0D", &text_v3_apis_authentication_k8s_io_v1_json, &text_v3_apis_authentication_k8s_io_v1_pb},
+	{"v3/apis/authorization.k8s.io/v1", "0A3367CA92AD487AD0E2B123D6D0ACD54A2BAF9D26302EC6604C7491465C7723", &text_v3_apis_authorization_k8s_io_v1_json, &text_v3_apis_authorization_k8s_io_v1_pb},
+	{"v3/apis/batch/v1", "D7217E96B690254FF7F42CB4B28A920821756231778976A076D2F28BAF591AF1", &text_v3_apis_batch_v1_json, &text_v3_apis_batch_v1_pb},
+	{"v3/apis/coordination.k8s.io/v1", "1DD606E8EBA427C5E2665F62B820573670A940FD6028B59CE64C867719F7D397", &text_v3_apis_coordination_k8s_io_v1_json, &text_v3_apis_coordination_k8s_io_v1_pb},
+	{"v3/apis/discovery.k8s.io/v1", "A575BC4597B6F6AB658B6C4E651A21E3647AD1B415E8A4E02FB577A1883661B8", &text_v3_apis_discovery_k8s_io_v1_json, &text_v3_apis_discovery_k8s_io_v1_pb},
+	{"v3/apis/events.k8s.io/v1", "0AA77588CBD6024480A5F3B95F5E58AE438871D359D4C6A363B98240FC35B1B1", &text_v3_apis_events_k8s_io_v1_json, &text_v3_apis_events_k8s_io_v1_pb},
+	{"v3/apis/networking.k8s.io/v1", "4AEF938B0A4225AD6DBBD79A43E643371A5E444093BAFDF9B0C95C8B51FFF3D8", &text_v3_apis_networking_k8s_io_v1_json, &text_v3_apis_networking_k8s_io_v1_pb},
+	{"v3/apis/node.k8s.io/v1", "ACA7E2620BBA888155DAD306035B81EE19450D668268E1089ADD8D4A61CB6655", &text_v3_apis_node_k8s_io_v1_json, &text_v3_apis_node_k8s_io_v1_pb},
+	{"v3/apis/policy/v1", "8B71A14ED492DDF181B263D55692CF3E7A16D2E50D89F208FEDFEB599764A4A6", &text_v3_apis_policy_v1_json, &text_v3_apis_policy_v1_pb},
+	{"v3/apis/resource.k8s.io/v1", "1068EE4C204CBE494B7F44606C0493FF3DEF079E3534E2FE6EEFF72BCDDF5F75", &text_v3_apis_resource_k8s_io_v1_json, &text_v3_apis_resource_k8s_io_v1_pb},
+	{"v3/apis/scheduling.k8s.io/v1", "9FF03695656238068284CBC5683C544127EFD9EED113E2975CB37B5BBB5805EC", &text_v3_apis_scheduling_k8s_io_v1_json, &text_v3_apis_scheduling_k8s_io_v1_pb},
+	{"v3/apis/snapshot.storage.k8s.io/v1", "A8424C086F6AD5E307EC5B90F725A977774C2B81661C112828ACCAD881AC942B", &text_v3_apis_snapshot_storage_k8s_io_v1_json, nil},
+	{"v3/apis/storage.k8s.io/v1", "A2CFFF9574CD2156C0FC3EF4970AA214DC738223C6EE161C4E9AF45E2917BCDA", &text_v3_apis_storage_k8s_io_v1_json, &text_v3_apis_storage_k8s_io_v1_pb},
 }
 
-var v3Protobuf = map[string][2][]byte{
-	"api/v1":                               {v3Protobuf_0, v3ProtobufShared},
-	"apis/apps/v1":                         {v3Protobuf_1, v3ProtobufShared},
-	"apis/coordination.k8s.io/v1":          {v3Protobuf_2, v3ProtobufShared},
-	"apis/discovery.k8s.io/v1":             {v3Protobuf_3, v3ProtobufShared},
-	"apis/events.k8s.io/v1":                {v3Protobuf_4, v3ProtobufShared},
-	"apis/networking.k8s.io/v1":            {v3Protobuf_5, v3ProtobufShared},
-	"apis/storage.k8s.io/v1":               {v3Protobuf_6, v3ProtobufShared},
-	"apis/node.k8s.io/v1":                  {v3Protobuf_7, v3ProtobufShared},
-	"apis/resource.k8s.io/v1":              {v3Protobuf_8, v3ProtobufShared},
-	"apis/scheduling.k8s.io/v1":            {v3Protobuf_9, v3ProtobufShared},
-	"apis/policy/v1":                       {v3Protobuf_10, v3ProtobufShared},
-	"apis/batch/v1":                        {v3Protobuf_11, v3ProtobufShared},
-	"apis/admissionregistration.k8s.io/v1": {v3Protobuf_12, v3ProtobufShared},
-	"apis/apiextensions.k8s.io/v1":         {v3Protobuf_14, v3ProtobufShared},
-	"apis/authentication.k8s.io/v1":        {v3Protobuf_15, nil},
-	"apis/authorization.k8s.io/v1":         {v3Protobuf_16, nil},
-}
+var (
+	text_v2_json                                      = Text{file: "v2.json.zst", size: 1674090}
+	text_v3_api_v1_json                               = Text{file: "v3/api/v1.json.zst", size: 1175947, on: &text_v2_json}
+	text_v3_api_v1_pb                                 = Text{file: "v3/api/v1.pb.zst", size: 1047457, on: &text_v2_json}
+	text_v2_pb                                        = Text{file: "v2.pb.zst", size: 1471635, on: &text_v3_api_v1_pb}
+	text_v3_apis_admissionregistration_k8s_io_v1_json = Text{file: "v3/apis/admissionregistration.k8s.io/v1.json.zst", size: 138624, on: &text_v3_api_v1_json}
+	text_v3_apis_admissionregistration_k8s_io_v1_pb   = Text{file: "v3/apis/admissionregistration.k8s.io/v1.pb.zst", size: 125962, on: &text_v3_api_v1_pb}
+	text_v3_apis_apiextensions_k8s_io_v1_json         = Text{file: "v3/apis/apiextensions.k8s.io/v1.json.zst", size: 121133, on: &text_v3_api_v1_json}
+	text_v3_apis_apiextensions_k8s_io_v1_pb           = Text{file: "v3/apis/apiextensions.k8s.io/v1.pb.zst", size: 110317, on: &text_v3_api_v1_pb}
+	text_v3_apis_apps_v1_json                         = Text{file: "v3/apis/apps/v1.json.zst", size: 578090, on: &text_v3_api_v1_json}
+	text_v3_apis_apps_v1_pb                           = Text{file: "v3/apis/apps/v1.pb.zst", size: 519619, on: &text_v3_api_v1_pb}
+	text_v3_apis_authentication_k8s_io_v1_json        = Text{file: "v3/apis/authentication.k8s.io/v1.json.zst", size: 31816, on: &text_v3_api_v1_json}
+	text_v3_apis_authentication_k8s_io_v1_pb          = Text{file: "v3/apis/authentication.k8s.io/v1.pb.zst", size: 28682, on: &text_v3_api_v1_pb}
+	text_v3_apis_authorization_k8s_io_v1_json         = Text{file: "v3/apis/authorization.k8s.io/v1.json.zst", size: 55442, on: &text_v3_api_v1_json}
+	text_v3_apis_authorization_k8s_io_v1_pb           = Text{file: "v3/apis/authorization.k8s.io/v1.pb.zst", size: 49823, on: &text_v3_api_v1_pb}
+	text_v3_apis_batch_v1_json                        = Text{file: "v3/apis/batch/v1.json.zst", size: 382622, on: &text_v3_api_v1_json}
+	text_v3_apis_batch_v1_pb                          = Text{file: "v3/apis/batch/v1.pb.zst", size: 348802, on: &text_v3_api_v1_pb}
+	text_v3_apis_coordination_k8s_io_v1_json          = Text{file: "v3/apis/coordination.k8s.io/v1.json.zst", size: 80734, on: &text_v3_api_v1_json}
+	text_v3_apis_coordination_k8s_io_v1_pb            = Text{file: "v3/apis/coordination.k8s.io/v1.pb.zst", size: 72752, on: &text_v3_api_v1_pb}
+	text_v3_apis_discovery_k8s_io_v1_json             = Text{file: "v3/apis/discovery.k8s.io/v1.json.zst", size: 89532, on: &text_v3_api_v1_json}
+	text_v3_apis_discovery_k8s_io_v1_pb               = Text{file: "v3/apis/discovery.k8s.io/v1.pb.zst", size: 80919, on: &text_v3_api_v1_pb}
+	text_v3_apis_events_k8s_io_v1_json                = Text{file: "v3/apis/events.k8s.io/v1.json.zst", size: 84888, on: &text_v3_api_v1_json}
+	text_v3_apis_events_k8s_io_v1_pb                  = Text{file: "v3/apis/events.k8s.io/v1.pb.zst", size: 76512, on: &text_v3_api_v1_pb}
+	text_v3_apis_networking_k8s_io_v1_json            = Text{file: "v3/apis/networking.k8s.io/v1.json.zst", size: 288296, on: &text_v3_api_v1_json}
+	text_v3_apis_networking_k8s_io_v1_pb              = Text{file: "v3/apis/networking.k8s.io/v1.pb.zst", size: 256476, on: &text_v3_api_v1_pb}
+	text_v3_apis_node_k8s_io_v1_json                  = Text{file: "v3/apis/node.k8s.io/v1.json.zst", size: 77329, on: &text_v3_api_v1_json}
+	text_v3_apis_node_k8s_io_v1_pb                    = Text{file: "v3/apis/node.k8s.io/v1.pb.zst", size: 69836, on: &text_v3_api_v1_pb}
+	text_v3_apis_policy_v1_json                       = Text{file: "v3/apis/policy/v1.json.zst", size: 98007, on: &text_v3_api_v1_json}
+	text_v3_apis_policy_v1_pb                         = Text{file: "v3/apis/policy/v1.pb.zst", size: 88137, on: &text_v3_api_v1_pb}
+	text_v3_apis_resource_k8s_io_v1_json              = Text{file: "v3/apis/resource.k8s.io/v1.json.zst", size: 295829, on: &text_v3_api_v1_json}
+	text_v3_apis_resource_k8s_io_v1_pb                = Text{file: "v3/apis/resource.k8s.io/v1.pb.zst", size: 266177, on: &text_v3_api_v1_pb}
+	text_v3_apis_scheduling_k8s_io_v1_json            = Text{file: "v3/apis/scheduling.k8s.io/v1.json.zst", size: 70818, on: &text_v3_api_v1_json}
+	text_v3_apis_scheduling_k8s_io_v1_pb              = Text{file: "v3/apis/scheduling.k8s.io/v1.pb.zst", size: 64009, on: &text_v3_api_v1_pb}
+	text_v3_apis_snapshot_storage_k8s_io_v1_json      = Text{file: "v3/apis/snapshot.storage.k8s.io/v1.json.zst", size: 182963, on: &text_v3_api_v1_json}
+	text_v3_apis_storage_k8s_io_v1_json               = Text{file: "v3/apis/storage.k8s.io/v1.json.zst", size: 364954, on: &text_v3_api_v1_json}
+	text_v3_apis_storage_k8s_io_v1_pb                 = Text{file: "v3/apis/storage.k8s.io/v1.pb.zst", size: 325464, on: &text_v3_api_v1_pb}
+	merge                                             = Text{file: "merge.yaml.zst", size: 236985}
+)

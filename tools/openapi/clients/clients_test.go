@@ -5,8 +5,6 @@ package clients
 
 import (
 	"bytes"
-	"compress/gzip"
-	"io"
 	"strings"
 	"testing"
 
@@ -25,37 +23,25 @@ import (
 	served "conclave/api/openapi"
 )
 
-func unzip(t *testing.T, data []byte) []byte {
-	t.Helper()
-	z, err := gzip.NewReader(bytes.NewReader(data))
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
-}
-
 // client is what a server that serves the documents looks like to kubectl.
-type client struct{ t *testing.T }
+type client struct{}
 
-func (c client) Paths() (map[string]clientopenapi.GroupVersion, error) {
+func (client) Paths() (map[string]clientopenapi.GroupVersion, error) {
 	out := map[string]clientopenapi.GroupVersion{}
-	for path, data := range served.V3() {
-		out[path] = groupVersion{c.t, path, data}
+	for _, d := range served.All() {
+		if path, ok := strings.CutPrefix(d.Path, "v3/"); ok {
+			out[path] = groupVersion{path, d.JSON}
+		}
 	}
 	return out, nil
 }
 
 type groupVersion struct {
-	t    *testing.T
 	path string
-	data []byte
+	text *served.Text
 }
 
-func (g groupVersion) Schema(string) ([]byte, error) { return unzip(g.t, g.data), nil }
+func (g groupVersion) Schema(string) ([]byte, error) { return g.text.Read() }
 func (g groupVersion) ServerRelativeURL() string     { return "/openapi/v3/" + g.path }
 
 func TestExplain(t *testing.T) {
@@ -75,7 +61,7 @@ func TestExplain(t *testing.T) {
 		if tc.fields != "" {
 			path = strings.Split(tc.fields, ".")
 		}
-		if err := explainv2.PrintModelDescription(path, &out, client{t}, tc.gvr, false, -1, "plaintext"); err != nil {
+		if err := explainv2.PrintModelDescription(path, &out, client{}, tc.gvr, false, -1, "plaintext"); err != nil {
 			t.Errorf("explain %s %s: %v", tc.gvr.Resource, tc.fields, err)
 		}
 		for _, want := range tc.want {
@@ -86,7 +72,7 @@ func TestExplain(t *testing.T) {
 	}
 	for _, k := range custom.Kinds() {
 		var out bytes.Buffer
-		if err := explainv2.PrintModelDescription(nil, &out, client{t}, k.GVR(), true, -1, "plaintext"); err != nil || out.Len() == 0 {
+		if err := explainv2.PrintModelDescription(nil, &out, client{}, k.GVR(), true, -1, "plaintext"); err != nil || out.Len() == 0 {
 			t.Errorf("explain %s: %v", k.Resource(), err)
 		}
 	}
@@ -95,9 +81,9 @@ func TestExplain(t *testing.T) {
 // kubectl asks before a dry run or a strict apply whether the server knows the
 // parameter.
 func TestVerifiers(t *testing.T) {
-	root := openapi3.NewRoot(client{t})
+	root := openapi3.NewRoot(client{})
 	for _, param := range []resource.VerifiableQueryParam{"dryRun", resource.QueryParamFieldValidation} {
-		verifier := resource.NewQueryParamVerifierV3(nil, client{t}, param)
+		verifier := resource.NewQueryParamVerifierV3(nil, client{}, param)
 		for _, k := range custom.Kinds() {
 			if err := verifier.HasSupport(k.GVK); err != nil {
 				t.Errorf("%s: %v", k.GVK, err)
@@ -105,7 +91,7 @@ func TestVerifiers(t *testing.T) {
 		}
 	}
 	gvs, err := root.GroupVersions()
-	if err != nil || len(gvs) != len(served.V3()) {
+	if err != nil || len(gvs) != len(served.All())-1 {
 		t.Errorf("groups and versions are %v (%v)", gvs, err)
 	}
 }
@@ -114,7 +100,11 @@ func TestVerifiers(t *testing.T) {
 // it does so itself.
 func TestClientSideValidation(t *testing.T) {
 	document := &openapi_v2.Document{}
-	if err := proto.Unmarshal(unzip(t, served.V2Protobuf()), document); err != nil {
+	text, err := served.Find("v2").Protobuf.Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := proto.Unmarshal(text, document); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := utilproto.NewOpenAPIData(document); err != nil {
