@@ -241,6 +241,7 @@ func soon(t *testing.T, what string, ok func() bool) {
 }
 
 func TestLoadBalancer(t *testing.T) {
+	t.Parallel()
 	all, l := twoNodes(t)
 	loadBalancer(t, all, l, balancedFamily{
 		protocols: protocols, vip: netip.MustParseAddr("192.168.77.100"), cluster: "10.96.0.20", guest: "192.168.77.200/32", others: []string{"192.168.77.201/32", "10.244.0.0/16"},
@@ -250,6 +251,7 @@ func TestLoadBalancer(t *testing.T) {
 
 // The same by IPv6, where neighbour discovery does what ARP does.
 func TestLoadBalancer6(t *testing.T) {
+	t.Parallel()
 	all, l := twoDualNodes(t)
 	loadBalancer(t, all, l, balancedFamily{
 		protocols: protocols6, vip: netip.MustParseAddr("fd00:aa::100"), cluster: "fd00:77:0:ff::20", guest: "fd00:aa::c8/128", others: []string{"fd00:aa::c9/128", testPodCIDR6.String()},

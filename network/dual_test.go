@@ -20,6 +20,7 @@ func at(a netip.Addr, port uint16) string { return netip.AddrPortFrom(a, port).S
 // Pods of a dual-stack cluster reach each other by IPv6, on one node and
 // between nodes, and see each other's own address; the nodes do too.
 func TestPodsReachEachOther6(t *testing.T) {
+	t.Parallel()
 	all, _ := twoDualNodes(t)
 	a, b, c := all[0].attach("a"), all[0].attach("b"), all[1].attach("c")
 	pods := map[string]*machine{"a": a, "b": b, "c": c}
@@ -55,6 +56,7 @@ func TestPodsReachEachOther6(t *testing.T) {
 // What a restart of the process finds it keeps, and a teardown leaves nothing:
 // the host listens to its routers as before.
 func TestDualRestartAndTeardown(t *testing.T) {
+	t.Parallel()
 	l := newLAN(t)
 	needIPv6(t)
 	l.dual = true
@@ -112,6 +114,7 @@ func TestDualRestartAndTeardown(t *testing.T) {
 // A Service is reached by its IPv6 cluster address, node port and external
 // addresses as by those of IPv4.
 func TestServices6(t *testing.T) {
+	t.Parallel()
 	all, l := twoDualNodes(t)
 	a, b, c, d := all[0].attach("a"), all[0].attach("b"), all[1].attach("c"), all[1].attach("d")
 	a.serve6("a", 8080)
@@ -227,6 +230,7 @@ func TestServices6(t *testing.T) {
 
 // Network policies hold for both families of a pod's addresses.
 func TestPolicies6(t *testing.T) {
+	t.Parallel()
 	all, l := twoDualNodes(t)
 	a, b, c := all[0].attach("a"), all[0].attach("b"), all[1].attach("c")
 	for name, p := range map[string]*machine{"a": a, "b": b, "c": c} {

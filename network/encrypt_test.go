@@ -86,6 +86,7 @@ func TestEncryptionWithDirectRoutes(t *testing.T) {
 // Two nodes that encrypt: packets of both families go both ways, to nodes whose
 // keys are known alone, and nothing is left after Teardown.
 func TestTunnelBetweenNodes(t *testing.T) {
+	t.Parallel()
 	l := newLAN(t)
 	if err := ProbeEncryption(false); err != nil {
 		t.Skip(err)

@@ -32,6 +32,7 @@ import (
 // conformance: Networking, intra pod http
 // conformance: Networking, intra pod udp
 func TestPodsReachEachOther(t *testing.T) {
+	t.Parallel()
 	all, _ := twoNodes(t)
 	a, b, c := all[0].attach("a"), all[0].attach("b"), all[1].attach("c")
 	pods := map[string]*machine{"a": a, "b": b, "c": c}
@@ -60,6 +61,7 @@ func TestPodsReachEachOther(t *testing.T) {
 }
 
 func TestServices(t *testing.T) {
+	t.Parallel()
 	all, l := twoNodes(t)
 	a, b, c, d := all[0].attach("a"), all[0].attach("b"), all[1].attach("c"), all[1].attach("d")
 	a.serve("a", 8080)
@@ -209,6 +211,7 @@ func TestServices(t *testing.T) {
 // conformance: EndpointSlice, multiple IPs, multiple ports
 // conformance: EndpointSlice, single IP, multiple ports
 func TestHandMadeSlices(t *testing.T) {
+	t.Parallel()
 	all, _ := twoNodes(t)
 	a, b, c := all[0].attach("a"), all[0].attach("b"), all[1].attach("c")
 	b.serve("b-one", 3001)
@@ -242,6 +245,7 @@ func TestHandMadeSlices(t *testing.T) {
 //
 // conformance: Service, should serve endpoints on same port and different protocols.
 func TestProtocolsAreApart(t *testing.T) {
+	t.Parallel()
 	all, _ := twoNodes(t)
 	a, c := all[0].attach("a"), all[1].attach("c")
 	c.serve("c", 8080)
@@ -265,6 +269,7 @@ func TestProtocolsAreApart(t *testing.T) {
 // conformance: Service, ClusterIP type, session affinity to None
 // conformance: Service, NodePort type, session affinity to None
 func TestSessionAffinity(t *testing.T) {
+	t.Parallel()
 	all, l := twoNodes(t)
 	client := all[0].attach("client")
 	outside := l.host(200)
@@ -354,6 +359,7 @@ func TestSessionAffinity(t *testing.T) {
 //
 // conformance: Scheduling, HostPort matching and HostIP and Protocol not-matching
 func TestHostPorts(t *testing.T) {
+	t.Parallel()
 	all, l := twoNodes(t)
 	n, outside := all[0], l.host(200)
 	p1 := n.attach("p1", corev1.ContainerPort{ContainerPort: 8080, HostPort: 54323, Protocol: corev1.ProtocolTCP, HostIP: "127.0.0.1"})
@@ -411,6 +417,7 @@ func TestHostPorts(t *testing.T) {
 
 // Only what leaves the cluster is masqueraded.
 func TestMasquerade(t *testing.T) {
+	t.Parallel()
 	all, l := twoNodes(t)
 	a := all[0].attach("a")
 	outside := l.host(200)
@@ -434,6 +441,7 @@ func TestMasquerade(t *testing.T) {
 }
 
 func TestOverlayIsForNodesOnly(t *testing.T) {
+	t.Parallel()
 	all, l := twoNodes(t)
 	a := all[0].attach("a")
 	a.serve("a", 80)
@@ -477,6 +485,7 @@ func TestOverlayIsForNodesOnly(t *testing.T) {
 // as it was: the same answers, connections unbroken, also with no master in
 // sight.
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	all, _ := twoNodes(t)
 	a, c := all[0].attach("a"), all[1].attach("c", corev1.ContainerPort{ContainerPort: 8080, HostPort: 7070})
 	c.serve("c", 8080)
@@ -536,6 +545,7 @@ func TestRestart(t *testing.T) {
 
 // A node that comes back with another address is reached there.
 func TestAddressChanges(t *testing.T) {
+	t.Parallel()
 	all, _ := twoNodes(t)
 	a, c := all[0].attach("a"), all[1].attach("c")
 	c.serve("c", 80)
@@ -562,6 +572,7 @@ func TestAddressChanges(t *testing.T) {
 //
 // conformance: DNS, for ExternalName Services
 func TestDNSFromPods(t *testing.T) {
+	t.Parallel()
 	all, l := twoNodes(t)
 	a := all[0].attach("a")
 	outside := l.host(250)
@@ -854,6 +865,7 @@ func TestThreadsStayAtHome(t *testing.T) {
 // SCTP is translated where the kernel can: checked packet by packet, since the
 // kernel of these tests has no sockets of it.
 func TestSCTP(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	if !tracksSCTP() {
 		t.Skip("this kernel does not track SCTP")

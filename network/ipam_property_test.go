@@ -24,6 +24,7 @@ import (
 // a pod keeps its own, all are of the range and none is the node's, and an
 // address rests as long as there is another.
 func TestAddressesAreNeverShared(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(60) {
 		rnd := rand.New(rand.NewPCG(seed, 3))
 		dir := t.TempDir()

@@ -271,6 +271,7 @@ func randomRules(rnd *rand.Rand) *Rules {
 
 // However the kernel came to hold some rules, it holds the same.
 func TestChangesAreAsGoodAsAFreshStart(t *testing.T) {
+	t.Parallel()
 	inScratch(t, func() error {
 		rnd := rand.New(rand.NewPCG(1, 2))
 		k := newKernel(ip4)

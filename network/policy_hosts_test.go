@@ -64,6 +64,7 @@ func namespaceOf(name string, labels map[string]string) *corev1.Namespace {
 // Policies select pods by what they are now, on one node and across nodes,
 // whatever was open before.
 func TestNetworkPolicies(t *testing.T) {
+	t.Parallel()
 	all, l := twoNodes(t)
 	all.put(namespaceOf("shop", map[string]string{}), namespaceOf("ops", map[string]string{"team": "ops"}))
 	web := labelled("shop", "web", map[string]string{"app": "web"}, corev1.ContainerPort{Name: "http", ContainerPort: 80})
@@ -208,6 +209,7 @@ func TestNetworkPolicies(t *testing.T) {
 // A node that has lost its process, then every master, keeps its pods isolated,
 // those that it starts too, also after a boot.
 func TestNetworkPoliciesWithoutMasters(t *testing.T) {
+	t.Parallel()
 	all, _ := twoNodes(t)
 	all.put(namespaceOf("default", map[string]string{}))
 	web, client := labelled("default", "web", map[string]string{"app": "web"}), labelled("default", "client", map[string]string{"app": "client"})

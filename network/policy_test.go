@@ -336,6 +336,7 @@ func (s spec) on(node string) *Policies {
 // Whatever the policies and whatever the packet, the tables of the two nodes
 // together do what the specification says.
 func TestPoliciesFollowTheSpecification(t *testing.T) {
+	t.Parallel()
 	passed, dropped := 0, 0
 	for seed := range uint64(3000) {
 		rnd := rand.New(rand.NewPCG(seed, 7))
