@@ -192,6 +192,7 @@ func FuzzSignClientRequest(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add("anna", "dev,ops", "", "")
+	f.Add("anna", "dev", "master-eligible", "conclave://node/0123")
 	f.Add("system:node:a", "system:nodes", "master-eligible", "conclave://node/0123")
 	f.Add("a", "system:masters", "system:masters", "")
 	f.Add("system:NODE:a", "system:nodes\x00,\u00a0system:masters", "", "conclave://node/")
