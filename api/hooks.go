@@ -19,6 +19,10 @@ import (
 type hooks struct {
 	// admit completes or refuses what a writer asks for; old is nil at creation.
 	admit func(ctx context.Context, c *call, obj, old Object) error
+	// admitStatus is admit of an update of the status.
+	admitStatus func(ctx context.Context, c *call, obj, old Object) error
+	// complete has the last word on a new object, after webhooks.
+	complete func(c *call, obj Object) error
 	// reserve takes what the object needs for itself alone. undo is told how
 	// the write ended.
 	reserve func(ctx context.Context, c *call, obj, old Object) (undo func(error), err error)
@@ -82,6 +86,8 @@ func hooksOf(r *resource) hooks {
 		return hooks{answersDeleted: true}
 	case serviceAccounts:
 		return hooks{answersDeleted: true}
+	case signingRequests:
+		return hooks{admit: admitApproval, admitStatus: admitSigning, complete: completeRequest}
 	case leases:
 		return hooks{admit: admitLease, memory: nodeLeases}
 	}

@@ -108,15 +108,19 @@ func (r *resource) fieldManager(subresource string) (*managedfields.FieldManager
 	}
 	var reset map[fieldpath.APIVersion]fieldpath.Filter
 	// What a writer's request cannot change, the writer does not own.
-	var filter fieldpath.Filter
-	switch {
+	kept := fieldpath.NewSet()
+	switch sub := r.Sub(subresource); {
 	case subresource == "status":
-		filter = fieldpath.NewExcludeSetFilter(fieldpath.NewSet(fieldpath.MakePathOrDie("spec")))
-	case (subresource == "" || r.Sub(subresource) != nil) && r.Status:
-		filter = fieldpath.NewExcludeSetFilter(fieldpath.NewSet(fieldpath.MakePathOrDie("status")))
+		kept.Insert(fieldpath.MakePathOrDie("spec"))
+	case sub != nil && len(sub.Keeps) > 0:
+		for _, path := range sub.Keeps {
+			kept.Insert(pathOf(path))
+		}
+	case (subresource == "" || sub != nil) && r.Status:
+		kept.Insert(fieldpath.MakePathOrDie("status"))
 	}
-	if filter != nil {
-		reset = map[fieldpath.APIVersion]fieldpath.Filter{fieldpath.APIVersion(gv.String()): filter}
+	if !kept.Empty() {
+		reset = map[fieldpath.APIVersion]fieldpath.Filter{fieldpath.APIVersion(gv.String()): fieldpath.NewExcludeSetFilter(kept)}
 	}
 	converter, err := typeConverter()
 	if err != nil {
@@ -128,6 +132,13 @@ func (r *resource) fieldManager(subresource string) (*managedfields.FieldManager
 	}
 	r.managers[subresource] = m
 	return m, nil
+}
+
+func pathOf(names []string) (path fieldpath.Path) {
+	for _, name := range names {
+		path = append(path, fieldpath.PathElement{FieldName: &name})
+	}
+	return path
 }
 
 type defaulter struct{ k *kinds.Kind }

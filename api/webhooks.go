@@ -468,15 +468,16 @@ func (s *Server) backendOf(namespace, name string, port int32) (string, error) {
 	return s.serviceBackend(svc, strconv.Itoa(int(port)))
 }
 
-// ownAdmission is what the kind itself has to say of a write; nil if nothing.
-func (c *call) ownAdmission(ctx context.Context, old Object) func(Object) error {
-	if c.res.hooks.admit == nil {
+// ownAdmission is what the kind itself has to say of a write by one of its hooks;
+// nil if nothing.
+func (c *call) ownAdmission(ctx context.Context, admit func(context.Context, *call, Object, Object) error, old Object) func(Object) error {
+	if admit == nil {
 		return nil
 	}
 	if old == nil { // which must stay nil
-		return func(obj Object) error { return c.res.hooks.admit(ctx, c, obj, nil) }
+		return func(obj Object) error { return admit(ctx, c, obj, nil) }
 	}
-	return func(obj Object) error { return c.res.hooks.admit(ctx, c, obj, old) }
+	return func(obj Object) error { return admit(ctx, c, obj, old) }
 }
 
 // admitUpdate completes an update of the whole object. What webhooks changed

@@ -143,7 +143,7 @@ func (c *call) create(ctx context.Context, obj Object, o metav1.CreateOptions) (
 		return nil, err
 	}
 	a := &ask{op: webhook.Create, kind: c.res.GVK, obj: obj, options: optionsOf(&o), dryRun: c.dryRun(o.DryRun)}
-	changed, err := c.admit(ctx, a, c.ownAdmission(ctx, nil))
+	changed, err := c.admit(ctx, a, c.ownAdmission(ctx, c.res.hooks.admit, nil))
 	if err != nil {
 		return nil, err
 	}
@@ -159,6 +159,11 @@ func (c *call) create(ctx context.Context, obj Object, o metav1.CreateOptions) (
 	obj.SetUID(uuid.NewUUID())
 	if c.res.PrepareForCreate != nil {
 		c.res.PrepareForCreate(obj)
+	}
+	if c.res.hooks.complete != nil {
+		if err := c.res.hooks.complete(c, obj); err != nil {
+			return nil, err
+		}
 	}
 	for attempt := 0; ; attempt++ {
 		if generate {
@@ -385,8 +390,11 @@ func (c *call) tryUpdate(ctx context.Context, stored Record, u update) (_ Record
 		return nil, conditional, err
 	}
 	var own func(Object) error
-	if u.mode == ofSpec || u.mode == ofSub {
-		own = c.ownAdmission(ctx, old)
+	switch u.mode {
+	case ofSpec, ofSub:
+		own = c.ownAdmission(ctx, c.res.hooks.admit, old)
+	case ofStatus:
+		own = c.ownAdmission(ctx, c.res.hooks.admitStatus, old)
 	}
 	if obj, err = c.admitUpdate(ctx, u, obj, old, own, prepare); err != nil {
 		return nil, conditional, err

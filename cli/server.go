@@ -1019,6 +1019,9 @@ func (s *Server) lead(ctx context.Context, m *master) error {
 	manager, err := controller.New(controller.Config{
 		Client: system("system:kube-controller-manager"), Kinds: served, Liveness: judgements{m.judge, m.consensus},
 		RootCA: func() []byte { return cluster.CA }, PodCIDR: cluster.PodCIDR, PodCIDR6: cluster.PodCIDR6, CallDriver: s.callDriver,
+		SignClient: func(request []byte, usage x509.KeyUsage, life time.Duration) ([]byte, error) {
+			return m.authority.SignClientRequest(request, usage, life, time.Now())
+		},
 		Log: s.log.With("room", "controller"),
 	})
 	if err != nil {

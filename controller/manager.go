@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -72,6 +73,10 @@ type Config struct {
 	// CallDriver makes a controller call of a CSI driver, by way of the node, by
 	// name and id, with which it has registered. Nil: drivers bring their own.
 	CallDriver func(ctx context.Context, node, id, driver, method string, request []byte) ([]byte, error)
+	// SignClient makes, in PEM, the certificate of a client of the API for a
+	// request in DER. A life of 0 is the longest that there is; a longer one is
+	// cut. What it refuses it will refuse again. Nil: nobody signs here.
+	SignClient func(request []byte, usage x509.KeyUsage, life time.Duration) ([]byte, error)
 	Now        func() time.Time
 	Log        *slog.Logger
 }
@@ -181,7 +186,7 @@ func New(c Config) (*Manager, error) {
 		newReplicaSets, newReplicationControllers, newDeployments, newStatefulSets, newDaemonSets, newJobs, newCronJobs, newDisruption,
 		newVolumes, newVolumeProtection, newEphemeral, newAttachDetach, newCSI, newSnapshots, newCSISnapshots, newEndpointSlices, newEndpoints, newMirror, newLoadBalancer,
 		newNodes, newTaintEviction, newPodGC, newGarbage, newNamespaces,
-		newServiceAccounts, newRootCA, newExpiry, newServiceCIDRs, newQuotas, newDefinitions,
+		newServiceAccounts, newRootCA, newExpiry, newServiceCIDRs, newQuotas, newDefinitions, newCertificateSigner, newCertificateCleaner,
 	} {
 		if err := m.add(add(m.env)); err != nil {
 			return nil, err

@@ -18,6 +18,7 @@ import (
 
 	"conclave/api"
 	"conclave/api/custom"
+	"conclave/api/types"
 )
 
 // The resources that controllers speak of.
@@ -56,6 +57,8 @@ var (
 	snapshotContents = snapshotv1.SchemeGroupVersion.WithResource("volumesnapshotcontents")
 	snapshotClasses  = snapshotv1.SchemeGroupVersion.WithResource("volumesnapshotclasses")
 
+	signingRequests = types.Certificates.WithResource("certificatesigningrequests")
+
 	secrets = corev1.SchemeGroupVersion.WithResource("secrets") // read one by one, not kept
 
 	needed = []schema.GroupVersionResource{
@@ -63,7 +66,7 @@ var (
 		events, deployments, replicaSets, endpointSlices,
 		statefulSets, revisions, claims, volumes, storageClasses, attachments, csiNodes, csiDrivers,
 		serviceCIDRs, ipAddresses, replicationControllers, daemonSets, budgets, jobs, cronJobs, quotas, definitions,
-		snapshots, snapshotContents, snapshotClasses,
+		snapshots, snapshotContents, snapshotClasses, signingRequests,
 	}
 )
 

@@ -39,6 +39,7 @@ const (
 
 	nodeUser     = "system:node:"
 	nodesGroup   = "system:nodes"
+	mastersGroup = "system:masters"
 	eligibleUnit = "master-eligible"
 	uriScheme    = "conclave"
 	uriNodeHost  = "node"
@@ -409,7 +410,7 @@ func (a *Authority) SignClient(user string, groups []string, ttl time.Duration) 
 	if user == "" || ttl <= 0 {
 		return nil, nil, errors.New("sign a client certificate: it needs a user and a life")
 	}
-	if strings.HasPrefix(user, nodeUser) || slices.Contains(groups, nodesGroup) {
+	if isNode(user, groups) {
 		return nil, nil, errors.New("sign a client certificate: nodes get theirs by joining")
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -431,10 +432,71 @@ func (a *Authority) SignClient(user string, groups []string, ttl time.Duration) 
 	return certToPEM(der), keyPEM, nil
 }
 
+// isNode says whether a subject would pass for a node's.
+func isNode(user string, groups []string) bool {
+	return strings.HasPrefix(user, nodeUser) || slices.Contains(groups, nodesGroup)
+}
+
+// Lives of certificates that somebody asked for with a request of their own.
+const (
+	// ClientLife is the longest, and that of those who ask for none.
+	ClientLife = 365 * 24 * time.Hour
+	// clientBackdate is by how much they begin before their making. It is
+	// Kubernetes', and less than ours elsewhere: clients take the time from
+	// beginning to end for the life that they were given.
+	clientBackdate = 5 * time.Minute
+	// shortLife is from when on the backdating is a part of the life.
+	shortLife = 8 * time.Hour
+)
+
+// SignClientRequest issues, in PEM, the certificate that a request in DER asks
+// for, with which its holder is a client of the API and nothing else: it has the
+// user (CN) and the groups (O) of the request, its key and these usages of the
+// key, and no names, so that between nodes it is nobody's (see PeerID). Nodes
+// and administrators are not made by requests. A life of 0 is the longest.
+//
+// The outcome depends on the arguments alone: what is refused once stays refused.
+func (a *Authority) SignClientRequest(csrDER []byte, usage x509.KeyUsage, life time.Duration, now time.Time) ([]byte, error) {
+	csr, err := x509.ParseCertificateRequest(csrDER)
+	if err != nil {
+		return nil, fmt.Errorf("read certificate request: %w", err)
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return nil, fmt.Errorf("check certificate request: %w", err)
+	}
+	user, groups := csr.Subject.CommonName, csr.Subject.Organization
+	switch {
+	case user == "":
+		return nil, errors.New("the request names no user: its subject has no CN")
+	case isNode(user, groups):
+		return nil, fmt.Errorf("the request is for user %q in groups %q: nodes get their certificates by joining", user, groups)
+	case slices.Contains(groups, mastersGroup):
+		return nil, fmt.Errorf("the request is for group %s: administrators' certificates are made by `conclave kubeconfig`", mastersGroup)
+	}
+	if life <= 0 || life > ClientLife {
+		life = ClientLife
+	}
+	now = a.floor(now)
+	leaf := &x509.Certificate{
+		Subject:   pkix.Name{CommonName: user, Organization: groups},
+		NotBefore: now.Add(-clientBackdate), NotAfter: now.Add(life),
+		KeyUsage:    usage,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	if life >= shortLife {
+		leaf.NotAfter = leaf.NotBefore.Add(life)
+	}
+	der, err := a.sign(csr.PublicKey, leaf)
+	if err != nil {
+		return nil, fmt.Errorf("sign the client certificate of %s: %w", user, err)
+	}
+	return certToPEM(der), nil
+}
+
 // sign completes and signs a leaf. A leaf never outlives or precedes its CA.
 func (a *Authority) sign(public any, leaf *x509.Certificate) ([]byte, error) {
 	leaf.SerialNumber = serial()
-	leaf.KeyUsage = x509.KeyUsageDigitalSignature
+	leaf.KeyUsage |= x509.KeyUsageDigitalSignature // without which TLS 1.3 is not spoken
 	leaf.BasicConstraintsValid = true
 	if leaf.NotBefore.Before(a.ca.NotBefore) {
 		leaf.NotBefore = a.ca.NotBefore

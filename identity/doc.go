@@ -8,6 +8,9 @@
 //   - A folder belongs to at most one cluster. cluster.json is the commit
 //     point: it is written last, so that a crash while founding or joining
 //     leaves a fresh node that can try again.
+//   - Who has a certificate by a request of his own is a client of the API and
+//     nothing else: no such certificate passes for a node's, or an
+//     administrator's, whatever was asked for and approved.
 //   - A secret never travels to somebody who has not shown the CA that the
 //     token names, and the token's secret never travels at all: the joiner
 //     proves that it knows it, with a MAC bound to the TLS connection.

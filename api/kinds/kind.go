@@ -90,7 +90,10 @@ type Kind struct {
 // into obj all that an update of this kind may not change, and counts the
 // generation up; Validate is of the outcome.
 type Sub struct {
-	Name     string
+	Name string
+	// Keeps are paths of fields that an update does not change and whose writer
+	// therefore does not own them; none: the status.
+	Keeps    [][]string
 	Prepare  func(obj, old runtime.Object)
 	Validate func(obj, old runtime.Object) field.ErrorList
 }

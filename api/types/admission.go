@@ -127,7 +127,9 @@ type ValidatingWebhookConfigurationList struct {
 // AddToScheme registers the types of this package.
 func AddToScheme(s *runtime.Scheme) error {
 	s.AddKnownTypes(Admission, &MutatingWebhookConfiguration{}, &MutatingWebhookConfigurationList{}, &ValidatingWebhookConfiguration{}, &ValidatingWebhookConfigurationList{})
+	s.AddKnownTypes(Certificates, &CertificateSigningRequest{}, &CertificateSigningRequestList{})
 	metav1.AddToGroupVersion(s, Admission)
+	metav1.AddToGroupVersion(s, Certificates)
 	return nil
 }
 

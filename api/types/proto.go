@@ -221,6 +221,7 @@ func readEntry(v reflect.Value, raw []byte) error {
 			Items []string `protobuf:"bytes,1,rep,name=items"`
 		} `protobuf:"bytes,2,opt,name=value"`
 	}
+	entry.Value.Items = []string{} // a list is there, though it may be empty
 	if err := unmarshal(raw, reflect.ValueOf(&entry).Elem()); err != nil {
 		return err
 	}

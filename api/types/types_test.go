@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	certificatesv1 "k8s.io/api/certificates/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -25,6 +26,8 @@ func TestLikePublished(t *testing.T) {
 		{&MutatingWebhookConfigurationList{}, &admissionregistrationv1.MutatingWebhookConfigurationList{}},
 		{&ValidatingWebhookConfiguration{}, &admissionregistrationv1.ValidatingWebhookConfiguration{}},
 		{&ValidatingWebhookConfigurationList{}, &admissionregistrationv1.ValidatingWebhookConfigurationList{}},
+		{&CertificateSigningRequest{}, &certificatesv1.CertificateSigningRequest{}},
+		{&CertificateSigningRequestList{}, &certificatesv1.CertificateSigningRequestList{}},
 	} {
 		fill := randfill.NewWithSeed(1).NilChance(0.3).NumElements(1, 3).Funcs(
 			func(f *metav1.FieldsV1, _ randfill.Continue) { f.Raw = []byte(`{}`) },
@@ -33,6 +36,11 @@ func TestLikePublished(t *testing.T) {
 				m.Name, m.Labels = c.String(5), map[string]string{"a": c.String(3)}
 			},
 			func(m *metav1.Time, c randfill.Continue) { *m = metav1.Unix(c.Int63n(1e9), 0) },
+			// Protobuf cannot tell a list that is missing under its key from an empty one.
+			func(v *ExtraValue, c randfill.Continue) { *v = ExtraValue{c.String(3)}[:c.Intn(2)] },
+			func(v *certificatesv1.ExtraValue, c randfill.Continue) {
+				*v = certificatesv1.ExtraValue{c.String(3)}[:c.Intn(2)]
+			},
 		)
 		for range 50 {
 			fill.Fill(pair.published)
@@ -90,7 +98,7 @@ func exchange(t *testing.T, from, to message) {
 // TestDeepCopy looks for what a copy shares with its original.
 func TestDeepCopy(t *testing.T) {
 	fill := randfill.NewWithSeed(2).NilChance(0).NumElements(1, 2).Funcs(func(f *metav1.FieldsV1, _ randfill.Continue) { f.Raw = []byte(`{}`) })
-	for _, obj := range []runtime.Object{&MutatingWebhookConfigurationList{}, &ValidatingWebhookConfigurationList{}} {
+	for _, obj := range []runtime.Object{&MutatingWebhookConfigurationList{}, &ValidatingWebhookConfigurationList{}, &CertificateSigningRequestList{}} {
 		fill.Fill(obj)
 		copied := obj.DeepCopyObject()
 		if !reflect.DeepEqual(obj, copied) {

@@ -134,8 +134,8 @@ var (
 type subresource struct {
 	name string
 	gvk  schema.GroupVersionKind
-	// One of these three. What is updated has GET, PUT and PATCH; what is
-	// created has POST alone; what is connected has its options as query.
+	// One of these three. What is updated has PUT alone; what is created has POST
+	// alone; what is connected has its options as query.
 	update  any
 	create  any
 	connect interface{ SwaggerDoc() map[string]string }
@@ -150,9 +150,7 @@ var subresources = map[string][]subresource{
 		{name: "eviction", gvk: policyv1.SchemeGroupVersion.WithKind("Eviction"), create: policyv1.Eviction{}},
 		{name: "exec", gvk: corev1.SchemeGroupVersion.WithKind("PodExecOptions"), connect: corev1.PodExecOptions{}, methods: []string{"GET", "POST"}},
 		{name: "attach", gvk: corev1.SchemeGroupVersion.WithKind("PodAttachOptions"), connect: corev1.PodAttachOptions{}, methods: []string{"GET", "POST"}},
-		{name: "ephemeralcontainers", gvk: corev1.SchemeGroupVersion.WithKind("Pod"), update: corev1.Pod{}},
 		{name: "portforward", gvk: corev1.SchemeGroupVersion.WithKind("PodPortForwardOptions"), connect: corev1.PodPortForwardOptions{}, methods: []string{"GET", "POST"}},
-		{name: "resize", gvk: corev1.SchemeGroupVersion.WithKind("Pod"), update: corev1.Pod{}},
 		{name: "log", gvk: corev1.SchemeGroupVersion.WithKind("Pod"), connect: corev1.PodLogOptions{}, methods: []string{"GET"}},
 	},
 	"serviceaccounts": {
@@ -309,8 +307,12 @@ func (s *service) addKind(k *kinds.Kind) {
 	if k.GetScale != nil {
 		addUpdates(one+"/scale", name+"Scale", "scale of the specified "+kind, autoscalingv1.SchemeGroupVersion.WithKind("Scale"), autoscalingv1.Scale{})
 	}
+	title := func(sub string) string { return strings.ToUpper(sub[:1]) + sub[1:] }
+	for _, sub := range k.Subs {
+		addUpdates(one+"/"+sub.Name, name+title(sub.Name), sub.Name+" of the specified "+kind, k.GVK, object)
+	}
 	for _, sub := range subresources[k.Resource()] {
-		path, title := one+"/"+sub.name, strings.ToUpper(sub.name[:1])+sub.name[1:]
+		path, title := one+"/"+sub.name, title(sub.name)
 		switch {
 		case sub.update != nil:
 			add("PUT", "replace", path, name+title, "replace "+sub.name+" of the specified "+kind, "put", sub.gvk, with(bodies, inQuery(metav1.UpdateOptions{})), sub.update, sub.update, 200, 201)
