@@ -44,6 +44,8 @@ type disk struct {
 	store LogStore // below log
 	vote  *voteStore
 	snaps snapshots
+	// silent says whether this replica may neither vote nor be elected.
+	silent *silence
 }
 
 // snapshots takes none that is older than what is there: a leader's would
@@ -101,6 +103,9 @@ func openDisk(dir string, open func() (LogStore, error), log *raftLog) (d *disk,
 		// raft has a term before it has entries. Without it this node could
 		// vote twice.
 		return d, fmt.Errorf("%w: %s: there are log entries, and no term", ErrDamaged, filepath.Join(dir, voteFile))
+	}
+	if d.silent, err = openSilence(dir); err != nil {
+		return d, err
 	}
 	if d.snaps.FileSnapshotStore, err = raft.NewFileSnapshotStoreWithLogger(dir, keepSnaps, log); err != nil {
 		return d, err

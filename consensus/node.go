@@ -304,6 +304,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	g.Go(func() error { n.confirm(ctx); return nil })
 	g.Go(func() error { n.watchRetirement(ctx, r); return nil })
 	g.Go(func() error { n.learn(ctx, r, asked); return nil })
+	g.Go(func() error { n.speak(ctx, r); return nil })
 	err = g.Wait()
 	r.DeregisterObserver(canvassers)
 	r.DeregisterObserver(observer)
@@ -313,7 +314,12 @@ func (n *Node) Run(ctx context.Context) (err error) {
 
 // start restores the state and starts raft.
 func (n *Node) start() (r *raft.Raft, err error) {
-	n.trans = newTransport(&n.c, n.c.Timing.Heartbeat*3/10, newRaftLog(n.log), n.disk.log)
+	if !n.disk.hasState() {
+		if err := n.disk.silent.begin(); err != nil {
+			return nil, fmt.Errorf("noting that there was no log: %w", err)
+		}
+	}
+	n.trans = newTransport(&n.c, n.c.Timing.Heartbeat*3/10, newRaftLog(n.log), n.disk)
 	n.trans.member = n.serves
 	defer func() {
 		if p := recover(); p != nil { // raft panics on a log with holes

@@ -10,9 +10,9 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// index is a point in the log up to which all that was acknowledged lies, and
-// the term in which the leader vouched for it.
-type index struct{ revision, term uint64 }
+// index is a point in the log up to which all that was acknowledged lies, the
+// term in which the leader vouched for it, and where the leader's log ended.
+type index struct{ revision, term, last uint64 }
 
 // batcher lets all who ask while one answer is under way share the next one:
 // an answer is only good for questions that were there before its work began.
@@ -110,7 +110,7 @@ func (n *Node) verifyLeader() (index, error) {
 	if l == nil || r == nil {
 		return index{}, ErrNoLeader
 	}
-	at := index{revision: n.store.Revision(), term: l.term}
+	at := index{revision: n.store.Revision(), term: l.term, last: r.LastIndex()}
 	if voters(r.GetConfiguration().Configuration()) > 1 {
 		calm := n.trans.hurry()
 		defer calm()
@@ -145,13 +145,13 @@ func (n *Node) askLeader() (index, error) {
 }
 
 func (i index) encode() []byte {
-	return binary.AppendUvarint(binary.AppendUvarint(nil, i.term), i.revision)
+	return binary.AppendUvarint(binary.AppendUvarint(binary.AppendUvarint(nil, i.term), i.revision), i.last)
 }
 
 // parseIndex reads an answer; an empty one comes from a node that does not
 // lead.
 func parseIndex(b []byte) (i index, err error) {
-	for _, field := range []*uint64{&i.term, &i.revision} {
+	for _, field := range []*uint64{&i.term, &i.revision, &i.last} {
 		v, size := binary.Uvarint(b)
 		if size <= 0 {
 			return index{}, fmt.Errorf("reading the leader's answer: %w", ErrNoLeader)

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -23,7 +24,7 @@ const (
 	snapshotStall = 2 * rpcTimeout
 )
 
-// transport is raft's own network transport with nine additions:
+// transport is raft's own network transport with ten additions:
 //
 //   - A follower hears of a commit at once. raft tells it with the next
 //     entries or after CommitTimeout, whichever comes first; a watch on a
@@ -38,6 +39,7 @@ const (
 //   - A follower that refuses entries is asked for those that follow its newest
 //     one before raft goes back (further).
 //   - A follower is sent no snapshot of what it has (InstallSnapshot).
+//   - A node that began with nothing is asked for no vote (silence).
 //   - A snapshot that stops coming is given up (watched).
 //   - This node itself can have raft take entries (append).
 //   - A server's address is its id: where it lives may change at any time.
@@ -48,8 +50,9 @@ type transport struct {
 	pause   time.Duration
 	boot    func() time.Duration
 	// mute says that this node must not be elected: its disk was full just now.
-	mute func() bool
-	log  *guardedLog // this node's
+	mute   func() bool
+	silent *atomic.Bool // neither elected, nor may it vote
+	log    *guardedLog  // this node's
 	// consumed are the questions that raft answers: the network's and append's.
 	consumed chan raft.RPC
 	// member says whether a server is in the configuration.
@@ -71,13 +74,13 @@ type peer struct {
 	last    uint64    // its last log index by then
 }
 
-func newTransport(c *Config, pause time.Duration, log *raftLog, disk *guardedLog) *transport {
+func newTransport(c *Config, pause time.Duration, log *raftLog, disk *disk) *transport {
 	s := newStreams(&sameLife{StreamLayer: c.Stream, of: c.Incarnation, outdated: c.Outdated})
 	t := &transport{
 		NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			Stream: s, ServerAddressProvider: c.Addresses, Logger: log, MaxPool: connPool, Timeout: rpcTimeout,
 		}),
-		id: c.ID, streams: s, pause: pause, mute: disk.mute, log: disk,
+		id: c.ID, streams: s, pause: pause, mute: disk.log.mute, silent: &disk.silent.on, log: disk.log,
 		boot:      c.Boot,
 		peers:     make(map[raft.ServerID]peer),
 		confirmed: make(map[raft.ServerID]time.Duration),
@@ -95,6 +98,13 @@ func (t *transport) relay() {
 	for {
 		select {
 		case q := <-t.NetworkTransport.Consumer():
+			switch q.Command.(type) {
+			case *raft.RequestVoteRequest, *raft.RequestPreVoteRequest:
+				if t.silent.Load() {
+					q.Respond(nil, errSilent)
+					continue
+				}
+			}
 			if q.Reader != nil {
 				q.Reader = watched{q.Reader, newStopped(snapshotStall, t.streams.dropIncoming)}
 			}
@@ -184,16 +194,27 @@ var errMute = errors.New("this node cannot write its log and asks for no votes")
 // errRemoved: what a removed server answers counts no more.
 var errRemoved = errors.New("this server is no longer in the configuration")
 
-func (t *transport) RequestVote(id raft.ServerID, to raft.ServerAddress, q *raft.RequestVoteRequest, a *raft.RequestVoteResponse) error {
-	if t.mute() {
+// campaigns says why this node asks for no votes; nil if it does.
+func (t *transport) campaigns() error {
+	switch {
+	case t.silent.Load():
+		return errSilent
+	case t.mute():
 		return errMute
+	}
+	return nil
+}
+
+func (t *transport) RequestVote(id raft.ServerID, to raft.ServerAddress, q *raft.RequestVoteRequest, a *raft.RequestVoteResponse) error {
+	if err := t.campaigns(); err != nil {
+		return err
 	}
 	return t.NetworkTransport.RequestVote(id, to, q, a)
 }
 
 func (t *transport) RequestPreVote(id raft.ServerID, to raft.ServerAddress, q *raft.RequestPreVoteRequest, a *raft.RequestPreVoteResponse) error {
-	if t.mute() {
-		return errMute
+	if err := t.campaigns(); err != nil {
+		return err
 	}
 	return t.NetworkTransport.RequestPreVote(id, to, q, a)
 }

@@ -21,7 +21,7 @@ func TestSnapshotStalls(t *testing.T) {
 			h := w.host(t, id)
 			h.node = &Node{} // it is there
 			c := h.config()
-			transports[id] = newTransport(&c, 0, newRaftLog(c.Log), log)
+			transports[id] = newTransport(&c, 0, newRaftLog(c.Log), &disk{log: log, silent: &silence{}})
 		}
 		rest, more := io.Pipe()
 		sent := make(chan error, 1)
