@@ -14,47 +14,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// rules is the built-in Authorizer: masters may do everything, nodes what
-// their pods need, everybody who is somebody may look around and ask about
-// himself. All else is refused.
-type rules struct{ s *Server }
-
-// Paths of which anybody may know.
-var publicPaths = []string{"/healthz", "/livez", "/readyz", "/version"}
-
-// Paths that tell what the server is, to whomever it knows.
-var discoveryPaths = []string{"/api", "/apis", "/openapi", "/.well-known/openid-configuration", "/openid/v1/jwks"}
-
-func under(path string, roots []string) bool {
-	path = strings.TrimSuffix(path, "/")
-	return slices.ContainsFunc(roots, func(root string) bool {
-		return path == root || strings.HasPrefix(path, root+"/")
-	})
-}
-
-// Authorize implements Authorizer.
-func (r *rules) Authorize(ctx context.Context, u User, a Attributes) error {
-	if slices.Contains(u.Groups, groupMasters) {
-		return nil
-	}
-	if a.Path != "" {
-		reads := a.Verb == "get" || a.Verb == "head"
-		if reads && (under(a.Path, publicPaths) || slices.Contains(u.Groups, groupAuthenticated) && under(a.Path, discoveryPaths)) {
-			return nil
-		}
-		return Denied("")
-	}
-	if slices.Contains(u.Groups, groupAuthenticated) && a.Verb == "create" {
-		switch a.Resource.GroupResource().String() {
-		case "selfsubjectreviews.authentication.k8s.io", "selfsubjectaccessreviews.authorization.k8s.io", "selfsubjectrulesreviews.authorization.k8s.io":
-			return nil
-		}
-	}
-	if name, ok := nodeOf(u); ok {
-		return r.node(name, a)
-	}
-	return Denied("")
-}
+// nodeRules say what a node may because of the pods that are bound to it, which
+// no role can say: Kubernetes' node authorizer.
+type nodeRules struct{ s *Server }
 
 // nodeOf is the name of the node that u is.
 func nodeOf(u User) (string, bool) {
@@ -67,9 +29,9 @@ var (
 	writes = []string{"create", "update", "patch", "delete"}
 )
 
-// node says what a node may. What is not only its own is decided by the pods
+// authorize says what a node may. What is not only its own is decided by the pods
 // that are bound to it.
-func (r *rules) node(name string, a Attributes) error {
+func (r *nodeRules) authorize(name string, a Attributes) error {
 	read := slices.Contains(reads, a.Verb)
 	switch a.Resource.GroupResource() {
 	case nodes.GroupResource():
@@ -80,7 +42,7 @@ func (r *rules) node(name string, a Attributes) error {
 			if a.Name == name || a.Verb == "create" && a.Name == "" && a.Subresource == "" {
 				return nil
 			}
-			return Denied("node '" + name + "' cannot modify other nodes")
+			return denied("node '" + name + "' cannot modify other nodes")
 		}
 	case services.GroupResource(), namespaces.GroupResource(),
 		schema.GroupResource{Group: "discovery.k8s.io", Resource: "endpointslices"},
@@ -102,7 +64,7 @@ func (r *rules) node(name string, a Attributes) error {
 		if a.Namespace == corev1.NamespaceNodeLease && (a.Name == name || a.Verb == "create") {
 			return nil
 		}
-		return Denied("node '" + name + "' may use only its own lease")
+		return denied("node '" + name + "' may use only its own lease")
 	case pods.GroupResource():
 		return r.nodePods(name, a)
 	case secrets.GroupResource(), configMaps.GroupResource():
@@ -115,7 +77,7 @@ func (r *rules) node(name string, a Attributes) error {
 		if a.Subresource == "" && (a.Name == name || a.Verb == "create" && a.Name == "") {
 			return nil
 		}
-		return Denied("can only access CSINode with the same name as the requesting node")
+		return denied("can only access CSINode with the same name as the requesting node")
 	case attachments.GroupResource():
 		return r.nodeAttachments(name, a)
 	case serviceAccounts.GroupResource():
@@ -132,11 +94,11 @@ func (r *rules) node(name string, a Attributes) error {
 			return nil // the kubelet API asks who calls it, and whether they may
 		}
 	}
-	return Denied("")
+	return denied("")
 }
 
 func noRelationship(node string, a Attributes) error {
-	return Denied("no relationship found between node '" + node + "' and this object")
+	return denied("no relationship found between node '" + node + "' and this object")
 }
 
 // ofNode says whether a list or watch of pods is of a node's own.
@@ -150,14 +112,14 @@ func ofNode(node string, a Attributes) bool {
 }
 
 // nodePods lets a node see and change the pods that are bound to it.
-func (r *rules) nodePods(node string, a Attributes) error {
+func (r *nodeRules) nodePods(node string, a Attributes) error {
 	switch a.Verb {
 	case "list", "watch":
 		if ofNode(node, a) || asksForPeers(a) { // of the latter it is shown little, see peers.go
 			return nil
 		}
 		if a.Name == "" {
-			return Denied("can only list/watch pods with spec.nodeName field selector")
+			return denied("can only list/watch pods with spec.nodeName field selector")
 		}
 	case "create":
 		if a.Subresource == "" || a.Subresource == "eviction" && r.bound(node, a) {
@@ -167,10 +129,10 @@ func (r *rules) nodePods(node string, a Attributes) error {
 	case "get", "update", "patch", "delete":
 		own := a.Subresource == "" && (a.Verb == "get" || a.Verb == "delete") || a.Subresource == "status" && a.Verb != "delete"
 		if !own {
-			return Denied("")
+			return denied("")
 		}
 	default:
-		return Denied("")
+		return denied("")
 	}
 	if r.bound(node, a) {
 		return nil
@@ -180,7 +142,7 @@ func (r *rules) nodePods(node string, a Attributes) error {
 
 // bound says that the pod is bound to the node. What is not there at all is
 // nobody's secret: the node learns that it is gone.
-func (r *rules) bound(node string, a Attributes) bool {
+func (r *nodeRules) bound(node string, a Attributes) bool {
 	rec := r.s.cfg.Storage.Get(pods.Resource, a.Namespace, a.Name)
 	if rec == nil {
 		return true
@@ -189,7 +151,7 @@ func (r *rules) bound(node string, a Attributes) bool {
 	return ok && pod.Spec.NodeName == node
 }
 
-func (r *rules) anyPod(node, namespace string, f func(*corev1.Pod) bool) bool {
+func (r *nodeRules) anyPod(node, namespace string, f func(*corev1.Pod) bool) bool {
 	records, _ := r.s.cfg.Storage.List(pods.Resource, namespace)
 	return slices.ContainsFunc(records, func(rec Record) bool {
 		pod, ok := rec.Object().(*corev1.Pod)
@@ -199,12 +161,12 @@ func (r *rules) anyPod(node, namespace string, f func(*corev1.Pod) bool) bool {
 
 // nodeReferenced lets a node read the secrets and config maps, each by its
 // name, that a pod bound to it refers to.
-func (r *rules) nodeReferenced(node string, a Attributes) error {
+func (r *nodeRules) nodeReferenced(node string, a Attributes) error {
 	if a.Subresource != "" || !slices.Contains(reads, a.Verb) {
-		return Denied("can only read resources of this type")
+		return denied("can only read resources of this type")
 	}
 	if a.Name == "" || a.Namespace == "" {
-		return Denied("can only read namespaced object of this type by name")
+		return denied("can only read namespaced object of this type by name")
 	}
 	ofSecret := a.Resource.Resource == secrets.Resource
 	if !ofSecret && a.Namespace == metav1.NamespaceSystem && a.Name == SettingsName {

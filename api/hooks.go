@@ -19,6 +19,9 @@ import (
 type hooks struct {
 	// admit completes or refuses what a writer asks for; old is nil at creation.
 	admit func(ctx context.Context, c *call, obj, old Object) error
+	// permit refuses an object, as it is going to be, that would give away what
+	// its writer does not have; old is nil at creation.
+	permit func(ctx context.Context, c *call, obj, old Object) error
 	// reserve takes what the object needs for itself alone. undo is told how
 	// the write ended.
 	reserve func(ctx context.Context, c *call, obj, old Object) (undo func(error), err error)
@@ -82,6 +85,10 @@ func hooksOf(r *resource) hooks {
 		return hooks{answersDeleted: true}
 	case serviceAccounts:
 		return hooks{answersDeleted: true}
+	case roles, clusterRoles:
+		return hooks{permit: permitRole}
+	case roleBindings, clusterRoleBindings:
+		return hooks{permit: permitBinding}
 	case leases:
 		return hooks{admit: admitLease, memory: nodeLeases}
 	}

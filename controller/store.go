@@ -11,6 +11,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -56,6 +57,8 @@ var (
 	snapshotContents = snapshotv1.SchemeGroupVersion.WithResource("volumesnapshotcontents")
 	snapshotClasses  = snapshotv1.SchemeGroupVersion.WithResource("volumesnapshotclasses")
 
+	clusterRoles = rbacv1.SchemeGroupVersion.WithResource("clusterroles")
+
 	secrets = corev1.SchemeGroupVersion.WithResource("secrets") // read one by one, not kept
 
 	needed = []schema.GroupVersionResource{
@@ -63,7 +66,7 @@ var (
 		events, deployments, replicaSets, endpointSlices,
 		statefulSets, revisions, claims, volumes, storageClasses, attachments, csiNodes, csiDrivers,
 		serviceCIDRs, ipAddresses, replicationControllers, daemonSets, budgets, jobs, cronJobs, quotas, definitions,
-		snapshots, snapshotContents, snapshotClasses,
+		snapshots, snapshotContents, snapshotClasses, clusterRoles,
 	}
 )
 
