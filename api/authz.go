@@ -63,10 +63,13 @@ func (s *Server) decide(ctx context.Context, u User, a *Attributes) decision {
 		return decision{allowed: true}
 	}
 	d := s.decideNow(u, a)
-	if d.allowed || slices.Contains(u.Groups, groupUnauthenticated) || !s.catchUp(ctx) {
-		return d
+	if !d.allowed && !slices.Contains(u.Groups, groupUnauthenticated) && s.catchUp(ctx) {
+		d = s.decideNow(u, a)
 	}
-	return s.decideNow(u, a)
+	if !d.allowed && d.why == "" {
+		d.why = s.rights.index(s.cfg.Storage).Why(rbac.User{Name: u.Name, Groups: u.Groups}, a.Namespace)
+	}
+	return d
 }
 
 // catchUp brings this replica up to date, and says whether it could soon.
@@ -87,17 +90,12 @@ func (s *Server) decideNow(u User, a *Attributes) decision {
 			d.why = string(why)
 		}
 	}
-	index := s.rights.index(s.cfg.Storage)
 	q := rbac.Request{
 		Verb: a.Verb, Group: a.Resource.Group, Resource: a.Resource.Resource, Subresource: a.Subresource,
 		Namespace: a.Namespace, Name: a.Name, Path: a.Path,
 	}
-	who := rbac.User{Name: u.Name, Groups: u.Groups}
-	if d.grant = index.Allows(who, &q); d.grant != nil {
-		return decision{allowed: true, grant: d.grant}
-	}
-	if d.why == "" {
-		d.why = index.Why(who, a.Namespace)
+	if g := s.rights.index(s.cfg.Storage).Allows(rbac.User{Name: u.Name, Groups: u.Groups}, &q); g != nil {
+		return decision{allowed: true, grant: g}
 	}
 	return d
 }

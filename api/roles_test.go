@@ -88,6 +88,36 @@ func TestRoles(t *testing.T) {
 	refused("after", list("shop"), plain)
 }
 
+// Who may only read may not run programs by a WebSocket, which begins with a GET.
+func TestWebSocketsCreate(t *testing.T) {
+	st := newSite(t)
+	st.namespace("shop")
+	cs, ctx := st.clientset(""), t.Context()
+	must(cs.CoreV1().Pods("shop").Create(ctx, testPod("p"), metav1.CreateOptions{}))(t)
+	must(cs.RbacV1().ClusterRoles().Create(ctx, clusterRole("reader", right("get", "", "pods/exec,pods/log")), metav1.CreateOptions{}))(t)
+	must(cs.RbacV1().ClusterRoles().Create(ctx, clusterRole("runner", right("get,create", "", "pods/exec")), metav1.CreateOptions{}))(t)
+	must(cs.RbacV1().RoleBindings("shop").Create(ctx, roleBinding("readers", "reader", user("jane")), metav1.CreateOptions{}))(t)
+	must(cs.RbacV1().RoleBindings("shop").Create(ctx, roleBinding("runners", "runner", user("joe")), metav1.CreateOptions{}))(t)
+	const pod = "/api/v1/namespaces/shop/pods/p"
+	for _, tc := range []struct {
+		who, method, path string
+		code              int
+		say               string
+	}{
+		{"jane", "GET", "/log", 200, ""},
+		{"jane", "GET", "/exec?command=id", 403, `pods "p" is forbidden: User "jane" cannot create resource "pods/exec" in API group "" in the namespace "shop"`},
+		{"jane", "POST", "/exec?command=id", 403, `cannot create resource "pods/exec"`},
+		{"joe", "GET", "/exec?command=id", 400, "does not have a host assigned"},
+		{"joe", "POST", "/exec?command=id", 400, "does not have a host assigned"},
+		{"joe", "GET", "/log", 403, `cannot get resource "pods/log"`},
+	} {
+		a := st.request(st.transport(tc.who), tc.method, pod+tc.path, "")
+		if a.code != tc.code || tc.say != "" && !strings.Contains(a.status(t).Message, tc.say) {
+			t.Errorf("%s %s %s: %d %s", tc.who, tc.method, tc.path, a.code, a.body)
+		}
+	}
+}
+
 // Rights in a namespace are not rights to what is in none, by whichever path.
 func TestNamespaceIsNoWayOut(t *testing.T) {
 	st := newSite(t)
@@ -368,6 +398,21 @@ func TestSystemRolesAreKept(t *testing.T) {
 	}
 	if b := must(bindings.Get(ctx, "system:discovery", metav1.GetOptions{}))(t); b.RoleRef.Name != "system:discovery" || len(b.Subjects) != 2 {
 		t.Errorf("%+v", b)
+	}
+	// Where nobody has written any yet, those of the system hold.
+	if err := roles.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := bindings.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for path, code := range map[string]int{"/readyz": 200, "/api": 403} {
+		if a := st.request(st.transport(""), "GET", path, ""); a.code != code {
+			t.Errorf("%s: %d %s", path, a.code, a.body)
+		}
+	}
+	if err := st.EnsureDefaults(ctx); err != nil {
+		t.Fatal(err)
 	}
 	at := st.store.Revision()
 	if err := st.EnsureDefaults(ctx); err != nil || st.store.Revision() != at {

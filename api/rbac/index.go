@@ -245,10 +245,16 @@ func (x *Index) of(u User, namespace string) (all []Grant) {
 // Why is what may be the reason of a refusal: roles that are bound to the user
 // and not there. It is empty if there are none.
 func (x *Index) Why(u User, namespace string) string {
-	if _, errs := x.Rules(u, namespace); len(errs) > 0 {
-		return "RBAC: " + Texts(errs)
+	var errs []error
+	for _, g := range x.of(u, namespace) {
+		if _, ok := x.rules(g.namespace, g.ref); !ok {
+			errs = append(errs, &RoleMissing{g.ref.Kind, g.ref.Name})
+		}
 	}
-	return ""
+	if len(errs) == 0 {
+		return ""
+	}
+	return "RBAC: " + Texts(errs)
 }
 
 // Texts are different errors in one line, as Kubernetes puts them.
