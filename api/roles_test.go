@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -364,6 +365,48 @@ func TestRefusalCatchesUp(t *testing.T) {
 	if err := get(nobody); !apierrors.IsForbidden(err) {
 		t.Errorf("%v", err)
 	}
+}
+
+// Many ask while roles and bindings change: each sees what was written before it
+// asked, and rights of others never come and go by it.
+func TestRightsWhileTheyChange(t *testing.T) {
+	st := newSite(t)
+	ctx, admin := t.Context(), st.Local(apitest.Admin)
+	make := func(obj api.Object) {
+		if _, err := admin.Create(ctx, api.GVROf(obj), "default", "", obj, metav1.CreateOptions{}); err != nil {
+			t.Error(err)
+		}
+	}
+	list := func(name string) error {
+		_, _, err := st.Local(api.User{Name: name, Groups: []string{"system:authenticated"}}).List(ctx, api.GVROf(&corev1.ConfigMap{}), "default", metav1.ListOptions{})
+		return err
+	}
+	make(roleBinding("always", "system:aggregate-to-view", user("always")))
+	var all sync.WaitGroup
+	for w := range 4 {
+		all.Go(func() {
+			for i := range 25 {
+				name := fmt.Sprintf("u-%d-%d", w, i)
+				if err := list(name); !apierrors.IsForbidden(err) {
+					t.Errorf("%s before: %v", name, err)
+				}
+				make(roleBinding(name, "system:aggregate-to-view", user(name)))
+				if err := list(name); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+				if err := admin.Delete(ctx, api.GVROf(&rbacv1.RoleBinding{}), "default", name, metav1.DeleteOptions{}); err != nil {
+					t.Error(err)
+				}
+				if err := list(name); !apierrors.IsForbidden(err) {
+					t.Errorf("%s after: %v", name, err)
+				}
+				if err := list("always"); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
 }
 
 // The roles of the system come back, keep what was added, and are let be if they
