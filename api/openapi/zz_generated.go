@@ -97,23 +97,29 @@ var v3Protobuf_12 []byte
 //go:embed spec/v3/apis__snapshot.storage.k8s.io__v1.json.gz
 var v3_13 []byte
 
-//go:embed spec/v3/apis__apiextensions.k8s.io__v1.json.gz
+//go:embed spec/v3/apis__rbac.authorization.k8s.io__v1.json.gz
 var v3_14 []byte
 
-//go:embed spec/v3/apis__apiextensions.k8s.io__v1.pb.gz
+//go:embed spec/v3/apis__rbac.authorization.k8s.io__v1.pb.gz
 var v3Protobuf_14 []byte
 
-//go:embed spec/v3/apis__authentication.k8s.io__v1.json.gz
+//go:embed spec/v3/apis__apiextensions.k8s.io__v1.json.gz
 var v3_15 []byte
 
-//go:embed spec/v3/apis__authentication.k8s.io__v1.pb.gz
+//go:embed spec/v3/apis__apiextensions.k8s.io__v1.pb.gz
 var v3Protobuf_15 []byte
 
-//go:embed spec/v3/apis__authorization.k8s.io__v1.json.gz
+//go:embed spec/v3/apis__authentication.k8s.io__v1.json.gz
 var v3_16 []byte
 
-//go:embed spec/v3/apis__authorization.k8s.io__v1.pb.gz
+//go:embed spec/v3/apis__authentication.k8s.io__v1.pb.gz
 var v3Protobuf_16 []byte
+
+//go:embed spec/v3/apis__authorization.k8s.io__v1.json.gz
+var v3_17 []byte
+
+//go:embed spec/v3/apis__authorization.k8s.io__v1.pb.gz
+var v3Protobuf_17 []byte
 
 // v3 and v3Protobuf are by path. Each value is the bytes in the binary, not a copy.
 var v3 = map[string][]byte{
@@ -131,9 +137,10 @@ var v3 = map[string][]byte{
 	"apis/batch/v1":                        v3_11,
 	"apis/admissionregistration.k8s.io/v1": v3_12,
 	"apis/snapshot.storage.k8s.io/v1":      v3_13,
-	"apis/apiextensions.k8s.io/v1":         v3_14,
-	"apis/authentication.k8s.io/v1":        v3_15,
-	"apis/authorization.k8s.io/v1":         v3_16,
+	"apis/rbac.authorization.k8s.io/v1":    v3_14,
+	"apis/apiextensions.k8s.io/v1":         v3_15,
+	"apis/authentication.k8s.io/v1":        v3_16,
+	"apis/authorization.k8s.io/v1":         v3_17,
 }
 
 var v3Protobuf = map[string][2][]byte{
@@ -150,7 +157,8 @@ var v3Protobuf = map[string][2][]byte{
 	"apis/policy/v1":                       {v3Protobuf_10, v3ProtobufShared},
 	"apis/batch/v1":                        {v3Protobuf_11, v3ProtobufShared},
 	"apis/admissionregistration.k8s.io/v1": {v3Protobuf_12, v3ProtobufShared},
-	"apis/apiextensions.k8s.io/v1":         {v3Protobuf_14, v3ProtobufShared},
-	"apis/authentication.k8s.io/v1":        {v3Protobuf_15, nil},
-	"apis/authorization.k8s.io/v1":         {v3Protobuf_16, nil},
+	"apis/rbac.authorization.k8s.io/v1":    {v3Protobuf_14, v3ProtobufShared},
+	"apis/apiextensions.k8s.io/v1":         {v3Protobuf_15, v3ProtobufShared},
+	"apis/authentication.k8s.io/v1":        {v3Protobuf_16, nil},
+	"apis/authorization.k8s.io/v1":         {v3Protobuf_17, nil},
 }
