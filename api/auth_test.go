@@ -286,7 +286,7 @@ func TestAccessReviews(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	rules := must(cs.AuthorizationV1().SelfSubjectRulesReviews().Create(ctx, &authorizationv1.SelfSubjectRulesReview{Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: "default"}}, metav1.CreateOptions{}))(t)
-	if len(rules.Status.ResourceRules) != 1 || rules.Status.ResourceRules[0].Verbs[0] != "*" {
+	if len(rules.Status.ResourceRules) != 3 || rules.Status.ResourceRules[0].Verbs[0] != "*" {
 		t.Errorf("%+v", rules.Status)
 	}
 }

@@ -257,7 +257,7 @@ func (s *Server) impersonate(r *http.Request, u User) (User, error) {
 		if !slices.Contains(as.Groups, groupUnauthenticated) {
 			as.Groups = append(as.Groups, groupUnauthenticated)
 		}
-	} else {
+	} else if !slices.Contains(as.Groups, groupUnauthenticated) {
 		as.Groups = withAuthenticated(as.Groups)
 	}
 	return as, nil

@@ -3,332 +3,181 @@ package api
 import (
 	"context"
 	"slices"
-	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	storagev1 "k8s.io/api/storage/v1"
-	apiequality "k8s.io/apimachinery/pkg/api/equality"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/runtime/schema"
+	rbacv1 "k8s.io/api/rbac/v1"
+
+	"conclave/api/rbac"
 )
 
-// rules is the built-in Authorizer: masters may do everything, nodes what
-// their pods need, everybody who is somebody may look around and ask about
-// himself. All else is refused.
-type rules struct{ s *Server }
-
-// Paths of which anybody may know.
-var publicPaths = []string{"/healthz", "/livez", "/readyz", "/version"}
-
-// Paths that tell what the server is, to whomever it knows.
-var discoveryPaths = []string{"/api", "/apis", "/openapi", "/.well-known/openid-configuration", "/openid/v1/jwks"}
-
-func under(path string, roots []string) bool {
-	path = strings.TrimSuffix(path, "/")
-	return slices.ContainsFunc(roots, func(root string) bool {
-		return path == root || strings.HasPrefix(path, root+"/")
-	})
-}
-
-// Authorize implements Authorizer.
-func (r *rules) Authorize(ctx context.Context, u User, a Attributes) error {
-	if slices.Contains(u.Groups, groupMasters) {
-		return nil
-	}
-	if a.Path != "" {
-		reads := a.Verb == "get" || a.Verb == "head"
-		if reads && (under(a.Path, publicPaths) || slices.Contains(u.Groups, groupAuthenticated) && under(a.Path, discoveryPaths)) {
-			return nil
-		}
-		return Denied("")
-	}
-	if slices.Contains(u.Groups, groupAuthenticated) && a.Verb == "create" {
-		switch a.Resource.GroupResource().String() {
-		case "selfsubjectreviews.authentication.k8s.io", "selfsubjectaccessreviews.authorization.k8s.io", "selfsubjectrulesreviews.authorization.k8s.io":
-			return nil
-		}
-	}
-	if name, ok := nodeOf(u); ok {
-		return r.node(name, a)
-	}
-	return Denied("")
-}
-
-// nodeOf is the name of the node that u is.
-func nodeOf(u User) (string, bool) {
-	name, ok := strings.CutPrefix(u.Name, nodePrefix)
-	return name, ok && name != "" && slices.Contains(u.Groups, groupNodes)
-}
+// Who may do what: masters everything, nodes what follows from their pods
+// (authz_node.go), everybody what roles are bound to them (package rbac). All
+// else is refused.
 
 var (
-	reads  = []string{"get", "list", "watch"}
-	writes = []string{"create", "update", "patch", "delete"}
+	clusterRoles        = rbacv1.SchemeGroupVersion.WithResource("clusterroles")
+	clusterRoleBindings = rbacv1.SchemeGroupVersion.WithResource("clusterrolebindings")
+	roles               = rbacv1.SchemeGroupVersion.WithResource("roles")
+	roleBindings        = rbacv1.SchemeGroupVersion.WithResource("rolebindings")
 )
 
-// node says what a node may. What is not only its own is decided by the pods
-// that are bound to it.
-func (r *rules) node(name string, a Attributes) error {
-	read := slices.Contains(reads, a.Verb)
-	switch a.Resource.GroupResource() {
-	case nodes.GroupResource():
-		switch {
-		case read && a.Subresource == "":
-			return nil // addresses and pod ranges of all nodes make the pod network
-		case slices.Contains(writes, a.Verb) && (a.Subresource == "" || a.Subresource == "status"):
-			if a.Name == name || a.Verb == "create" && a.Name == "" && a.Subresource == "" {
-				return nil
-			}
-			return Denied("node '" + name + "' cannot modify other nodes")
-		}
-	case services.GroupResource(), namespaces.GroupResource(),
-		schema.GroupResource{Group: "discovery.k8s.io", Resource: "endpointslices"},
-		schema.GroupResource{Group: "networking.k8s.io", Resource: "networkpolicies"},
-		schema.GroupResource{Group: "node.k8s.io", Resource: "runtimeclasses"},
-		schema.GroupResource{Group: "storage.k8s.io", Resource: "csidrivers"}:
-		if read && a.Subresource == "" {
-			return nil
-		}
-	case schema.GroupResource{Resource: "endpoints"}:
-		if read {
-			return nil
-		}
-	case schema.GroupResource{Resource: "events"}, schema.GroupResource{Group: "events.k8s.io", Resource: "events"}:
-		if a.Verb == "create" || a.Verb == "patch" || a.Verb == "update" {
-			return nil
-		}
-	case leases.GroupResource():
-		if a.Namespace == corev1.NamespaceNodeLease && (a.Name == name || a.Verb == "create") {
-			return nil
-		}
-		return Denied("node '" + name + "' may use only its own lease")
-	case pods.GroupResource():
-		return r.nodePods(name, a)
-	case secrets.GroupResource(), configMaps.GroupResource():
-		return r.nodeReferenced(name, a)
-	case volumeClaims.GroupResource():
-		return r.nodeClaims(name, a)
-	case volumes.GroupResource():
-		return r.nodeVolumes(name, a)
-	case csiNodes.GroupResource():
-		if a.Subresource == "" && (a.Name == name || a.Verb == "create" && a.Name == "") {
-			return nil
-		}
-		return Denied("can only access CSINode with the same name as the requesting node")
-	case attachments.GroupResource():
-		return r.nodeAttachments(name, a)
-	case serviceAccounts.GroupResource():
-		switch {
-		case a.Verb == "create" && a.Subresource == "token", a.Verb == "get" && a.Subresource == "":
-			if r.anyPod(name, a.Namespace, func(p *corev1.Pod) bool { return p.Spec.ServiceAccountName == a.Name }) {
-				return nil
-			}
-			return noRelationship(name, a)
-		}
-	case schema.GroupResource{Group: "authentication.k8s.io", Resource: "tokenreviews"},
-		schema.GroupResource{Group: "authorization.k8s.io", Resource: "subjectaccessreviews"}:
-		if a.Verb == "create" {
-			return nil // the kubelet API asks who calls it, and whether they may
-		}
-	}
-	return Denied("")
+// denied is why somebody may not; it may be empty.
+type denied string
+
+func (d denied) Error() string { return "denied: " + string(d) }
+
+// decision is whether somebody may, and why.
+type decision struct {
+	allowed bool
+	grant   *rbac.Grant // by which, if it is by a role
+	why     string      // not; may be empty
 }
 
-func noRelationship(node string, a Attributes) error {
-	return Denied("no relationship found between node '" + node + "' and this object")
+// reason tells of a decision as reviews of access do.
+func (d decision) reason() string {
+	if d.grant != nil {
+		return "RBAC: allowed by " + d.grant.String()
+	}
+	return d.why
 }
 
-// ofNode says whether a list or watch of pods is of a node's own.
-func ofNode(node string, a Attributes) bool {
-	f, err := fields.ParseSelector(a.FieldSelector)
-	if err != nil {
-		return false
-	}
-	on, ok := f.RequiresExactMatch("spec.nodeName")
-	return ok && on == node
-}
+// syncForDenial bounds how long a refusal is delayed by catching up.
+const syncForDenial = time.Second
 
-// nodePods lets a node see and change the pods that are bound to it.
-func (r *rules) nodePods(node string, a Attributes) error {
-	switch a.Verb {
-	case "list", "watch":
-		if ofNode(node, a) || asksForPeers(a) { // of the latter it is shown little, see peers.go
-			return nil
-		}
-		if a.Name == "" {
-			return Denied("can only list/watch pods with spec.nodeName field selector")
-		}
-	case "create":
-		if a.Subresource == "" || a.Subresource == "eviction" && r.bound(node, a) {
-			return nil // of a pod itself: only mirrors of its own, see authorizeNodeWrite
-		}
-		return noRelationship(node, a)
-	case "get", "update", "patch", "delete":
-		own := a.Subresource == "" && (a.Verb == "get" || a.Verb == "delete") || a.Subresource == "status" && a.Verb != "delete"
-		if !own {
-			return Denied("")
-		}
-	default:
-		return Denied("")
-	}
-	if r.bound(node, a) {
-		return nil
-	}
-	return noRelationship(node, a)
-}
-
-// bound says that the pod is bound to the node. What is not there at all is
-// nobody's secret: the node learns that it is gone.
-func (r *rules) bound(node string, a Attributes) bool {
-	rec := r.s.cfg.Storage.Get(pods.Resource, a.Namespace, a.Name)
-	if rec == nil {
-		return true
-	}
-	pod, ok := rec.Object().(*corev1.Pod)
-	return ok && pod.Spec.NodeName == node
-}
-
-func (r *rules) anyPod(node, namespace string, f func(*corev1.Pod) bool) bool {
-	records, _ := r.s.cfg.Storage.List(pods.Resource, namespace)
-	return slices.ContainsFunc(records, func(rec Record) bool {
-		pod, ok := rec.Object().(*corev1.Pod)
-		return ok && pod.Spec.NodeName == node && f(pod)
-	})
-}
-
-// nodeReferenced lets a node read the secrets and config maps, each by its
-// name, that a pod bound to it refers to.
-func (r *rules) nodeReferenced(node string, a Attributes) error {
-	if a.Subresource != "" || !slices.Contains(reads, a.Verb) {
-		return Denied("can only read resources of this type")
-	}
-	if a.Name == "" || a.Namespace == "" {
-		return Denied("can only read namespaced object of this type by name")
-	}
-	ofSecret := a.Resource.Resource == secrets.Resource
-	if !ofSecret && a.Namespace == metav1.NamespaceSystem && a.Name == SettingsName {
-		return nil // what holds for all nodes
-	}
-	if r.anyPod(node, a.Namespace, func(p *corev1.Pod) bool { return refersTo(p, ofSecret, a.Name) }) {
-		return nil
-	}
-	if ofSecret && a.Verb == "get" && r.volumeSecret(node, a.Namespace, a.Name) {
-		return nil
-	}
-	return noRelationship(node, a)
-}
-
-// refersTo says whether a pod uses a secret, or else a config map.
-func refersTo(pod *corev1.Pod, secret bool, name string) bool {
-	spec := &pod.Spec
-	if secret && slices.ContainsFunc(spec.ImagePullSecrets, func(s corev1.LocalObjectReference) bool { return s.Name == name }) {
-		return true
-	}
-	for _, containers := range [][]corev1.Container{spec.InitContainers, spec.Containers} {
-		for _, ct := range containers {
-			if containerRefersTo(ct.Env, ct.EnvFrom, secret, name) {
-				return true
-			}
-		}
-	}
-	for _, ct := range spec.EphemeralContainers {
-		if containerRefersTo(ct.Env, ct.EnvFrom, secret, name) {
-			return true
-		}
-	}
-	return slices.ContainsFunc(spec.Volumes, func(v corev1.Volume) bool { return volumeRefersTo(&v, secret, name) })
-}
-
-func containerRefersTo(env []corev1.EnvVar, from []corev1.EnvFromSource, secret bool, name string) bool {
-	for _, e := range env {
-		if f := e.ValueFrom; f != nil {
-			if secret && f.SecretKeyRef != nil && f.SecretKeyRef.Name == name || !secret && f.ConfigMapKeyRef != nil && f.ConfigMapKeyRef.Name == name {
-				return true
-			}
-		}
-	}
-	for _, f := range from {
-		if secret && f.SecretRef != nil && f.SecretRef.Name == name || !secret && f.ConfigMapRef != nil && f.ConfigMapRef.Name == name {
-			return true
-		}
-	}
-	return false
-}
-
-func volumeRefersTo(v *corev1.Volume, secret bool, name string) bool {
-	if secret {
-		if v.Secret != nil && v.Secret.SecretName == name || v.CSI != nil && v.CSI.NodePublishSecretRef != nil && v.CSI.NodePublishSecretRef.Name == name {
-			return true
-		}
-	} else if v.ConfigMap != nil && v.ConfigMap.Name == name {
-		return true
-	}
-	if v.Projected == nil {
-		return false
-	}
-	return slices.ContainsFunc(v.Projected.Sources, func(p corev1.VolumeProjection) bool {
-		return secret && p.Secret != nil && p.Secret.Name == name || !secret && p.ConfigMap != nil && p.ConfigMap.Name == name
-	})
-}
-
-// authorizeNodeWrite refuses what a node may not say of itself, though it may
-// write the object: a node that was taken over must not draw pods to it.
-func (c *call) authorizeNodeWrite(_ context.Context, verb string, obj, old Object) error {
-	node, ok := nodeOf(c.user)
-	if !ok || slices.Contains(c.user.Groups, groupMasters) {
-		return nil
-	}
-	refuse := func(why string) error { return apierrors.NewForbidden(c.res.gr(), obj.GetName(), textError(why)) }
-	switch o := obj.(type) {
-	case *corev1.Node:
-		if o.Name != node {
-			return refuse("node \"" + node + "\" is not allowed to modify node \"" + o.Name + "\"")
-		}
-		var was corev1.Node
-		if before, ok := old.(*corev1.Node); ok {
-			was = *before
-			if !apiequality.Semantic.DeepEqual(was.Spec.Taints, o.Spec.Taints) {
-				return refuse("is not allowed to modify taints")
-			}
-			if !apiequality.Semantic.DeepEqual(was.OwnerReferences, o.OwnerReferences) {
-				return refuse("is not allowed to modify owner references")
-			}
-		}
-		for _, labels := range []map[string]string{o.Labels, was.Labels} {
-			for key := range labels {
-				before, had := was.Labels[key]
-				now, has := o.Labels[key]
-				if isRestrictedLabel(key) && (had != has || before != now) {
-					return refuse("is not allowed to modify labels: " + key)
-				}
-			}
-		}
-	case *corev1.PersistentVolume:
-		was, _ := old.(*corev1.PersistentVolume)
-		return c.nodeVolumeWrite(node, o, was)
-	case *storagev1.CSINode:
-		if o.Name != node {
-			return refuse("can only access CSINode with the same name as the requesting node")
-		}
-	case *corev1.PersistentVolumeClaim:
-		was, _ := old.(*corev1.PersistentVolumeClaim)
-		return c.nodeClaimWrite(o, was)
-	case *corev1.Pod:
-		if verb != "create" {
-			return nil
-		}
-		if _, mirror := o.Annotations[corev1.MirrorPodAnnotationKey]; !mirror {
-			return refuse("pod does not have \"" + corev1.MirrorPodAnnotationKey + "\" annotation, node \"" + node + "\" can only create mirror pods")
-		}
-		if o.Spec.NodeName != node {
-			return refuse("node \"" + node + "\" can only create pods with spec.nodeName set to itself")
-		}
+// authorize refuses what u may not, and says who asked what.
+func (s *Server) authorize(ctx context.Context, u User, a Attributes) error {
+	if d := s.decide(ctx, u, &a); !d.allowed {
+		return forbidden(u, a, d.why)
 	}
 	return nil
 }
 
-func isRestrictedLabel(key string) bool {
-	domain, _, _ := strings.Cut(key, "/")
-	return domain == "node-restriction.kubernetes.io" || strings.HasSuffix(domain, ".node-restriction.kubernetes.io")
+// decide says whether u may. Before it says no to somebody whom it knows, it lets
+// this replica catch up: a right that was given anywhere holds at once
+// everywhere. Where there is no majority to catch up with, what this replica has
+// decides.
+func (s *Server) decide(ctx context.Context, u User, a *Attributes) decision {
+	if slices.Contains(u.Groups, groupMasters) {
+		return decision{allowed: true}
+	}
+	d := s.decideNow(u, a)
+	if !d.allowed && !slices.Contains(u.Groups, groupUnauthenticated) && s.catchUp(ctx) {
+		d = s.decideNow(u, a)
+	}
+	if !d.allowed && d.why == "" {
+		d.why = s.rights.index(s.cfg.Storage).Why(rbac.User{Name: u.Name, Groups: u.Groups}, a.Namespace)
+	}
+	return d
+}
+
+// catchUp brings this replica up to date, and says whether it could soon.
+func (s *Server) catchUp(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, syncForDenial)
+	defer cancel()
+	return s.cfg.Storage.Sync(ctx) == nil
+}
+
+func (s *Server) decideNow(u User, a *Attributes) decision {
+	var d decision
+	if name, ok := nodeOf(u); ok {
+		err := (&nodeRules{s}).authorize(name, *a)
+		if err == nil {
+			return decision{allowed: true}
+		}
+		if why, ok := err.(denied); ok {
+			d.why = string(why)
+		}
+	}
+	q := rbac.Request{
+		Verb: a.Verb, Group: a.Resource.Group, Resource: a.Resource.Resource, Subresource: a.Subresource,
+		Namespace: a.Namespace, Name: a.Name, Path: a.Path,
+	}
+	if g := s.rights.index(s.cfg.Storage).Allows(rbac.User{Name: u.Name, Groups: u.Groups}, &q); g != nil {
+		return decision{allowed: true, grant: g}
+	}
+	return d
+}
+
+// rights is the index of all roles and bindings that this replica has. It is asked
+// at each use whether it still is, which costs little, and made anew when it is
+// not: so it is never older than the replica, whether or not anybody runs.
+type rights struct {
+	mu     sync.Mutex // of whoever makes a new one
+	newest atomic.Pointer[rightsAt]
+}
+
+// rightsAt is an index with what Storage.Changed said of all that it was made of,
+// and of each. It is not changed.
+type rightsAt struct {
+	of    *rbac.Index
+	all   uint64
+	parts [4]uint64
+}
+
+var rightsStored = []string{
+	clusterRoles.GroupResource().String(), clusterRoleBindings.GroupResource().String(),
+	roles.GroupResource().String(), roleBindings.GroupResource().String(),
+}
+
+func (r *rights) index(st Storage) *rbac.Index {
+	now := st.Changed(rightsStored...)
+	if at := r.newest.Load(); at != nil && at.all == now {
+		return at.of
+	}
+	return r.renew(st)
+}
+
+// renew makes an index of the one before and of the kinds of which something
+// changed. What is asked before the objects are read is never newer than they.
+func (r *rights) renew(st Storage) *rbac.Index {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before := r.newest.Load()
+	if before == nil {
+		before = &rightsAt{of: &rbac.Index{}}
+	}
+	next := &rightsAt{of: before.of, all: st.Changed(rightsStored...)}
+	for i, make := range []func(*rbac.Index, Storage, string) *rbac.Index{
+		func(x *rbac.Index, st Storage, stored string) *rbac.Index {
+			return x.WithClusterRoles(orElse(allOf[*rbacv1.ClusterRole](st, stored), rbac.Roles))
+		},
+		func(x *rbac.Index, st Storage, stored string) *rbac.Index {
+			return x.WithClusterRoleBindings(orElse(allOf[*rbacv1.ClusterRoleBinding](st, stored), rbac.Bindings))
+		},
+		func(x *rbac.Index, st Storage, stored string) *rbac.Index {
+			return x.WithRoles(allOf[*rbacv1.Role](st, stored))
+		},
+		func(x *rbac.Index, st Storage, stored string) *rbac.Index {
+			return x.WithRoleBindings(allOf[*rbacv1.RoleBinding](st, stored))
+		},
+	} {
+		next.parts[i] = st.Changed(rightsStored[i])
+		if r.newest.Load() == nil || next.parts[i] != before.parts[i] {
+			next.of = make(next.of, st, rightsStored[i])
+		}
+	}
+	r.newest.Store(next)
+	return next.of
+}
+
+func allOf[T Object](st Storage, stored string) []T {
+	records, _ := st.List(stored, "")
+	all := make([]T, 0, len(records))
+	for _, rec := range records {
+		if o, ok := rec.Object().(T); ok {
+			all = append(all, o)
+		}
+	}
+	return all
+}
+
+// orElse is what every cluster has where there is nothing: nobody has led this
+// cluster yet who writes it. Who looks whether a master is alive need not wait.
+func orElse[T any](have []T, otherwise func() []T) []T {
+	if len(have) > 0 {
+		return have
+	}
+	return otherwise()
 }

@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -75,12 +74,11 @@ func admitSigning(ctx context.Context, c *call, obj, old Object) error {
 func (c *call) mustFor(ctx context.Context, verb string, r *types.CertificateSigningRequest) error {
 	domain, _, _ := strings.Cut(r.Spec.SignerName, "/")
 	for _, name := range []string{r.Spec.SignerName, domain + "/*"} {
-		err := c.s.cfg.Authorizer.Authorize(ctx, c.user, Attributes{
+		d := c.s.decide(ctx, c.user, &Attributes{
 			Verb: verb, Resource: schema.GroupVersionResource{Group: types.Certificates.Group, Version: "*", Resource: "signers"}, Name: name,
 		})
-		var denied Denied
-		if !errors.As(err, &denied) {
-			return err
+		if d.allowed {
+			return nil
 		}
 	}
 	return forbiddenObject(c.res.gr(), r.Name, fmt.Sprintf("user not permitted to %s requests with signerName %q", verb, r.Spec.SignerName))

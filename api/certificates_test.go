@@ -1,7 +1,6 @@
 package api_test
 
 import (
-	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/x509"
@@ -12,7 +11,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -118,33 +116,25 @@ func TestRequestForAdministrators(t *testing.T) {
 	}
 }
 
-// signers lets everybody do everything, but for signers what it lists.
-type signers struct {
-	mu  sync.Mutex
-	may []string // "verb name"
-}
-
-func (s *signers) set(may ...string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.may = may
-}
-
-func (s *signers) Authorize(_ context.Context, _ api.User, a api.Attributes) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if a.Resource.Group == "certificates.k8s.io" && a.Resource.Resource == "signers" && !slices.Contains(s.may, a.Verb+" "+a.Name) {
-		return api.Denied("")
-	}
-	return nil
-}
-
 // Who may write a request's subresources may not yet approve or sign for every
 // signer.
 func TestRightsOfSigners(t *testing.T) {
-	rights := &signers{}
-	st := newSite(t, func(c *api.Config) { c.Authorizer = rights })
-	cs, ctx := st.clientset("").CertificatesV1().CertificateSigningRequests(), t.Context()
+	st, ctx := newSite(t), t.Context()
+	roles := st.clientset("").RbacV1().ClusterRoles()
+	may := func(rights ...string) { // "verb name", on signers
+		t.Helper()
+		const group = "certificates.k8s.io"
+		r := clusterRole("judge", right("create,get,update", group, "certificatesigningrequests,certificatesigningrequests/approval,certificatesigningrequests/status"))
+		for _, one := range rights {
+			verb, name, _ := strings.Cut(one, " ")
+			r.Rules = append(r.Rules, right(verb, group, "signers", name))
+		}
+		must(roles.Update(ctx, r, metav1.UpdateOptions{}))(t)
+	}
+	must(roles.Create(ctx, clusterRole("judge"), metav1.CreateOptions{}))(t)
+	must(st.clientset("").RbacV1().ClusterRoleBindings().Create(ctx, clusterBinding("judges", "judge", user("judge")), metav1.CreateOptions{}))(t)
+	may()
+	cs := st.as("judge").CertificatesV1().CertificateSigningRequests()
 	r := must(cs.Create(ctx, signingRequest(t, "anna", "example.com/a"), metav1.CreateOptions{}))(t)
 	r.Status.Conditions = []certificatesv1.CertificateSigningRequestCondition{approved()}
 	refused := func(err error, verb string) {
@@ -153,12 +143,12 @@ func TestRightsOfSigners(t *testing.T) {
 			t.Errorf("%v, want %s", err, want)
 		}
 	}
-	for _, may := range [][]string{nil, {"approve example.com/b", "approve other.com/*", "sign example.com/a"}} {
-		rights.set(may...)
+	for _, rights := range [][]string{nil, {"approve example.com/b", "approve other.com/*", "sign example.com/a"}} {
+		may(rights...)
 		_, err := cs.UpdateApproval(ctx, "anna", r, metav1.UpdateOptions{})
 		refused(err, "approve")
 	}
-	rights.set("approve example.com/*")
+	may("approve example.com/*")
 	r = must(cs.UpdateApproval(ctx, "anna", r, metav1.UpdateOptions{}))(t)
 	// What changes nothing of the status needs no right on the signer.
 	r.Annotations = map[string]string{"a": "b"}
@@ -167,7 +157,7 @@ func TestRightsOfSigners(t *testing.T) {
 	failed.Status.Conditions = append(failed.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{Type: "Mine", Status: corev1.ConditionTrue})
 	_, err := cs.UpdateStatus(ctx, failed, metav1.UpdateOptions{})
 	refused(err, "sign")
-	rights.set("sign example.com/a")
+	may("sign example.com/a")
 	must(cs.UpdateStatus(ctx, failed, metav1.UpdateOptions{}))(t)
 }
 

@@ -22,9 +22,9 @@ const kubernetesService = "kubernetes"
 var system = User{Name: "system:apiserver", Groups: []string{groupMasters}}
 
 // EnsureDefaults creates what every cluster has and is not there: its
-// namespaces, the kubernetes service, what systemObjects lists and, once, a
-// storage class. The leader
-// calls it when it begins to lead; it frees leftover reservations, too.
+// namespaces, the kubernetes service, what systemObjects lists, the roles of the
+// system, which it also keeps up, and, once, a storage class. The leader calls it
+// when it begins to lead; it frees leftover reservations, too.
 func (s *Server) EnsureDefaults(ctx context.Context) error {
 	c := s.own()
 	for _, name := range systemNamespaces {
@@ -50,6 +50,9 @@ func (s *Server) EnsureDefaults(ctx context.Context) error {
 		if err := ensure(ctx, c, obj); err != nil {
 			return err
 		}
+	}
+	if err := ensureRoles(ctx, c); err != nil {
+		return err
 	}
 	if err := ensureLocalPath(ctx, c); err != nil {
 		return err

@@ -18,7 +18,8 @@
 //     client named none: such a write is computed again when somebody else was
 //     faster;
 //   - an error becomes a metav1.Status in one place, errors.go;
-//   - nobody is let in by default: a request that no rule allows is refused.
+//   - nobody is let in by default: what no role allows, and for nodes what does not
+//     follow from their pods, is refused (authz.go).
 //
 // The rows of custom resources are made of the definitions that this replica
 // stores, and compared with them at each request (custom.go).

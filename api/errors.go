@@ -86,8 +86,7 @@ func forbidden(u User, a Attributes, why string) error {
 	if a.Subresource != "" {
 		resource += "/" + a.Subresource
 	}
-	gr := schema.GroupResource{Group: a.Resource.Group, Resource: resource}
-	what := gr.String()
+	what := a.Resource.GroupResource().String()
 	if a.Name != "" {
 		what += fmt.Sprintf(" %q", a.Name)
 	}
@@ -97,7 +96,7 @@ func forbidden(u User, a Attributes, why string) error {
 	} else {
 		msg += " at the cluster scope"
 	}
-	return forbiddenStatus(msg, why, &metav1.StatusDetails{Group: a.Resource.Group, Kind: resource, Name: a.Name})
+	return forbiddenStatus(msg, why, &metav1.StatusDetails{Group: a.Resource.Group, Kind: a.Resource.Resource, Name: a.Name})
 }
 
 func forbiddenStatus(msg, why string, details *metav1.StatusDetails) error {

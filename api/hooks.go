@@ -23,6 +23,9 @@ type hooks struct {
 	admitStatus func(ctx context.Context, c *call, obj, old Object) error
 	// complete has the last word on a new object, after webhooks.
 	complete func(c *call, obj Object) error
+	// permit refuses an object, as it is going to be, that would give away what
+	// its writer does not have; old is nil at creation.
+	permit func(ctx context.Context, c *call, obj, old Object) error
 	// reserve takes what the object needs for itself alone. undo is told how
 	// the write ended.
 	reserve func(ctx context.Context, c *call, obj, old Object) (undo func(error), err error)
@@ -88,6 +91,10 @@ func hooksOf(r *resource) hooks {
 		return hooks{answersDeleted: true}
 	case signingRequests:
 		return hooks{admit: admitApproval, admitStatus: admitSigning, complete: completeRequest}
+	case roles, clusterRoles:
+		return hooks{permit: permitRole}
+	case roleBindings, clusterRoleBindings:
+		return hooks{permit: permitBinding}
 	case leases:
 		return hooks{admit: admitLease, memory: nodeLeases}
 	}

@@ -167,6 +167,11 @@ func (x *exchange) resource(ctx context.Context) error {
 		c.name = ""
 	}
 	if !res.Namespaced {
+		// Who may something in a namespace may not therefore do it elsewhere. The
+		// namespace itself is, to the rules, in itself.
+		if t.Namespace != "" && (res.gvr != namespaces || t.Name != t.Namespace) {
+			return errNoSuchPath
+		}
 		c.namespace = ""
 	} else if c.namespace == "" && (c.name != "" || t.Verb == "create") {
 		return errNoSuchPath

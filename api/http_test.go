@@ -291,11 +291,20 @@ func TestDiscovery(t *testing.T) {
 		t.Errorf("%+v", old)
 	}
 	for path, want := range map[string]string{
-		"/healthz": "ok", "/readyz": "ok", "/livez": "ok", "/readyz?verbose": "[+]ping ok\nreadyz check passed\n", "/readyz/ping": "ok",
+		"/healthz": "ok", "/readyz": "ok", "/livez": "ok", "/readyz?verbose": "[+]ping ok\nreadyz check passed\n",
 	} {
 		if a := st.request(st.transport(""), "GET", path, ""); string(a.body) != want || a.code != 200 {
 			t.Errorf("%s: %d %q", path, a.code, a.body)
 		}
+	}
+	// Of single checks, and of all else, nobody is told without a name.
+	for path, code := range map[string]int{"/readyz/ping": 403, "/api": 403, "/metrics": 403} {
+		if a := st.request(st.transport(""), "GET", path, ""); a.code != code {
+			t.Errorf("%s: %d %q", path, a.code, a.body)
+		}
+	}
+	if a := st.request(rt, "GET", "/readyz/ping", ""); string(a.body) != "ok" {
+		t.Errorf("%d %q", a.code, a.body)
 	}
 	v := must(cs.Discovery().ServerVersion())(t)
 	if v.GitVersion != "v1.37.0" {

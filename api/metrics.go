@@ -91,6 +91,9 @@ func (x *exchange) metrics(ctx context.Context) error {
 		return errNoSuchPath
 	}
 	m := measurable[at]
+	if !m.namespaced && t.Namespace != "" {
+		return errNoSuchPath
+	}
 	if t.Verb != "get" && t.Verb != "list" {
 		return x.methodNotAllowed()
 	}

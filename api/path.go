@@ -13,6 +13,14 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
+// under says whether a path is one of these or below one.
+func under(path string, roots []string) bool {
+	path = strings.TrimSuffix(path, "/")
+	return slices.ContainsFunc(roots, func(root string) bool {
+		return path == root || strings.HasPrefix(path, root+"/")
+	})
+}
+
 // path answers what is not a resource.
 func (x *exchange) path() error {
 	if x.r.Method != http.MethodGet && x.r.Method != http.MethodHead {

@@ -38,6 +38,15 @@ func (x *exchange) toNode(ctx context.Context, c *call) error {
 		return x.methodNotAllowed()
 	}
 	if c.sub != "log" {
+		if x.target.Verb == "get" {
+			// A WebSocket begins with a GET, whoever may only read may not therefore
+			// run programs: what a POST needs, this needs, too.
+			also := x.target.Attributes
+			also.Verb = "create"
+			if err := x.s.authorize(ctx, x.user, also); err != nil {
+				return err
+			}
+		}
 		if err := x.connects(ctx, c); err != nil {
 			return err
 		}

@@ -12,7 +12,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"conclave/api/rbac"
 )
 
 // review is a resource that is only ever posted: a question and its answer, or
@@ -151,23 +154,44 @@ func (s *Server) accessReview(ctx context.Context, u User, namespace string, obj
 	if n := spec.NonResourceAttributes; n != nil {
 		a.Verb, a.Path = n.Verb, n.Path
 	} else {
-		ra := spec.ResourceAttributes
-		a = Attributes{
-			Verb: ra.Verb, Resource: schema.GroupVersionResource{Group: ra.Group, Version: ra.Version, Resource: ra.Resource},
-			Subresource: ra.Subresource, Namespace: ra.Namespace, Name: ra.Name,
-		}
+		a = attributesOf(spec.ResourceAttributes)
 	}
-	err := s.cfg.Authorizer.Authorize(ctx, User{Name: spec.User, UID: spec.UID, Groups: spec.Groups}, a)
-	status.Allowed = err == nil
-	if err != nil {
-		why, _ := strings.CutPrefix(err.Error(), "denied: ")
-		status.Reason = why
-	}
+	d := s.decide(ctx, User{Name: spec.User, UID: spec.UID, Groups: spec.Groups}, &a)
+	status.Allowed, status.Reason = d.allowed, d.reason()
 	return obj, nil
 }
 
+func attributesOf(ra *authorizationv1.ResourceAttributes) Attributes {
+	a := Attributes{
+		Verb: ra.Verb, Resource: schema.GroupVersionResource{Group: ra.Group, Version: ra.Version, Resource: ra.Resource},
+		Subresource: ra.Subresource, Namespace: ra.Namespace, Name: ra.Name,
+	}
+	if f := ra.FieldSelector; f != nil {
+		a.FieldSelector = f.RawSelector
+		var terms []string
+		for _, r := range f.Requirements { // of other operators, field selectors have none
+			switch {
+			case r.Operator == metav1.FieldSelectorOpIn && len(r.Values) == 1:
+				terms = append(terms, r.Key+"="+fields.EscapeValue(r.Values[0]))
+			case r.Operator == metav1.FieldSelectorOpNotIn && len(r.Values) == 1:
+				terms = append(terms, r.Key+"!="+fields.EscapeValue(r.Values[0]))
+			}
+		}
+		if len(terms) > 0 {
+			a.FieldSelector = strings.Join(terms, ",")
+		}
+	}
+	if l := ra.LabelSelector; l != nil {
+		a.LabelSelector = l.RawSelector
+		if len(l.Requirements) > 0 {
+			a.LabelSelector = metav1.FormatLabelSelector(&metav1.LabelSelector{MatchExpressions: l.Requirements})
+		}
+	}
+	return a
+}
+
 // rulesReview tells what a user may, as far as it can be told in rules.
-func (s *Server) rulesReview(_ context.Context, u User, _ string, obj Object) (Object, error) {
+func (s *Server) rulesReview(ctx context.Context, u User, _ string, obj Object) (Object, error) {
 	r, ok := obj.(*authorizationv1.SelfSubjectRulesReview)
 	if !ok {
 		return nil, apierrors.NewBadRequest(fmt.Sprintf("expected a SelfSubjectRulesReview, got a %T", obj))
@@ -175,21 +199,20 @@ func (s *Server) rulesReview(_ context.Context, u User, _ string, obj Object) (O
 	if r.Spec.Namespace == "" {
 		return nil, apierrors.NewBadRequest("no namespace on request")
 	}
-	all := []string{"*"}
-	if slices.Contains(u.Groups, groupMasters) {
-		r.Status.ResourceRules = []authorizationv1.ResourceRule{{Verbs: all, APIGroups: all, Resources: all}}
-		r.Status.NonResourceRules = []authorizationv1.NonResourceRule{{Verbs: all, NonResourceURLs: all}}
-		return r, nil
+	s.catchUp(ctx) // or tell what this replica knows
+	rules, errs := s.rights.index(s.cfg.Storage).Rules(rbac.User{Name: u.Name, Groups: u.Groups}, r.Spec.Namespace)
+	r.Status.ResourceRules, r.Status.NonResourceRules = []authorizationv1.ResourceRule{}, []authorizationv1.NonResourceRule{}
+	for _, p := range rules {
+		if len(p.Resources) > 0 {
+			r.Status.ResourceRules = append(r.Status.ResourceRules, authorizationv1.ResourceRule{Verbs: p.Verbs, APIGroups: p.APIGroups, Resources: p.Resources, ResourceNames: p.ResourceNames})
+		}
+		if len(p.NonResourceURLs) > 0 {
+			r.Status.NonResourceRules = append(r.Status.NonResourceRules, authorizationv1.NonResourceRule{Verbs: p.Verbs, NonResourceURLs: p.NonResourceURLs})
+		}
 	}
-	var paths []string
-	for _, p := range append(slices.Clone(publicPaths), discoveryPaths...) {
-		paths = append(paths, p, p+"/*")
+	if len(errs) > 0 {
+		r.Status.EvaluationError = rbac.Texts(errs)
 	}
-	r.Status.ResourceRules = []authorizationv1.ResourceRule{
-		{Verbs: []string{"create"}, APIGroups: []string{"authorization.k8s.io"}, Resources: []string{"selfsubjectaccessreviews", "selfsubjectrulesreviews"}},
-		{Verbs: []string{"create"}, APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"selfsubjectreviews"}},
-	}
-	r.Status.NonResourceRules = []authorizationv1.NonResourceRule{{Verbs: []string{"get"}, NonResourceURLs: paths}}
 	if _, isNode := nodeOf(u); isNode {
 		// A node's rights follow from its pods and do not fit into rules.
 		r.Status.Incomplete, r.Status.EvaluationError = true, "node authorizer does not support user rule resolution"

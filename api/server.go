@@ -78,8 +78,6 @@ type Config struct {
 	Version               version.Info
 	Log                   *slog.Logger
 	Now                   func() time.Time
-	// Authorizer replaces the built-in rules if it is set.
-	Authorizer Authorizer
 }
 
 // User is who makes a request.
@@ -89,18 +87,7 @@ type User struct {
 	Extra     map[string][]string
 }
 
-// Authorizer decides who may do what.
-type Authorizer interface {
-	// Authorize returns nil where the user may, else Denied.
-	Authorize(ctx context.Context, u User, a Attributes) error
-}
-
-// Denied is why an Authorizer says no; it may be empty.
-type Denied string
-
-func (d Denied) Error() string { return "denied: " + string(d) }
-
-// Attributes are what an Authorizer decides on.
+// Attributes are what is asked for, and what it is decided on whether it may be.
 type Attributes struct {
 	Verb          string
 	Resource      schema.GroupVersionResource // empty for a path
@@ -122,6 +109,7 @@ type Server struct {
 	disco    discovery          // without custom resources
 	customs  customs
 	certs    certCache
+	rights   rights
 	hooks    webhook.Client
 	// The webhooks that are asked about writes.
 	mutating, validating hookSet
@@ -156,9 +144,6 @@ func New(cfg Config) (*Server, error) {
 	s.reviews = reviews(s)
 	s.creators = creators()
 	s.disco.build(s, t.rows)
-	if s.cfg.Authorizer == nil {
-		s.cfg.Authorizer = &rules{s: s}
-	}
 	return s, nil
 }
 
@@ -178,16 +163,4 @@ func (s *Server) watchContext(ctx context.Context) (context.Context, context.Can
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(s.ending, cancel)
 	return ctx, func() { stop(); cancel() }
-}
-
-// authorize asks whether u may, and says who asked what if not.
-func (s *Server) authorize(ctx context.Context, u User, a Attributes) error {
-	if err := s.cfg.Authorizer.Authorize(ctx, u, a); err != nil {
-		var d Denied
-		if errors.As(err, &d) {
-			return forbidden(u, a, string(d))
-		}
-		return err
-	}
-	return nil
 }

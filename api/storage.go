@@ -121,6 +121,10 @@ type Storage interface {
 	ListAndWatch(resource, namespace string) ([]Record, Watcher, error)
 	// Revision is the newest revision that this replica has applied.
 	Revision() uint64
+	// Changed is a number that grows whenever this replica applies a change to
+	// an object of these resources, and stays the same while it does not. It
+	// costs little: it is asked with every request.
+	Changed(resources ...string) uint64
 	// Sync returns once this replica has everything that was acknowledged
 	// anywhere before the call (a linearizable read): ErrNoLeader.
 	Sync(ctx context.Context) error

@@ -286,21 +286,21 @@ func ensureLocalPath(ctx context.Context, c Client) error {
 // What nodes may see and say of volumes.
 
 // usesClaim says whether a pod bound to a node uses a claim.
-func (r *rules) usesClaim(node, namespace, name string) bool {
+func (r *nodeRules) usesClaim(node, namespace, name string) bool {
 	return r.anyPod(node, namespace, func(p *corev1.Pod) bool { return slices.Contains(ClaimNames(p), name) })
 }
 
 // nodeClaims lets a node read the claims, each by its name, that a pod bound to
 // it uses.
-func (r *rules) nodeClaims(node string, a Attributes) error {
+func (r *nodeRules) nodeClaims(node string, a Attributes) error {
 	if a.Subresource == "status" && (a.Verb == "get" || a.Verb == "update" || a.Verb == "patch") && r.usesClaim(node, a.Namespace, a.Name) {
 		return nil // that what is on the volume has grown, see authorizeNodeWrite
 	}
 	if a.Subresource != "" || !slices.Contains(reads, a.Verb) {
-		return Denied("can only read resources of this type")
+		return denied("can only read resources of this type")
 	}
 	if a.Name == "" || a.Namespace == "" {
-		return Denied("can only read namespaced object of this type by name")
+		return denied("can only read namespaced object of this type by name")
 	}
 	if r.usesClaim(node, a.Namespace, a.Name) {
 		return nil
@@ -309,9 +309,9 @@ func (r *rules) nodeClaims(node string, a Attributes) error {
 }
 
 // nodeAttachments lets a node read what attaches volumes to it.
-func (r *rules) nodeAttachments(node string, a Attributes) error {
+func (r *nodeRules) nodeAttachments(node string, a Attributes) error {
 	if a.Subresource != "" || !slices.Contains(reads, a.Verb) || a.Name == "" {
-		return Denied("can only read this type by name")
+		return denied("can only read this type by name")
 	}
 	rec := r.s.cfg.Storage.Get(attachments.GroupResource().String(), "", a.Name)
 	if rec == nil {
@@ -325,7 +325,7 @@ func (r *rules) nodeAttachments(node string, a Attributes) error {
 
 // volumeSecret says whether a volume that a pod of the node uses needs a secret
 // to be mounted.
-func (r *rules) volumeSecret(node, namespace, name string) bool {
+func (r *nodeRules) volumeSecret(node, namespace, name string) bool {
 	records, _ := r.s.cfg.Storage.List(volumes.Resource, "")
 	return slices.ContainsFunc(records, func(rec Record) bool {
 		v, ok := rec.Object().(*corev1.PersistentVolume)
@@ -342,9 +342,9 @@ func (r *rules) volumeSecret(node, namespace, name string) bool {
 // nodeVolumes lets a node read the volumes that its pods' claims are bound to,
 // and those that are kept on it; and say of the latter what it did, see
 // authorizeNodeWrite.
-func (r *rules) nodeVolumes(node string, a Attributes) error {
+func (r *nodeRules) nodeVolumes(node string, a Attributes) error {
 	if a.Subresource != "" {
-		return Denied("")
+		return denied("")
 	}
 	if s, err := labels.Parse(a.LabelSelector); err == nil && (a.Verb == "list" || a.Verb == "watch") {
 		if on, ok := s.RequiresExactMatch(LabelVolumeNode); ok && on == node {
@@ -352,7 +352,7 @@ func (r *rules) nodeVolumes(node string, a Attributes) error {
 		}
 	}
 	if a.Name == "" {
-		return Denied("can only read this type by name, or with the label selector " + LabelVolumeNode)
+		return denied("can only read this type by name, or with the label selector " + LabelVolumeNode)
 	}
 	rec := r.s.cfg.Storage.Get(volumes.Resource, "", a.Name)
 	if rec == nil {
@@ -364,7 +364,7 @@ func (r *rules) nodeVolumes(node string, a Attributes) error {
 	case v.Labels[LabelVolumeNode] == node && (slices.Contains(reads, a.Verb) || a.Verb == "update" || a.Verb == "patch"):
 		return nil
 	case !slices.Contains(reads, a.Verb):
-		return Denied("can only read resources of this type")
+		return denied("can only read resources of this type")
 	case v.Spec.ClaimRef != nil && r.usesClaim(node, v.Spec.ClaimRef.Namespace, v.Spec.ClaimRef.Name):
 		return nil
 	}

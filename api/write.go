@@ -154,6 +154,11 @@ func (c *call) create(ctx context.Context, obj Object, o metav1.CreateOptions) (
 		obj.SetDeletionTimestamp(nil)
 		obj.SetDeletionGracePeriodSeconds(nil)
 	}
+	if permit := c.res.hooks.permit; permit != nil {
+		if err := permit(ctx, c, obj, nil); err != nil {
+			return nil, err
+		}
+	}
 	generate := obj.GetName() == "" && obj.GetGenerateName() != ""
 	obj.SetCreationTimestamp(c.now())
 	obj.SetUID(uuid.NewUUID())
@@ -398,6 +403,11 @@ func (c *call) tryUpdate(ctx context.Context, stored Record, u update) (_ Record
 	}
 	if obj, err = c.admitUpdate(ctx, u, obj, old, own, prepare); err != nil {
 		return nil, conditional, err
+	}
+	if permit := c.res.hooks.permit; permit != nil {
+		if err := permit(ctx, c, obj, old); err != nil {
+			return nil, conditional, err
+		}
 	}
 	if c.res.hooks.reserve != nil && u.mode == ofSpec && !u.dryRun {
 		undo, reserveErr := c.res.hooks.reserve(ctx, c, obj, old)

@@ -1307,6 +1307,8 @@ func (st storage) ListAndWatch(resource, namespace string) ([]api.Record, api.Wa
 
 func (st storage) Revision() uint64 { return st.Store().Revision() }
 
+func (st storage) Changed(resources ...string) uint64 { return st.Store().Changed(resources...) }
+
 func (st storage) Sync(ctx context.Context) error {
 	return translate(storageErrors, st.Node.Sync(ctx))
 }

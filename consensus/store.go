@@ -48,6 +48,7 @@ type resource struct {
 	// frozen is a copy of tree that nobody changes, shared by readers until
 	// the next write; nil if there is none.
 	frozen *btree.BTreeG[*record]
+	last   uint64 // revision of the newest change here, 0: none since the snapshot
 	topic
 }
 
@@ -150,7 +151,7 @@ func (s *Store) apply(revision uint64, w Write, id requestID, size int) applied 
 	if found { // a nil *record must not become a Record that is not nil
 		e.Previous = old
 	}
-	r.frozen = nil
+	r.frozen, r.last = nil, revision
 	s.push(e)
 	return applied{record: now, revision: revision}
 }
@@ -304,6 +305,21 @@ func (s *Store) within(t *topic, revision uint64) error {
 		return fmt.Errorf("the oldest is %d: %w", t.base, ErrExpired)
 	}
 	return nil
+}
+
+// Changed is a number that grows with each change to an object of these resources,
+// and stays the same as long as there is none: the revision of the newest, or of
+// the snapshot that the store was filled from.
+func (s *Store) Changed(resources ...string) uint64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	newest := s.start
+	for _, name := range resources {
+		if r := s.resources[name]; r != nil {
+			newest = max(newest, r.last)
+		}
+	}
+	return newest
 }
 
 // Revision is the newest revision applied.

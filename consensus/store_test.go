@@ -547,6 +547,42 @@ func (s *sink) ID() string    { return "test" }
 func (s *sink) Cancel() error { s.cancelled = true; return nil }
 func (s *sink) Close() error  { s.closed = true; return nil }
 
+// Changed grows with every change of its resources, by whatever way it comes, and
+// with no other.
+func TestChanged(t *testing.T) {
+	s := NewStore()
+	at := s.Changed("things", "others")
+	step := func(what string, revision uint64, w Write, grows bool) {
+		t.Helper()
+		_, _ = s.Apply(revision, w) // some are refused
+		now := s.Changed("things", "others")
+		if now < at || (now > at) != grows {
+			t.Errorf("%s: from %d to %d", what, at, now)
+		}
+		at = now
+	}
+	step("a create", 1, create("a", "x", "1"), true)
+	step("another that is refused", 2, create("a", "x", "2"), false)
+	step("of another resource", 3, Write{Verb: Create, Resource: "nodes", Name: "x", Object: thing("", "x", "1")}, false)
+	step("an update", 4, update("a", "x", "2"), true)
+	step("a delete", 5, remover("a", "x"), true)
+	var out sink
+	if err := s.snapshot(jsonCodec{}.Encode).Persist(&out); err != nil {
+		t.Fatal(err)
+	}
+	behind := NewStore()
+	if _, err := behind.Apply(1, create("a", "x", "1")); err != nil {
+		t.Fatal(err)
+	}
+	before := behind.Changed("things")
+	if err := (&machine{store: behind, codec: jsonCodec{}}).Restore(io.NopCloser(bytes.NewReader(out.Bytes()))); err != nil {
+		t.Fatal(err)
+	}
+	if now := behind.Changed("things"); now <= before {
+		t.Errorf("a snapshot in place of what was there: from %d to %d", before, now)
+	}
+}
+
 func TestSnapshotRoundTrip(t *testing.T) {
 	for seed := range uint64(10) {
 		rng := rand.New(rand.NewPCG(seed, 3))

@@ -186,7 +186,7 @@ func New(c Config) (*Manager, error) {
 		newReplicaSets, newReplicationControllers, newDeployments, newStatefulSets, newDaemonSets, newJobs, newCronJobs, newDisruption,
 		newVolumes, newVolumeProtection, newEphemeral, newAttachDetach, newCSI, newSnapshots, newCSISnapshots, newEndpointSlices, newEndpoints, newMirror, newLoadBalancer,
 		newNodes, newTaintEviction, newPodGC, newGarbage, newNamespaces,
-		newServiceAccounts, newRootCA, newExpiry, newServiceCIDRs, newQuotas, newDefinitions, newCertificateSigner, newCertificateCleaner,
+		newServiceAccounts, newRootCA, newExpiry, newServiceCIDRs, newQuotas, newDefinitions, newCertificateSigner, newCertificateCleaner, newClusterRoles,
 	} {
 		if err := m.add(add(m.env)); err != nil {
 			return nil, err

@@ -11,6 +11,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -58,6 +59,7 @@ var (
 	snapshotClasses  = snapshotv1.SchemeGroupVersion.WithResource("volumesnapshotclasses")
 
 	signingRequests = types.Certificates.WithResource("certificatesigningrequests")
+	clusterRoles    = rbacv1.SchemeGroupVersion.WithResource("clusterroles")
 
 	secrets = corev1.SchemeGroupVersion.WithResource("secrets") // read one by one, not kept
 
@@ -66,7 +68,7 @@ var (
 		events, deployments, replicaSets, endpointSlices,
 		statefulSets, revisions, claims, volumes, storageClasses, attachments, csiNodes, csiDrivers,
 		serviceCIDRs, ipAddresses, replicationControllers, daemonSets, budgets, jobs, cronJobs, quotas, definitions,
-		snapshots, snapshotContents, snapshotClasses, signingRequests,
+		snapshots, snapshotContents, snapshotClasses, signingRequests, clusterRoles,
 	}
 )
 

@@ -20,6 +20,7 @@ type Storage struct {
 	mu       sync.Mutex
 	revision uint64
 	objects  map[string]*record // by resource, namespace and name
+	changes  map[string]uint64  // by resource, the revision of the newest
 	events   []event            // in order; those up to compacted are gone
 	compact  uint64
 	changed  chan struct{} // closed and replaced at each write
@@ -64,7 +65,7 @@ func (r *record) Encoding(name string, encode func(api.Object) ([]byte, error)) 
 // NewStorage returns an empty store. Its first revision is 1, as a raft log
 // begins with entries of raft's own.
 func NewStorage() *Storage {
-	return &Storage{revision: 1, objects: map[string]*record{}, changed: make(chan struct{})}
+	return &Storage{revision: 1, objects: map[string]*record{}, changes: map[string]uint64{}, changed: make(chan struct{})}
 }
 
 // FailWrites makes every write ask f first; an error of f is the write's. nil
@@ -212,6 +213,16 @@ func (s *Storage) Revision() uint64 {
 	return s.revision
 }
 
+// Changed implements api.Storage.
+func (s *Storage) Changed(resources ...string) (newest uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range resources {
+		newest = max(newest, s.changes[r])
+	}
+	return newest
+}
+
 // Sync implements api.Storage.
 func (s *Storage) Sync(ctx context.Context) error {
 	s.mu.Lock()
@@ -270,6 +281,7 @@ func (s *Storage) Write(ctx context.Context, w api.Write) (api.Record, error) {
 		return nil, api.ErrConflict
 	}
 	s.revision++
+	s.changes[w.Resource] = s.revision
 	e := event{resource: w.Resource, revision: s.revision}
 	if old != nil {
 		e.Previous = old

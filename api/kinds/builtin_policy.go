@@ -26,9 +26,7 @@ func policyRows() []*Kind {
 				e.limitRange(l)
 				return e.list()
 			}),
-			Columns: limitRangeColumns, Cells: cells(func(l *corev1.LimitRange, now time.Time) []any {
-				return []any{l.Name, age(l.CreationTimestamp, now)}
-			}),
+			Columns: createdColumns, Cells: cells(func(l *corev1.LimitRange, _ time.Time) []any { return createdCells(&l.ObjectMeta) }),
 		},
 		specAndStatus(Kind{
 			GVK: corev1.SchemeGroupVersion.WithKind("ResourceQuota"), Plural: "resourcequotas", ShortNames: []string{"quota"}, Namespaced: true,
@@ -44,8 +42,6 @@ func policyRows() []*Kind {
 			func(q *corev1.ResourceQuota) *corev1.ResourceQuotaStatus { return &q.Status }),
 	}
 }
-
-var limitRangeColumns = []metav1.TableColumnDefinition{nameColumn, text("Created At", metaDescription["creationTimestamp"])}
 
 // defaultLimitRange fills in what follows from what is said: of a container's
 // limits from its maximum, and of its requests from its limits or its minimum.

@@ -3,64 +3,67 @@
 package openapi
 
 var documents = [...]Document{
-	{"v2", "6E2C1C1B90A255A9CA0958F25F95EE212D3F3DC08B775294E41E9DC5548759C7", &text_v2_json, &text_v2_pb},
-	{"v3/api/v1", "E8C66ED7302D2DBCABF613C28429730E7BDE9B26884EE38B09AC1C53DDCFC03F", &text_v3_api_v1_json, &text_v3_api_v1_pb},
-	{"v3/apis/admissionregistration.k8s.io/v1", "2A9F6B62DB79490A22EF17032845BFD3DF62B062800CB283E808D54DE50FE899", &text_v3_apis_admissionregistration_k8s_io_v1_json, &text_v3_apis_admissionregistration_k8s_io_v1_pb},
-	{"v3/apis/apiextensions.k8s.io/v1", "0B3274E003271B15BF89D9DBAA05CADFCECA1814DA64A546DD0BBAE0D5A09D42", &text_v3_apis_apiextensions_k8s_io_v1_json, &text_v3_apis_apiextensions_k8s_io_v1_pb},
-	{"v3/apis/apps/v1", "1287D4C0910EE82F2F0B8A9111D2C890DAB26BB02EE89168F93059DC185BCAA5", &text_v3_apis_apps_v1_json, &text_v3_apis_apps_v1_pb},
+	{"v2", "897EB75F4431E91794387ED5450A5E31EE8FBE982B6F7DE9FCCFA9D174EE6031", &text_v2_json, &text_v2_pb},
+	{"v3/api/v1", "780389AB5179AC88F88ABA18FD4A0B8B7EEAEB664D041642BEC14697CC9AD2C4", &text_v3_api_v1_json, &text_v3_api_v1_pb},
+	{"v3/apis/admissionregistration.k8s.io/v1", "D9462C879E6F4041C16759B45C87C3705972E9CD233987DD9DE70CD84015EAD6", &text_v3_apis_admissionregistration_k8s_io_v1_json, &text_v3_apis_admissionregistration_k8s_io_v1_pb},
+	{"v3/apis/apiextensions.k8s.io/v1", "F7AED90384BCCED6CB5AD62516A3057539B86937A6015D808DA760CFC14E0CD0", &text_v3_apis_apiextensions_k8s_io_v1_json, &text_v3_apis_apiextensions_k8s_io_v1_pb},
+	{"v3/apis/apps/v1", "BEFF52B80A5B3D1B59B5B42956299F04AF0CB868B052AC2BDE0331A2F97566FB", &text_v3_apis_apps_v1_json, &text_v3_apis_apps_v1_pb},
 	{"v3/apis/authentication.k8s.io/v1", "C030DC299035EE74136CACB4238B9CE3F229CC81C5B962C41F8594DA75021E0D", &text_v3_apis_authentication_k8s_io_v1_json, &text_v3_apis_authentication_k8s_io_v1_pb},
 	{"v3/apis/authorization.k8s.io/v1", "0A3367CA92AD487AD0E2B123D6D0ACD54A2BAF9D26302EC6604C7491465C7723", &text_v3_apis_authorization_k8s_io_v1_json, &text_v3_apis_authorization_k8s_io_v1_pb},
-	{"v3/apis/batch/v1", "45B90CE781FC2AC7DADF0D8FC737483B4FCAEA0A6D72E78488BB3A74527E1B23", &text_v3_apis_batch_v1_json, &text_v3_apis_batch_v1_pb},
-	{"v3/apis/certificates.k8s.io/v1", "3B41760E8ABCFD905A1E5332BB81F5A8CBB8E497B4F9C2B3A01956CB74A36AFD", &text_v3_apis_certificates_k8s_io_v1_json, &text_v3_apis_certificates_k8s_io_v1_pb},
-	{"v3/apis/coordination.k8s.io/v1", "B59320FC79581F3374EDFA16585636FADDB2819581CB0BDD415088A349DC3703", &text_v3_apis_coordination_k8s_io_v1_json, &text_v3_apis_coordination_k8s_io_v1_pb},
-	{"v3/apis/discovery.k8s.io/v1", "480BCE11B27E895E6242C0A622C984B988524196516A7F27FE2AEC1151B5A53F", &text_v3_apis_discovery_k8s_io_v1_json, &text_v3_apis_discovery_k8s_io_v1_pb},
-	{"v3/apis/events.k8s.io/v1", "B2EF2BC74AE59A825CCCE2081BA18B2CB93FBDFEFC74E23DF3F0F044D81C2F06", &text_v3_apis_events_k8s_io_v1_json, &text_v3_apis_events_k8s_io_v1_pb},
-	{"v3/apis/networking.k8s.io/v1", "D7371D5A1975599B465CEBDD4D778B60F05E01B984D25ACB13E6B346D365ED3D", &text_v3_apis_networking_k8s_io_v1_json, &text_v3_apis_networking_k8s_io_v1_pb},
-	{"v3/apis/node.k8s.io/v1", "308CF8D6935755E46ED1AFBE52893833495AEFE7ED20F156017693E78DBBAF59", &text_v3_apis_node_k8s_io_v1_json, &text_v3_apis_node_k8s_io_v1_pb},
-	{"v3/apis/policy/v1", "EAB1A7485DB8EFC46C1149B3693137C0221DF8BE830679CC9360053DB02B73B1", &text_v3_apis_policy_v1_json, &text_v3_apis_policy_v1_pb},
-	{"v3/apis/resource.k8s.io/v1", "15E21DEDF8BD441AD1B1B89E56B08B7E7F9A7CA70BACC634D6E515797C754DDC", &text_v3_apis_resource_k8s_io_v1_json, &text_v3_apis_resource_k8s_io_v1_pb},
-	{"v3/apis/scheduling.k8s.io/v1", "EDD438357933783C68F976DEDE06E42C8A8BFF06F6E7F5B7980E64ECA1199DC5", &text_v3_apis_scheduling_k8s_io_v1_json, &text_v3_apis_scheduling_k8s_io_v1_pb},
-	{"v3/apis/snapshot.storage.k8s.io/v1", "6D72CD10EA466BB6DD5D82963BE93D43DB6530BC64F0F47FB961E7EEDD6D1329", &text_v3_apis_snapshot_storage_k8s_io_v1_json, nil},
-	{"v3/apis/storage.k8s.io/v1", "48356F83C8F05A3121DD4D43805941D27546C5F05A0CD9DCDD4BCE603B47DFC2", &text_v3_apis_storage_k8s_io_v1_json, &text_v3_apis_storage_k8s_io_v1_pb},
+	{"v3/apis/batch/v1", "F6CFCF58F1F677CF3B5F80FA3BD1E2EEBDC2A6A37ED24F0B41377DB8C594EA8B", &text_v3_apis_batch_v1_json, &text_v3_apis_batch_v1_pb},
+	{"v3/apis/certificates.k8s.io/v1", "D09D98971C287CC77649186C56BE99D15411707F0D7A5E36DC3D37C7CCE51509", &text_v3_apis_certificates_k8s_io_v1_json, &text_v3_apis_certificates_k8s_io_v1_pb},
+	{"v3/apis/coordination.k8s.io/v1", "E9872511B404C52BB4BF4D9F8CDD118BB53E5B1663B9C06BCE66D0730D30EF57", &text_v3_apis_coordination_k8s_io_v1_json, &text_v3_apis_coordination_k8s_io_v1_pb},
+	{"v3/apis/discovery.k8s.io/v1", "535B7D5D739EECE2D6DC1BB03393B9D193063C22C67D2CE697F400A6927B1C93", &text_v3_apis_discovery_k8s_io_v1_json, &text_v3_apis_discovery_k8s_io_v1_pb},
+	{"v3/apis/events.k8s.io/v1", "E6DC0A346E73583B46C7E14A8D08D40BE1A7A01C95A37EDFEC86BBB77A0FA3F4", &text_v3_apis_events_k8s_io_v1_json, &text_v3_apis_events_k8s_io_v1_pb},
+	{"v3/apis/networking.k8s.io/v1", "D530F014A821396C430F7A2D43895BF6189B0E38A3DF754FEC14DC9A34EF5E2A", &text_v3_apis_networking_k8s_io_v1_json, &text_v3_apis_networking_k8s_io_v1_pb},
+	{"v3/apis/node.k8s.io/v1", "EA5EF758A178FBBDBD7171EC2AC13785F042011F2229D6718023290E4FD03F3C", &text_v3_apis_node_k8s_io_v1_json, &text_v3_apis_node_k8s_io_v1_pb},
+	{"v3/apis/policy/v1", "69DB431ADFFE3477B165FF6F29A741711A5D247AC3B1A70C9F7D854B54E2D275", &text_v3_apis_policy_v1_json, &text_v3_apis_policy_v1_pb},
+	{"v3/apis/rbac.authorization.k8s.io/v1", "7526F8C12EC323BE5F5395CA622EC2CC58D3951D44A57F0060960253BD55BC1F", &text_v3_apis_rbac_authorization_k8s_io_v1_json, &text_v3_apis_rbac_authorization_k8s_io_v1_pb},
+	{"v3/apis/resource.k8s.io/v1", "876C9AB5667975B62FF1F674C19D5E720C63DB8A9128E2DD9D6C17EA11142D41", &text_v3_apis_resource_k8s_io_v1_json, &text_v3_apis_resource_k8s_io_v1_pb},
+	{"v3/apis/scheduling.k8s.io/v1", "D3EDAE2418B8B1144CA9745B09BF320155BBDE89922894703148F58E602E2D7B", &text_v3_apis_scheduling_k8s_io_v1_json, &text_v3_apis_scheduling_k8s_io_v1_pb},
+	{"v3/apis/snapshot.storage.k8s.io/v1", "42825D32DA4B3BA05F967849AF8FEFB26E851AFA4DA61E168168FB2D0B5B530F", &text_v3_apis_snapshot_storage_k8s_io_v1_json, nil},
+	{"v3/apis/storage.k8s.io/v1", "B9838BA42952420F3794F7BDEEC0F1EEE940C09F40CA8676497F162492981EF3", &text_v3_apis_storage_k8s_io_v1_json, &text_v3_apis_storage_k8s_io_v1_pb},
 }
 
 var (
-	text_v2_json                                      = Text{file: "v2.json.zst", size: 1716539}
-	text_v3_api_v1_json                               = Text{file: "v3/api/v1.json.zst", size: 1184471, on: &text_v2_json}
-	text_v3_api_v1_pb                                 = Text{file: "v3/api/v1.pb.zst", size: 1054662, on: &text_v2_json}
-	text_v2_pb                                        = Text{file: "v2.pb.zst", size: 1508646, on: &text_v3_api_v1_pb}
-	text_v3_apis_admissionregistration_k8s_io_v1_json = Text{file: "v3/apis/admissionregistration.k8s.io/v1.json.zst", size: 138694, on: &text_v3_api_v1_json}
-	text_v3_apis_admissionregistration_k8s_io_v1_pb   = Text{file: "v3/apis/admissionregistration.k8s.io/v1.pb.zst", size: 126027, on: &text_v3_api_v1_pb}
-	text_v3_apis_apiextensions_k8s_io_v1_json         = Text{file: "v3/apis/apiextensions.k8s.io/v1.json.zst", size: 121203, on: &text_v3_api_v1_json}
-	text_v3_apis_apiextensions_k8s_io_v1_pb           = Text{file: "v3/apis/apiextensions.k8s.io/v1.pb.zst", size: 110382, on: &text_v3_api_v1_pb}
-	text_v3_apis_apps_v1_json                         = Text{file: "v3/apis/apps/v1.json.zst", size: 578160, on: &text_v3_api_v1_json}
-	text_v3_apis_apps_v1_pb                           = Text{file: "v3/apis/apps/v1.pb.zst", size: 519684, on: &text_v3_api_v1_pb}
+	text_v2_json                                      = Text{file: "v2.json.zst", size: 1781668}
+	text_v3_api_v1_json                               = Text{file: "v3/api/v1.json.zst", size: 1184547, on: &text_v2_json}
+	text_v3_api_v1_pb                                 = Text{file: "v3/api/v1.pb.zst", size: 1054733, on: &text_v2_json}
+	text_v2_pb                                        = Text{file: "v2.pb.zst", size: 1563833, on: &text_v3_api_v1_pb}
+	text_v3_apis_admissionregistration_k8s_io_v1_json = Text{file: "v3/apis/admissionregistration.k8s.io/v1.json.zst", size: 138770, on: &text_v3_api_v1_json}
+	text_v3_apis_admissionregistration_k8s_io_v1_pb   = Text{file: "v3/apis/admissionregistration.k8s.io/v1.pb.zst", size: 126098, on: &text_v3_api_v1_pb}
+	text_v3_apis_apiextensions_k8s_io_v1_json         = Text{file: "v3/apis/apiextensions.k8s.io/v1.json.zst", size: 121279, on: &text_v3_api_v1_json}
+	text_v3_apis_apiextensions_k8s_io_v1_pb           = Text{file: "v3/apis/apiextensions.k8s.io/v1.pb.zst", size: 110453, on: &text_v3_api_v1_pb}
+	text_v3_apis_apps_v1_json                         = Text{file: "v3/apis/apps/v1.json.zst", size: 578236, on: &text_v3_api_v1_json}
+	text_v3_apis_apps_v1_pb                           = Text{file: "v3/apis/apps/v1.pb.zst", size: 519755, on: &text_v3_api_v1_pb}
 	text_v3_apis_authentication_k8s_io_v1_json        = Text{file: "v3/apis/authentication.k8s.io/v1.json.zst", size: 31816, on: &text_v3_api_v1_json}
 	text_v3_apis_authentication_k8s_io_v1_pb          = Text{file: "v3/apis/authentication.k8s.io/v1.pb.zst", size: 28682, on: &text_v3_api_v1_pb}
 	text_v3_apis_authorization_k8s_io_v1_json         = Text{file: "v3/apis/authorization.k8s.io/v1.json.zst", size: 55442, on: &text_v3_api_v1_json}
 	text_v3_apis_authorization_k8s_io_v1_pb           = Text{file: "v3/apis/authorization.k8s.io/v1.pb.zst", size: 49823, on: &text_v3_api_v1_pb}
-	text_v3_apis_batch_v1_json                        = Text{file: "v3/apis/batch/v1.json.zst", size: 382692, on: &text_v3_api_v1_json}
-	text_v3_apis_batch_v1_pb                          = Text{file: "v3/apis/batch/v1.pb.zst", size: 348867, on: &text_v3_api_v1_pb}
-	text_v3_apis_certificates_k8s_io_v1_json          = Text{file: "v3/apis/certificates.k8s.io/v1.json.zst", size: 97117, on: &text_v3_api_v1_json}
-	text_v3_apis_certificates_k8s_io_v1_pb            = Text{file: "v3/apis/certificates.k8s.io/v1.pb.zst", size: 87338, on: &text_v3_api_v1_pb}
-	text_v3_apis_coordination_k8s_io_v1_json          = Text{file: "v3/apis/coordination.k8s.io/v1.json.zst", size: 80804, on: &text_v3_api_v1_json}
-	text_v3_apis_coordination_k8s_io_v1_pb            = Text{file: "v3/apis/coordination.k8s.io/v1.pb.zst", size: 72817, on: &text_v3_api_v1_pb}
-	text_v3_apis_discovery_k8s_io_v1_json             = Text{file: "v3/apis/discovery.k8s.io/v1.json.zst", size: 89602, on: &text_v3_api_v1_json}
-	text_v3_apis_discovery_k8s_io_v1_pb               = Text{file: "v3/apis/discovery.k8s.io/v1.pb.zst", size: 80984, on: &text_v3_api_v1_pb}
-	text_v3_apis_events_k8s_io_v1_json                = Text{file: "v3/apis/events.k8s.io/v1.json.zst", size: 84958, on: &text_v3_api_v1_json}
-	text_v3_apis_events_k8s_io_v1_pb                  = Text{file: "v3/apis/events.k8s.io/v1.pb.zst", size: 76577, on: &text_v3_api_v1_pb}
-	text_v3_apis_networking_k8s_io_v1_json            = Text{file: "v3/apis/networking.k8s.io/v1.json.zst", size: 288366, on: &text_v3_api_v1_json}
-	text_v3_apis_networking_k8s_io_v1_pb              = Text{file: "v3/apis/networking.k8s.io/v1.pb.zst", size: 256541, on: &text_v3_api_v1_pb}
-	text_v3_apis_node_k8s_io_v1_json                  = Text{file: "v3/apis/node.k8s.io/v1.json.zst", size: 77399, on: &text_v3_api_v1_json}
-	text_v3_apis_node_k8s_io_v1_pb                    = Text{file: "v3/apis/node.k8s.io/v1.pb.zst", size: 69901, on: &text_v3_api_v1_pb}
-	text_v3_apis_policy_v1_json                       = Text{file: "v3/apis/policy/v1.json.zst", size: 98077, on: &text_v3_api_v1_json}
-	text_v3_apis_policy_v1_pb                         = Text{file: "v3/apis/policy/v1.pb.zst", size: 88202, on: &text_v3_api_v1_pb}
-	text_v3_apis_resource_k8s_io_v1_json              = Text{file: "v3/apis/resource.k8s.io/v1.json.zst", size: 295899, on: &text_v3_api_v1_json}
-	text_v3_apis_resource_k8s_io_v1_pb                = Text{file: "v3/apis/resource.k8s.io/v1.pb.zst", size: 266242, on: &text_v3_api_v1_pb}
-	text_v3_apis_scheduling_k8s_io_v1_json            = Text{file: "v3/apis/scheduling.k8s.io/v1.json.zst", size: 70888, on: &text_v3_api_v1_json}
-	text_v3_apis_scheduling_k8s_io_v1_pb              = Text{file: "v3/apis/scheduling.k8s.io/v1.pb.zst", size: 64074, on: &text_v3_api_v1_pb}
-	text_v3_apis_snapshot_storage_k8s_io_v1_json      = Text{file: "v3/apis/snapshot.storage.k8s.io/v1.json.zst", size: 183033, on: &text_v3_api_v1_json}
-	text_v3_apis_storage_k8s_io_v1_json               = Text{file: "v3/apis/storage.k8s.io/v1.json.zst", size: 365024, on: &text_v3_api_v1_json}
-	text_v3_apis_storage_k8s_io_v1_pb                 = Text{file: "v3/apis/storage.k8s.io/v1.pb.zst", size: 325529, on: &text_v3_api_v1_pb}
-	merge                                             = Text{file: "merge.yaml.zst", size: 239794}
+	text_v3_apis_batch_v1_json                        = Text{file: "v3/apis/batch/v1.json.zst", size: 382768, on: &text_v3_api_v1_json}
+	text_v3_apis_batch_v1_pb                          = Text{file: "v3/apis/batch/v1.pb.zst", size: 348938, on: &text_v3_api_v1_pb}
+	text_v3_apis_certificates_k8s_io_v1_json          = Text{file: "v3/apis/certificates.k8s.io/v1.json.zst", size: 97193, on: &text_v3_api_v1_json}
+	text_v3_apis_certificates_k8s_io_v1_pb            = Text{file: "v3/apis/certificates.k8s.io/v1.pb.zst", size: 87409, on: &text_v3_api_v1_pb}
+	text_v3_apis_coordination_k8s_io_v1_json          = Text{file: "v3/apis/coordination.k8s.io/v1.json.zst", size: 80880, on: &text_v3_api_v1_json}
+	text_v3_apis_coordination_k8s_io_v1_pb            = Text{file: "v3/apis/coordination.k8s.io/v1.pb.zst", size: 72888, on: &text_v3_api_v1_pb}
+	text_v3_apis_discovery_k8s_io_v1_json             = Text{file: "v3/apis/discovery.k8s.io/v1.json.zst", size: 89678, on: &text_v3_api_v1_json}
+	text_v3_apis_discovery_k8s_io_v1_pb               = Text{file: "v3/apis/discovery.k8s.io/v1.pb.zst", size: 81055, on: &text_v3_api_v1_pb}
+	text_v3_apis_events_k8s_io_v1_json                = Text{file: "v3/apis/events.k8s.io/v1.json.zst", size: 85034, on: &text_v3_api_v1_json}
+	text_v3_apis_events_k8s_io_v1_pb                  = Text{file: "v3/apis/events.k8s.io/v1.pb.zst", size: 76648, on: &text_v3_api_v1_pb}
+	text_v3_apis_networking_k8s_io_v1_json            = Text{file: "v3/apis/networking.k8s.io/v1.json.zst", size: 288442, on: &text_v3_api_v1_json}
+	text_v3_apis_networking_k8s_io_v1_pb              = Text{file: "v3/apis/networking.k8s.io/v1.pb.zst", size: 256612, on: &text_v3_api_v1_pb}
+	text_v3_apis_node_k8s_io_v1_json                  = Text{file: "v3/apis/node.k8s.io/v1.json.zst", size: 77475, on: &text_v3_api_v1_json}
+	text_v3_apis_node_k8s_io_v1_pb                    = Text{file: "v3/apis/node.k8s.io/v1.pb.zst", size: 69972, on: &text_v3_api_v1_pb}
+	text_v3_apis_policy_v1_json                       = Text{file: "v3/apis/policy/v1.json.zst", size: 98153, on: &text_v3_api_v1_json}
+	text_v3_apis_policy_v1_pb                         = Text{file: "v3/apis/policy/v1.pb.zst", size: 88273, on: &text_v3_api_v1_pb}
+	text_v3_apis_rbac_authorization_k8s_io_v1_json    = Text{file: "v3/apis/rbac.authorization.k8s.io/v1.json.zst", size: 208253, on: &text_v3_api_v1_json}
+	text_v3_apis_rbac_authorization_k8s_io_v1_pb      = Text{file: "v3/apis/rbac.authorization.k8s.io/v1.pb.zst", size: 185296, on: &text_v3_api_v1_pb}
+	text_v3_apis_resource_k8s_io_v1_json              = Text{file: "v3/apis/resource.k8s.io/v1.json.zst", size: 295975, on: &text_v3_api_v1_json}
+	text_v3_apis_resource_k8s_io_v1_pb                = Text{file: "v3/apis/resource.k8s.io/v1.pb.zst", size: 266313, on: &text_v3_api_v1_pb}
+	text_v3_apis_scheduling_k8s_io_v1_json            = Text{file: "v3/apis/scheduling.k8s.io/v1.json.zst", size: 70964, on: &text_v3_api_v1_json}
+	text_v3_apis_scheduling_k8s_io_v1_pb              = Text{file: "v3/apis/scheduling.k8s.io/v1.pb.zst", size: 64145, on: &text_v3_api_v1_pb}
+	text_v3_apis_snapshot_storage_k8s_io_v1_json      = Text{file: "v3/apis/snapshot.storage.k8s.io/v1.json.zst", size: 183109, on: &text_v3_api_v1_json}
+	text_v3_apis_storage_k8s_io_v1_json               = Text{file: "v3/apis/storage.k8s.io/v1.json.zst", size: 365100, on: &text_v3_api_v1_json}
+	text_v3_apis_storage_k8s_io_v1_pb                 = Text{file: "v3/apis/storage.k8s.io/v1.pb.zst", size: 325600, on: &text_v3_api_v1_pb}
+	merge                                             = Text{file: "merge.yaml.zst", size: 245282}
 )
