@@ -110,7 +110,10 @@ func (n *Node) learnFrom(ctx context.Context, r *raft.Raft, c canvass) error {
 	}
 	return n.trans.append(ctx, &raft.AppendEntriesRequest{
 		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax}, // of no leader
-		Term:      r.CurrentTerm(), PrevLogEntry: last, PrevLogTerm: term, Entries: entries,
+		// Whoever has entries of a term knows of the term: it must not be elected in
+		// it once more.
+		Term:         max(r.CurrentTerm(), entries[len(entries)-1].Term),
+		PrevLogEntry: last, PrevLogTerm: term, Entries: entries,
 	})
 }
 

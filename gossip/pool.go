@@ -103,9 +103,9 @@ type Pool struct {
 	moved   chan struct{} // holds at most one: advertise changed
 	changed chan struct{} // holds at most one: entries changed
 
-	// lifecycle is held for writing while an instance ends: memberlist panics
-	// if it is told to leave after that.
-	lifecycle sync.RWMutex
+	// lifecycle holds one while an instance ends, or leaves, which takes its time:
+	// memberlist panics if it is told to leave after its end.
+	lifecycle chan struct{}
 
 	mu        sync.Mutex
 	meta      Meta
@@ -151,7 +151,8 @@ func New(c Config) (*Pool, error) {
 	p := &Pool{
 		cfg: c, log: c.Log, meta: c.Meta, inner: c.Transport,
 		ready: make(chan struct{}), updated: make(chan struct{}, 1), moved: make(chan struct{}, 1), changed: make(chan struct{}, 1),
-		started: time.Now(), entries: map[string]*entry{}, sought: map[string]time.Time{}, subs: map[chan struct{}]struct{}{},
+		lifecycle: make(chan struct{}, 1),
+		started:   time.Now(), entries: map[string]*entry{}, sought: map[string]time.Time{}, subs: map[chan struct{}]struct{}{},
 	}
 	var err error
 	if p.store, err = openStore(c.Dir, c.Seeds, p.log); err != nil {
@@ -314,9 +315,9 @@ func (p *Pool) Run(ctx context.Context) error {
 
 // restart replaces the instance by one for the new address.
 func (p *Pool) restart(old *memberlist.Memberlist) (*memberlist.Memberlist, error) {
-	p.lifecycle.Lock()
+	p.lifecycle <- struct{}{}
 	err := old.Shutdown()
-	p.lifecycle.Unlock()
+	<-p.lifecycle
 	if err != nil {
 		return nil, fmt.Errorf("stop gossip: %w", err)
 	}
@@ -335,9 +336,9 @@ func (p *Pool) stop() {
 	p.generation++
 	p.mu.Unlock()
 	if list != nil {
-		p.lifecycle.Lock()
+		p.lifecycle <- struct{}{}
 		err := list.Shutdown()
-		p.lifecycle.Unlock()
+		<-p.lifecycle
 		if err != nil {
 			p.log.Debug("stop gossip", "err", err)
 		}
@@ -555,8 +556,8 @@ func (p *Pool) Leave(ctx context.Context) error {
 		if err := list.UpdateNode(leaveTimeout); err != nil {
 			p.log.Debug("the news that this node leaves spreads slowly", "err", err)
 		}
-		p.lifecycle.RLock()
-		defer p.lifecycle.RUnlock()
+		p.lifecycle <- struct{}{}
+		defer func() { <-p.lifecycle }()
 		p.mu.Lock()
 		ended := p.list != list
 		p.mu.Unlock()

@@ -41,6 +41,7 @@ var kept = []uint64{
 	5997,   // a full disk's refusals drove the leader behind the follower's snapshot (consensus/transport.go, further)
 	6323,   // the same, and where the leader has no log itself: its older snapshot was sent, for ever (consensus/transport.go, InstallSnapshot)
 	7426,   // newcomers who were cut off stopped at each other (gossip/peers.go, reached)
+	8465,   // who had learned entries of a term was elected in it, a second time (consensus/stranger.go)
 	9882,   // a voter did not know of another's vote, gave it none, and nobody led (consensus/stranger.go)
 	201020, // a second handing over to a follower that was stuck left raft's goroutines behind (consensus/leader.go, transfer)
 }
