@@ -82,6 +82,8 @@ func hooksOf(r *resource) hooks {
 		return hooks{answersDeleted: true}
 	case serviceAccounts:
 		return hooks{answersDeleted: true}
+	case apiServices:
+		return hooks{admit: admitAPIService}
 	case leases:
 		return hooks{admit: admitLease, memory: nodeLeases}
 	}

@@ -19,6 +19,7 @@ import (
 
 	"conclave/api"
 	"conclave/api/custom"
+	"conclave/api/types"
 )
 
 // NodeState is what gossip and the leases together say of a node.
@@ -72,8 +73,18 @@ type Config struct {
 	// CallDriver makes a controller call of a CSI driver, by way of the node, by
 	// name and id, with which it has registered. Nil: drivers bring their own.
 	CallDriver func(ctx context.Context, node, id, driver, method string, request []byte) ([]byte, error)
-	Now        func() time.Time
-	Log        *slog.Logger
+	// LocalAPIServices are the APIServices of what the cluster serves itself, for
+	// whoever asks to see them. Nil: none are kept.
+	LocalAPIServices func() []*types.APIService
+	// ProbeAPIService asks the server of an APIService what it serves, and says why
+	// it does not answer. Nil: endpoints alone decide.
+	ProbeAPIService func(ctx context.Context, o *types.APIService) error
+	// ExtensionAuthentication is the data of the ConfigMap by which API servers
+	// behind ours know clients and us. Nil: it is not kept.
+	ExtensionAuthentication func() map[string]string
+
+	Now func() time.Time
+	Log *slog.Logger
 }
 
 // Controller makes objects of one sort from other objects. It is level
@@ -182,6 +193,7 @@ func New(c Config) (*Manager, error) {
 		newVolumes, newVolumeProtection, newEphemeral, newAttachDetach, newCSI, newSnapshots, newCSISnapshots, newEndpointSlices, newEndpoints, newMirror, newLoadBalancer,
 		newNodes, newTaintEviction, newPodGC, newGarbage, newNamespaces,
 		newServiceAccounts, newRootCA, newExpiry, newServiceCIDRs, newQuotas, newDefinitions,
+		newAPIServices, newAPIAvailability, newAuthenticationConfig,
 	} {
 		if err := m.add(add(m.env)); err != nil {
 			return nil, err

@@ -18,6 +18,7 @@ import (
 
 	"conclave/api"
 	"conclave/api/custom"
+	"conclave/api/types"
 )
 
 // The resources that controllers speak of.
@@ -42,6 +43,7 @@ var (
 	daemonSets             = appsv1.SchemeGroupVersion.WithResource("daemonsets")
 	budgets                = policyv1.SchemeGroupVersion.WithResource("poddisruptionbudgets")
 	definitions            = custom.Definitions
+	apiServices            = types.Registration.WithResource("apiservices")
 	quotas                 = corev1.SchemeGroupVersion.WithResource("resourcequotas")
 	jobs                   = batchv1.SchemeGroupVersion.WithResource("jobs")
 	cronJobs               = batchv1.SchemeGroupVersion.WithResource("cronjobs")
@@ -64,6 +66,7 @@ var (
 		statefulSets, revisions, claims, volumes, storageClasses, attachments, csiNodes, csiDrivers,
 		serviceCIDRs, ipAddresses, replicationControllers, daemonSets, budgets, jobs, cronJobs, quotas, definitions,
 		snapshots, snapshotContents, snapshotClasses,
+		apiServices,
 	}
 )
 

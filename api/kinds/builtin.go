@@ -268,7 +268,7 @@ func Builtin() []*Kind {
 			Columns: attributesClassColumns, Cells: cells(attributesClassCells),
 		},
 	}
-	rows = slices.Concat(rows, storedRows(), workloadRows(), policyRows(), admissionRows(), snapshotRows())
+	rows = slices.Concat(rows, storedRows(), workloadRows(), policyRows(), admissionRows(), registrationRows(), snapshotRows())
 	for _, k := range rows {
 		k.Complete()
 	}

@@ -128,6 +128,8 @@ type ValidatingWebhookConfigurationList struct {
 func AddToScheme(s *runtime.Scheme) error {
 	s.AddKnownTypes(Admission, &MutatingWebhookConfiguration{}, &MutatingWebhookConfigurationList{}, &ValidatingWebhookConfiguration{}, &ValidatingWebhookConfigurationList{})
 	metav1.AddToGroupVersion(s, Admission)
+	s.AddKnownTypes(Registration, &APIService{}, &APIServiceList{})
+	metav1.AddToGroupVersion(s, Registration)
 	return nil
 }
 
