@@ -287,6 +287,11 @@ func (s *Server) remoteWay(o *types.APIService) (*http.Transport, *url.URL, erro
 
 // fetch reads a path of another server on our own account.
 func (s *Server) fetch(ctx context.Context, o *types.APIService, path string) ([]byte, error) {
+	return s.call(ctx, o, http.MethodGet, path)
+}
+
+// call is fetch by any method, without a body.
+func (s *Server) call(ctx context.Context, o *types.APIService, method, path string) ([]byte, error) {
 	way, base, err := s.remoteWay(o)
 	if err != nil {
 		return nil, err
@@ -294,7 +299,7 @@ func (s *Server) fetch(ctx context.Context, o *types.APIService, path string) ([
 	at := base.JoinPath(path)
 	ctx, cancel := context.WithTimeout(ctx, remotePatience)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), nil)
+	req, err := http.NewRequestWithContext(ctx, method, at.String(), nil)
 	if err != nil {
 		return nil, err
 	}

@@ -48,6 +48,9 @@ type extension struct {
 	asked *http.Request
 	peers []*x509.Certificate
 	down  bool // answers discovery with 500
+
+	lists   []string // of flunders, the next after each deletion
+	deleted []string
 }
 
 func (e *extension) last() *http.Request {
@@ -68,6 +71,15 @@ func (e *extension) forget() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.asked = nil
+}
+
+// hold has it list flunders so, the next after each deletion, and returns what
+// was deleted.
+func (e *extension) hold(lists []string) []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.lists = lists
+	return slices.Clone(e.deleted)
 }
 
 // newExtension has a certificate for this name, and an APIService that says that
@@ -138,7 +150,10 @@ func (e *extension) say(c types.APIServiceCondition) {
 func (e *extension) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	e.mu.Lock()
 	e.asked, e.peers = r, r.TLS.PeerCertificates
-	down := e.down
+	down, listed := e.down, ""
+	if len(e.lists) > 0 {
+		listed = e.lists[min(len(e.deleted), len(e.lists)-1)]
+	}
 	e.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
 	switch {
@@ -157,9 +172,16 @@ func (e *extension) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(conn, "you said "+line)
 	case r.URL.Path == "/apis/wardle.example.com/v1alpha1":
 		_, _ = io.WriteString(w, `{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"wardle.example.com/v1alpha1","resources":[
-{"name":"flunders/status","namespaced":true,"kind":"Flunder","verbs":["get"]},{"name":"flunders","singularName":"flunder","namespaced":true,"kind":"Flunder","verbs":["get","list"]},{"name":"orphans/status","kind":"X","verbs":["get"]}]}`)
+{"name":"flunders/status","namespaced":true,"kind":"Flunder","verbs":["get"]},{"name":"flunders","singularName":"flunder","namespaced":true,"kind":"Flunder","verbs":["get","list","delete"]},{"name":"orphans/status","kind":"X","verbs":["get"]}]}`)
 	case r.URL.Path == "/openapi/v3":
 		_, _ = io.WriteString(w, `{"paths":{"apis/wardle.example.com/v1alpha1":{"serverRelativeURL":"/openapi/v3/apis/wardle.example.com/v1alpha1?hash=A"},"apis/apps/v1":{"serverRelativeURL":"/openapi/v3/apis/apps/v1?hash=B"}}}`)
+	case r.URL.Path == flunders && r.Method == "DELETE", strings.HasPrefix(r.URL.Path, flunders+"/kept") && r.Method == "DELETE":
+		e.mu.Lock()
+		e.deleted = append(e.deleted, strings.TrimPrefix(r.URL.Path, flunders))
+		e.mu.Unlock()
+		_, _ = io.WriteString(w, `{}`)
+	case r.URL.Path == flunders && listed != "":
+		_, _ = io.WriteString(w, listed)
 	case strings.HasSuffix(r.URL.Path, "/away"):
 		http.Redirect(w, r, "https://elsewhere.test/", http.StatusFound)
 	case r.URL.Query().Get("watch") == "true":
@@ -195,7 +217,7 @@ func TestAggregateIdentity(t *testing.T) {
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("it is told\n%v, not\n%v", got, want)
 	}
-	if len(e.peers) != 1 || e.peers[0].Subject.CommonName != "front-proxy-client" {
+	if e.last(); len(e.peers) != 1 || e.peers[0].Subject.CommonName != "front-proxy-client" {
 		t.Errorf("it is shown the certificates %v", e.peers)
 	}
 }
@@ -392,5 +414,30 @@ func TestAPIServiceOwn(t *testing.T) {
 	}
 	for _, gv := range [][2]string{{"metrics.k8s.io", "v1beta1"}, {"apps", "v9"}} {
 		st.post(path, body(gv[0], gv[1]), 201)
+	}
+}
+
+// TestEmptyBehind is of what is deleted with a namespace.
+func TestEmptyBehind(t *testing.T) {
+	e := newExtension(t, "s.shop.svc")
+	e.hold([]string{
+		`{"items":[{"metadata":{"name":"kept-1","finalizers":["f"]}},{"metadata":{"name":"kept-2"}}]}`, "",
+		`{"items":[{"metadata":{"name":"kept-1","finalizers":["f"]}}]}`,
+	})
+	left, unknown, err := e.EmptyBehind(t.Context(), "shop")
+	if err != nil || len(unknown) > 0 || len(left) != 1 || left[0].Count != 1 || left[0].Finalizers["f"] != 1 || left[0].Resource.Resource != "flunders" {
+		t.Errorf("%+v %v %v", left, unknown, err)
+	}
+	if got := fmt.Sprint(e.hold(nil)); got != "[/kept-1 /kept-2]" {
+		t.Errorf("deleted was %s", got)
+	}
+	e.hold([]string{`{"items":[]}`})
+	if left, unknown, err := e.EmptyBehind(t.Context(), "shop"); err != nil || len(left)+len(unknown) > 0 {
+		t.Errorf("%+v %v %v", left, unknown, err)
+	}
+	e.say(types.APIServiceCondition{Status: "False", Reason: "MissingEndpoints"})
+	_, unknown, err = e.EmptyBehind(t.Context(), "shop")
+	if err != nil || fmt.Sprint(unknown) != "[wardle.example.com/v1alpha1: stale GroupVersion discovery: wardle.example.com/v1alpha1]" {
+		t.Errorf("%v %v", unknown, err)
 	}
 }

@@ -1026,7 +1026,7 @@ func (s *Server) lead(ctx context.Context, m *master) error {
 	manager, err := controller.New(controller.Config{
 		Client: system("system:kube-controller-manager"), Kinds: served, Liveness: judgements{m.judge, m.consensus},
 		RootCA: func() []byte { return cluster.CA }, PodCIDR: cluster.PodCIDR, PodCIDR6: cluster.PodCIDR6, CallDriver: s.callDriver,
-		LocalAPIServices: m.api.LocalAPIServices, ProbeAPIService: m.api.ProbeAPIService,
+		LocalAPIServices: m.api.LocalAPIServices, ProbeAPIService: m.api.ProbeAPIService, EmptyBehind: m.api.EmptyBehind,
 		ExtensionAuthentication: func() map[string]string { return m.extensions },
 		Log:                     s.log.With("room", "controller"),
 	})

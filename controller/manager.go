@@ -79,6 +79,9 @@ type Config struct {
 	// ProbeAPIService asks the server of an APIService what it serves, and says why
 	// it does not answer. Nil: endpoints alone decide.
 	ProbeAPIService func(ctx context.Context, o *types.APIService) error
+	// EmptyBehind deletes what API servers behind ours keep in a namespace; unknown
+	// lists those that do not say what they have. Nil: there are none.
+	EmptyBehind func(ctx context.Context, namespace string) (left []api.RemoteRemains, unknown []string, err error)
 	// ExtensionAuthentication is the data of the ConfigMap by which API servers
 	// behind ours know clients and us. Nil: it is not kept.
 	ExtensionAuthentication func() map[string]string

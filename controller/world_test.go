@@ -36,6 +36,7 @@ type world struct {
 	liveness *fakeLiveness
 	agent    *agent
 	driver   *fakeDriver
+	behind   *fakeBehind
 }
 
 type fakeLiveness struct {
@@ -108,17 +109,18 @@ func worldOf(t *testing.T, ranges []string, test func(w *world)) {
 		server := apitest.NewServer(t, func(c *api.Config) { c.ServiceCIDR, c.ServiceCIDR6 = of[1], of[3] })
 		client := server.Local(apitest.Admin)
 		liveness := &fakeLiveness{states: map[string]NodeState{}, since: map[string]time.Time{}, changed: make(chan struct{})}
-		driver := &fakeDriver{}
+		driver, behind := &fakeDriver{}, &fakeBehind{}
 		m, err := New(Config{
-			CallDriver: driver.call,
-			Client:     client, Kinds: resources(), Liveness: liveness,
+			CallDriver: driver.call, LocalAPIServices: server.LocalAPIServices, ProbeAPIService: behind.probe, EmptyBehind: behind.empty,
+			ExtensionAuthentication: func() map[string]string { return map[string]string{"client-ca-file": "CA"} },
+			Client:                  client, Kinds: resources(), Liveness: liveness,
 			RootCA: func() []byte { return []byte("-----BEGIN CERTIFICATE-----") }, PodCIDR: of[0], PodCIDR6: of[2],
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		w := &world{T: t, ctx: ctx, client: client, manager: m, liveness: liveness, driver: driver, agent: &agent{client: client, ctx: ctx, liveness: liveness, known: map[string]*corev1.Pod{}, wake: make(chan struct{}, 1)}}
+		w := &world{T: t, ctx: ctx, client: client, manager: m, liveness: liveness, driver: driver, behind: behind, agent: &agent{client: client, ctx: ctx, liveness: liveness, known: map[string]*corev1.Pod{}, wake: make(chan struct{}, 1)}}
 		var all sync.WaitGroup
 		all.Go(func() {
 			if err := m.Run(ctx); !errors.Is(err, context.Canceled) {

@@ -131,6 +131,7 @@ func TestAggregation(t *testing.T) {
 	f.use()
 	f.identity()
 	f.edit()
+	f.emptied()
 
 	// And one that goes away.
 	kubectl(t, c, "delete", "pod", "-n", f.ns, "flunders", "--wait=true")
@@ -264,6 +265,22 @@ func (f *flunderServer) identity() {
 		SetHeader("X-Remote-User", "admin").SetHeader("X-Remote-Group", "system:masters").DoRaw(f.Context())
 	if !apierrors.IsUnauthorized(err) {
 		f.Errorf("a stranger is answered: %v", err)
+	}
+}
+
+// emptied says that what is kept by another server goes with its namespace.
+func (f *flunderServer) emptied() {
+	f.Helper()
+	ns := f.ns + "-more"
+	kubectl(f.T, f.c, "create", "namespace", ns)
+	flunders := f.dynamic(2).Resource(flunderResource).Namespace(ns)
+	o := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "wardle.example.com/v1alpha1", "kind": "Flunder", "metadata": map[string]any{"name": "left"}}}
+	if _, err := flunders.Create(f.Context(), o, metav1.CreateOptions{}); err != nil {
+		f.Fatal(err)
+	}
+	kubectl(f.T, f.c, "delete", "namespace", ns, "--timeout=60s")
+	if list, err := flunders.List(f.Context(), metav1.ListOptions{}); err != nil || len(list.Items) > 0 {
+		f.Errorf("of a namespace that is gone there are %v %v", list, err)
 	}
 }
 
