@@ -217,7 +217,9 @@ func TestAggregateIdentity(t *testing.T) {
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("it is told\n%v, not\n%v", got, want)
 	}
-	if e.last(); len(e.peers) != 1 || e.peers[0].Subject.CommonName != "front-proxy-client" {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.peers) != 1 || e.peers[0].Subject.CommonName != "front-proxy-client" {
 		t.Errorf("it is shown the certificates %v", e.peers)
 	}
 }
