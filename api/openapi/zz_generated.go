@@ -3,61 +3,64 @@
 package openapi
 
 var documents = [...]Document{
-	{"v2", "847A5E0442FC5DC3B0B27E8E966B61D278369CEA6E7668F6E5FFB30AF4B9BAC9", &text_v2_json, &text_v2_pb},
-	{"v3/api/v1", "7D5A28E757B352A83F0E5590BB5BEF201B925FD308BE7E7DBFCE11BFE6861B12", &text_v3_api_v1_json, &text_v3_api_v1_pb},
-	{"v3/apis/admissionregistration.k8s.io/v1", "0636B281A70EFDFE985245162462ED892080EA2B48461C11CD733E25FDE539E7", &text_v3_apis_admissionregistration_k8s_io_v1_json, &text_v3_apis_admissionregistration_k8s_io_v1_pb},
-	{"v3/apis/apiextensions.k8s.io/v1", "D38149C025BF4223D1E4EA515CB24850EC652C91ACF9FD7669875397903E5A8C", &text_v3_apis_apiextensions_k8s_io_v1_json, &text_v3_apis_apiextensions_k8s_io_v1_pb},
-	{"v3/apis/apps/v1", "81597B8DFAC397015D5AD7E67DBC877EFE5D5C45E2060EB896CC3DBABCD63C8F", &text_v3_apis_apps_v1_json, &text_v3_apis_apps_v1_pb},
+	{"v2", "F41768B7221452BD3DCBC20F19EE00AD97AEF2EC8598675E249CE6A008904530", &text_v2_json, &text_v2_pb},
+	{"v3/api/v1", "7E843B084EA5F1941F8918F089932FB1544AB9387235885826E5EEF5CE769675", &text_v3_api_v1_json, &text_v3_api_v1_pb},
+	{"v3/apis/admissionregistration.k8s.io/v1", "864EE11DA69A8465D1F274AD3033F3FBDB832F366E33815793229D442D1D72A7", &text_v3_apis_admissionregistration_k8s_io_v1_json, &text_v3_apis_admissionregistration_k8s_io_v1_pb},
+	{"v3/apis/apiextensions.k8s.io/v1", "C68A0ED5C7F859C977166A04FADA6936473B38E32720F6F3D380518F23910569", &text_v3_apis_apiextensions_k8s_io_v1_json, &text_v3_apis_apiextensions_k8s_io_v1_pb},
+	{"v3/apis/apiregistration.k8s.io/v1", "0EDC0E21A37E3580A8908C1EEC888BEA835B4D2733D09472C248F10FEBB9BF30", &text_v3_apis_apiregistration_k8s_io_v1_json, &text_v3_apis_apiregistration_k8s_io_v1_pb},
+	{"v3/apis/apps/v1", "5F56CE23D11FB21C77506EEAF695BA26B93D570A34D150A6010B9D09FBDC28BF", &text_v3_apis_apps_v1_json, &text_v3_apis_apps_v1_pb},
 	{"v3/apis/authentication.k8s.io/v1", "C030DC299035EE74136CACB4238B9CE3F229CC81C5B962C41F8594DA75021E0D", &text_v3_apis_authentication_k8s_io_v1_json, &text_v3_apis_authentication_k8s_io_v1_pb},
 	{"v3/apis/authorization.k8s.io/v1", "0A3367CA92AD487AD0E2B123D6D0ACD54A2BAF9D26302EC6604C7491465C7723", &text_v3_apis_authorization_k8s_io_v1_json, &text_v3_apis_authorization_k8s_io_v1_pb},
-	{"v3/apis/batch/v1", "D7217E96B690254FF7F42CB4B28A920821756231778976A076D2F28BAF591AF1", &text_v3_apis_batch_v1_json, &text_v3_apis_batch_v1_pb},
-	{"v3/apis/coordination.k8s.io/v1", "1DD606E8EBA427C5E2665F62B820573670A940FD6028B59CE64C867719F7D397", &text_v3_apis_coordination_k8s_io_v1_json, &text_v3_apis_coordination_k8s_io_v1_pb},
-	{"v3/apis/discovery.k8s.io/v1", "A575BC4597B6F6AB658B6C4E651A21E3647AD1B415E8A4E02FB577A1883661B8", &text_v3_apis_discovery_k8s_io_v1_json, &text_v3_apis_discovery_k8s_io_v1_pb},
-	{"v3/apis/events.k8s.io/v1", "0AA77588CBD6024480A5F3B95F5E58AE438871D359D4C6A363B98240FC35B1B1", &text_v3_apis_events_k8s_io_v1_json, &text_v3_apis_events_k8s_io_v1_pb},
-	{"v3/apis/networking.k8s.io/v1", "4AEF938B0A4225AD6DBBD79A43E643371A5E444093BAFDF9B0C95C8B51FFF3D8", &text_v3_apis_networking_k8s_io_v1_json, &text_v3_apis_networking_k8s_io_v1_pb},
-	{"v3/apis/node.k8s.io/v1", "ACA7E2620BBA888155DAD306035B81EE19450D668268E1089ADD8D4A61CB6655", &text_v3_apis_node_k8s_io_v1_json, &text_v3_apis_node_k8s_io_v1_pb},
-	{"v3/apis/policy/v1", "8B71A14ED492DDF181B263D55692CF3E7A16D2E50D89F208FEDFEB599764A4A6", &text_v3_apis_policy_v1_json, &text_v3_apis_policy_v1_pb},
-	{"v3/apis/resource.k8s.io/v1", "1068EE4C204CBE494B7F44606C0493FF3DEF079E3534E2FE6EEFF72BCDDF5F75", &text_v3_apis_resource_k8s_io_v1_json, &text_v3_apis_resource_k8s_io_v1_pb},
-	{"v3/apis/scheduling.k8s.io/v1", "9FF03695656238068284CBC5683C544127EFD9EED113E2975CB37B5BBB5805EC", &text_v3_apis_scheduling_k8s_io_v1_json, &text_v3_apis_scheduling_k8s_io_v1_pb},
-	{"v3/apis/snapshot.storage.k8s.io/v1", "A8424C086F6AD5E307EC5B90F725A977774C2B81661C112828ACCAD881AC942B", &text_v3_apis_snapshot_storage_k8s_io_v1_json, nil},
-	{"v3/apis/storage.k8s.io/v1", "A2CFFF9574CD2156C0FC3EF4970AA214DC738223C6EE161C4E9AF45E2917BCDA", &text_v3_apis_storage_k8s_io_v1_json, &text_v3_apis_storage_k8s_io_v1_pb},
+	{"v3/apis/batch/v1", "2E938DDDEF493FC869961C04183606B4249CAA980A17ACB9DBF95BE6AC578E06", &text_v3_apis_batch_v1_json, &text_v3_apis_batch_v1_pb},
+	{"v3/apis/coordination.k8s.io/v1", "7CBE62F89F4401DB0F26CCAAFA6E1C6A08FBB33B2197458B6ABB47060CE24645", &text_v3_apis_coordination_k8s_io_v1_json, &text_v3_apis_coordination_k8s_io_v1_pb},
+	{"v3/apis/discovery.k8s.io/v1", "1112416CBD650FA16F4EE33BAD6F09FF7EEF04AC6DBD82F9DCC43A703AEA0383", &text_v3_apis_discovery_k8s_io_v1_json, &text_v3_apis_discovery_k8s_io_v1_pb},
+	{"v3/apis/events.k8s.io/v1", "A5D4A0B2DAD87A11DB355B091ACE4BE4FD1C651F2482F315E5387E2BDC7C6987", &text_v3_apis_events_k8s_io_v1_json, &text_v3_apis_events_k8s_io_v1_pb},
+	{"v3/apis/networking.k8s.io/v1", "E1604ED38F21B5D5C454FB37C7C319C4B8086CB5538279ED5EBA7B09CF8665CA", &text_v3_apis_networking_k8s_io_v1_json, &text_v3_apis_networking_k8s_io_v1_pb},
+	{"v3/apis/node.k8s.io/v1", "C155FAF6CFA04A9CAC4E077E59FB96F4B53D32793CF85EB1BDA0A35652EAFD7E", &text_v3_apis_node_k8s_io_v1_json, &text_v3_apis_node_k8s_io_v1_pb},
+	{"v3/apis/policy/v1", "4959EBB21DA4814B8F622F4C234A7306B5AF322CA7ECBD177E2D050E7D9C7FB2", &text_v3_apis_policy_v1_json, &text_v3_apis_policy_v1_pb},
+	{"v3/apis/resource.k8s.io/v1", "799DE85C3CC4AEB9B513B0FB1AFA9BF5EBE072A3D3D32F888E3900F0E5A24620", &text_v3_apis_resource_k8s_io_v1_json, &text_v3_apis_resource_k8s_io_v1_pb},
+	{"v3/apis/scheduling.k8s.io/v1", "EF6ACB499E2A433407B9A0B04262B494FF2ADF2E3585E54324CE2240EAB7CF4E", &text_v3_apis_scheduling_k8s_io_v1_json, &text_v3_apis_scheduling_k8s_io_v1_pb},
+	{"v3/apis/snapshot.storage.k8s.io/v1", "35887E5809B6BA3ED265D9FE7EC63C83E5A9832B78984578475369FE612B1D2E", &text_v3_apis_snapshot_storage_k8s_io_v1_json, nil},
+	{"v3/apis/storage.k8s.io/v1", "4C3F7A3F4B7ADCAD6FB3D27F2BC3E621E2E87DC35F8C31A52202DA268DC03676", &text_v3_apis_storage_k8s_io_v1_json, &text_v3_apis_storage_k8s_io_v1_pb},
 }
 
 var (
-	text_v2_json                                      = Text{file: "v2.json.zst", size: 1674090}
-	text_v3_api_v1_json                               = Text{file: "v3/api/v1.json.zst", size: 1175947, on: &text_v2_json}
-	text_v3_api_v1_pb                                 = Text{file: "v3/api/v1.pb.zst", size: 1047457, on: &text_v2_json}
-	text_v2_pb                                        = Text{file: "v2.pb.zst", size: 1471635, on: &text_v3_api_v1_pb}
-	text_v3_apis_admissionregistration_k8s_io_v1_json = Text{file: "v3/apis/admissionregistration.k8s.io/v1.json.zst", size: 138624, on: &text_v3_api_v1_json}
-	text_v3_apis_admissionregistration_k8s_io_v1_pb   = Text{file: "v3/apis/admissionregistration.k8s.io/v1.pb.zst", size: 125962, on: &text_v3_api_v1_pb}
-	text_v3_apis_apiextensions_k8s_io_v1_json         = Text{file: "v3/apis/apiextensions.k8s.io/v1.json.zst", size: 121133, on: &text_v3_api_v1_json}
-	text_v3_apis_apiextensions_k8s_io_v1_pb           = Text{file: "v3/apis/apiextensions.k8s.io/v1.pb.zst", size: 110317, on: &text_v3_api_v1_pb}
-	text_v3_apis_apps_v1_json                         = Text{file: "v3/apis/apps/v1.json.zst", size: 578090, on: &text_v3_api_v1_json}
-	text_v3_apis_apps_v1_pb                           = Text{file: "v3/apis/apps/v1.pb.zst", size: 519619, on: &text_v3_api_v1_pb}
+	text_v2_json                                      = Text{file: "v2.json.zst", size: 1700282}
+	text_v3_api_v1_json                               = Text{file: "v3/api/v1.json.zst", size: 1176020, on: &text_v2_json}
+	text_v3_api_v1_pb                                 = Text{file: "v3/api/v1.pb.zst", size: 1047525, on: &text_v2_json}
+	text_v2_pb                                        = Text{file: "v2.pb.zst", size: 1494163, on: &text_v3_api_v1_pb}
+	text_v3_apis_admissionregistration_k8s_io_v1_json = Text{file: "v3/apis/admissionregistration.k8s.io/v1.json.zst", size: 138697, on: &text_v3_api_v1_json}
+	text_v3_apis_admissionregistration_k8s_io_v1_pb   = Text{file: "v3/apis/admissionregistration.k8s.io/v1.pb.zst", size: 126030, on: &text_v3_api_v1_pb}
+	text_v3_apis_apiextensions_k8s_io_v1_json         = Text{file: "v3/apis/apiextensions.k8s.io/v1.json.zst", size: 121206, on: &text_v3_api_v1_json}
+	text_v3_apis_apiextensions_k8s_io_v1_pb           = Text{file: "v3/apis/apiextensions.k8s.io/v1.pb.zst", size: 110385, on: &text_v3_api_v1_pb}
+	text_v3_apis_apiregistration_k8s_io_v1_json       = Text{file: "v3/apis/apiregistration.k8s.io/v1.json.zst", size: 84075, on: &text_v3_api_v1_json}
+	text_v3_apis_apiregistration_k8s_io_v1_pb         = Text{file: "v3/apis/apiregistration.k8s.io/v1.pb.zst", size: 75603, on: &text_v3_api_v1_pb}
+	text_v3_apis_apps_v1_json                         = Text{file: "v3/apis/apps/v1.json.zst", size: 578163, on: &text_v3_api_v1_json}
+	text_v3_apis_apps_v1_pb                           = Text{file: "v3/apis/apps/v1.pb.zst", size: 519687, on: &text_v3_api_v1_pb}
 	text_v3_apis_authentication_k8s_io_v1_json        = Text{file: "v3/apis/authentication.k8s.io/v1.json.zst", size: 31816, on: &text_v3_api_v1_json}
 	text_v3_apis_authentication_k8s_io_v1_pb          = Text{file: "v3/apis/authentication.k8s.io/v1.pb.zst", size: 28682, on: &text_v3_api_v1_pb}
 	text_v3_apis_authorization_k8s_io_v1_json         = Text{file: "v3/apis/authorization.k8s.io/v1.json.zst", size: 55442, on: &text_v3_api_v1_json}
 	text_v3_apis_authorization_k8s_io_v1_pb           = Text{file: "v3/apis/authorization.k8s.io/v1.pb.zst", size: 49823, on: &text_v3_api_v1_pb}
-	text_v3_apis_batch_v1_json                        = Text{file: "v3/apis/batch/v1.json.zst", size: 382622, on: &text_v3_api_v1_json}
-	text_v3_apis_batch_v1_pb                          = Text{file: "v3/apis/batch/v1.pb.zst", size: 348802, on: &text_v3_api_v1_pb}
-	text_v3_apis_coordination_k8s_io_v1_json          = Text{file: "v3/apis/coordination.k8s.io/v1.json.zst", size: 80734, on: &text_v3_api_v1_json}
-	text_v3_apis_coordination_k8s_io_v1_pb            = Text{file: "v3/apis/coordination.k8s.io/v1.pb.zst", size: 72752, on: &text_v3_api_v1_pb}
-	text_v3_apis_discovery_k8s_io_v1_json             = Text{file: "v3/apis/discovery.k8s.io/v1.json.zst", size: 89532, on: &text_v3_api_v1_json}
-	text_v3_apis_discovery_k8s_io_v1_pb               = Text{file: "v3/apis/discovery.k8s.io/v1.pb.zst", size: 80919, on: &text_v3_api_v1_pb}
-	text_v3_apis_events_k8s_io_v1_json                = Text{file: "v3/apis/events.k8s.io/v1.json.zst", size: 84888, on: &text_v3_api_v1_json}
-	text_v3_apis_events_k8s_io_v1_pb                  = Text{file: "v3/apis/events.k8s.io/v1.pb.zst", size: 76512, on: &text_v3_api_v1_pb}
-	text_v3_apis_networking_k8s_io_v1_json            = Text{file: "v3/apis/networking.k8s.io/v1.json.zst", size: 288296, on: &text_v3_api_v1_json}
-	text_v3_apis_networking_k8s_io_v1_pb              = Text{file: "v3/apis/networking.k8s.io/v1.pb.zst", size: 256476, on: &text_v3_api_v1_pb}
-	text_v3_apis_node_k8s_io_v1_json                  = Text{file: "v3/apis/node.k8s.io/v1.json.zst", size: 77329, on: &text_v3_api_v1_json}
-	text_v3_apis_node_k8s_io_v1_pb                    = Text{file: "v3/apis/node.k8s.io/v1.pb.zst", size: 69836, on: &text_v3_api_v1_pb}
-	text_v3_apis_policy_v1_json                       = Text{file: "v3/apis/policy/v1.json.zst", size: 98007, on: &text_v3_api_v1_json}
-	text_v3_apis_policy_v1_pb                         = Text{file: "v3/apis/policy/v1.pb.zst", size: 88137, on: &text_v3_api_v1_pb}
-	text_v3_apis_resource_k8s_io_v1_json              = Text{file: "v3/apis/resource.k8s.io/v1.json.zst", size: 295829, on: &text_v3_api_v1_json}
-	text_v3_apis_resource_k8s_io_v1_pb                = Text{file: "v3/apis/resource.k8s.io/v1.pb.zst", size: 266177, on: &text_v3_api_v1_pb}
-	text_v3_apis_scheduling_k8s_io_v1_json            = Text{file: "v3/apis/scheduling.k8s.io/v1.json.zst", size: 70818, on: &text_v3_api_v1_json}
-	text_v3_apis_scheduling_k8s_io_v1_pb              = Text{file: "v3/apis/scheduling.k8s.io/v1.pb.zst", size: 64009, on: &text_v3_api_v1_pb}
-	text_v3_apis_snapshot_storage_k8s_io_v1_json      = Text{file: "v3/apis/snapshot.storage.k8s.io/v1.json.zst", size: 182963, on: &text_v3_api_v1_json}
-	text_v3_apis_storage_k8s_io_v1_json               = Text{file: "v3/apis/storage.k8s.io/v1.json.zst", size: 364954, on: &text_v3_api_v1_json}
-	text_v3_apis_storage_k8s_io_v1_pb                 = Text{file: "v3/apis/storage.k8s.io/v1.pb.zst", size: 325464, on: &text_v3_api_v1_pb}
-	merge                                             = Text{file: "merge.yaml.zst", size: 236985}
+	text_v3_apis_batch_v1_json                        = Text{file: "v3/apis/batch/v1.json.zst", size: 382695, on: &text_v3_api_v1_json}
+	text_v3_apis_batch_v1_pb                          = Text{file: "v3/apis/batch/v1.pb.zst", size: 348870, on: &text_v3_api_v1_pb}
+	text_v3_apis_coordination_k8s_io_v1_json          = Text{file: "v3/apis/coordination.k8s.io/v1.json.zst", size: 80807, on: &text_v3_api_v1_json}
+	text_v3_apis_coordination_k8s_io_v1_pb            = Text{file: "v3/apis/coordination.k8s.io/v1.pb.zst", size: 72820, on: &text_v3_api_v1_pb}
+	text_v3_apis_discovery_k8s_io_v1_json             = Text{file: "v3/apis/discovery.k8s.io/v1.json.zst", size: 89605, on: &text_v3_api_v1_json}
+	text_v3_apis_discovery_k8s_io_v1_pb               = Text{file: "v3/apis/discovery.k8s.io/v1.pb.zst", size: 80987, on: &text_v3_api_v1_pb}
+	text_v3_apis_events_k8s_io_v1_json                = Text{file: "v3/apis/events.k8s.io/v1.json.zst", size: 84961, on: &text_v3_api_v1_json}
+	text_v3_apis_events_k8s_io_v1_pb                  = Text{file: "v3/apis/events.k8s.io/v1.pb.zst", size: 76580, on: &text_v3_api_v1_pb}
+	text_v3_apis_networking_k8s_io_v1_json            = Text{file: "v3/apis/networking.k8s.io/v1.json.zst", size: 288369, on: &text_v3_api_v1_json}
+	text_v3_apis_networking_k8s_io_v1_pb              = Text{file: "v3/apis/networking.k8s.io/v1.pb.zst", size: 256544, on: &text_v3_api_v1_pb}
+	text_v3_apis_node_k8s_io_v1_json                  = Text{file: "v3/apis/node.k8s.io/v1.json.zst", size: 77402, on: &text_v3_api_v1_json}
+	text_v3_apis_node_k8s_io_v1_pb                    = Text{file: "v3/apis/node.k8s.io/v1.pb.zst", size: 69904, on: &text_v3_api_v1_pb}
+	text_v3_apis_policy_v1_json                       = Text{file: "v3/apis/policy/v1.json.zst", size: 98080, on: &text_v3_api_v1_json}
+	text_v3_apis_policy_v1_pb                         = Text{file: "v3/apis/policy/v1.pb.zst", size: 88205, on: &text_v3_api_v1_pb}
+	text_v3_apis_resource_k8s_io_v1_json              = Text{file: "v3/apis/resource.k8s.io/v1.json.zst", size: 295902, on: &text_v3_api_v1_json}
+	text_v3_apis_resource_k8s_io_v1_pb                = Text{file: "v3/apis/resource.k8s.io/v1.pb.zst", size: 266245, on: &text_v3_api_v1_pb}
+	text_v3_apis_scheduling_k8s_io_v1_json            = Text{file: "v3/apis/scheduling.k8s.io/v1.json.zst", size: 70891, on: &text_v3_api_v1_json}
+	text_v3_apis_scheduling_k8s_io_v1_pb              = Text{file: "v3/apis/scheduling.k8s.io/v1.pb.zst", size: 64077, on: &text_v3_api_v1_pb}
+	text_v3_apis_snapshot_storage_k8s_io_v1_json      = Text{file: "v3/apis/snapshot.storage.k8s.io/v1.json.zst", size: 183036, on: &text_v3_api_v1_json}
+	text_v3_apis_storage_k8s_io_v1_json               = Text{file: "v3/apis/storage.k8s.io/v1.json.zst", size: 365027, on: &text_v3_api_v1_json}
+	text_v3_apis_storage_k8s_io_v1_pb                 = Text{file: "v3/apis/storage.k8s.io/v1.pb.zst", size: 325532, on: &text_v3_api_v1_pb}
+	merge                                             = Text{file: "merge.yaml.zst", size: 239739}
 )
