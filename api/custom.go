@@ -32,10 +32,11 @@ import (
 type customs struct {
 	mu     sync.Mutex
 	byName map[string]*definition
-	// disco and docs are of all definitions together, as they were at stamp.
-	stamp string
-	disco *discovery
-	docs  []openapi.Document
+	// disco and docs are of all definitions together, as they were at stamp, and
+	// disco of what other servers serve besides, as it was at behind.
+	stamp, behind string
+	disco         *discovery
+	docs          []openapi.Document
 }
 
 // definition is one definition at work. All but its rows is fixed.
@@ -259,19 +260,23 @@ func (d *definition) served(s *Server) (rows []*resource) {
 	return rows
 }
 
-// discovery is what this replica serves now.
+// discovery is what this replica serves now, and what the servers behind it last
+// said that they do.
 func (s *Server) discovery() *discovery {
 	all, stamp := s.definitions()
+	others, behind := s.behindUs()
 	c := &s.customs
-	if len(all) == 0 {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.stamp, c.disco, c.docs = "", nil, nil // what there was may go
+	c.mu.Lock()
+	if c.stamp != stamp || len(all) == 0 {
+		c.docs = nil // what there was may go
+	}
+	if len(all) == 0 && len(others) == 0 {
+		c.stamp, c.behind, c.disco = "", "", nil
+		c.mu.Unlock()
 		return &s.disco
 	}
-	c.mu.Lock()
 	d := c.disco
-	fresh := d != nil && c.stamp == stamp
+	fresh := d != nil && c.stamp == stamp && c.behind == behind
 	c.mu.Unlock()
 	if fresh {
 		return d
@@ -281,10 +286,10 @@ func (s *Server) discovery() *discovery {
 		rows = append(rows, def.served(s)...)
 	}
 	d = &discovery{}
-	d.build(s, rows)
+	d.build(s, rows, others)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.stamp, c.disco, c.docs = stamp, d, nil
+	c.stamp, c.behind, c.disco = stamp, behind, d
 	return d
 }
 

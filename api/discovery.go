@@ -26,6 +26,10 @@ type discovery struct {
 	resources map[schema.GroupVersion]*metav1.APIResourceList // the old form
 	whole     map[string]map[string]*document                 // "/api", "/apis" → version → the aggregated form
 	order     []schema.GroupVersion
+
+	// Of what other servers serve: what may not be the whole, and how it is ordered.
+	stale      map[schema.GroupVersion]bool
+	priorities map[schema.GroupVersion]priority
 }
 
 type document struct {
@@ -42,7 +46,7 @@ func newDocument(obj any) *document {
 	return &document{body: b, etag: `"` + strings.ToUpper(hex.EncodeToString(sum[:])) + `"`}
 }
 
-func (d *discovery) build(s *Server, rows []*resource) {
+func (d *discovery) build(s *Server, rows []*resource, others []extension) {
 	d.resources = map[schema.GroupVersion]*metav1.APIResourceList{}
 	list := func(gv schema.GroupVersion) *metav1.APIResourceList {
 		l := d.resources[gv]
@@ -78,10 +82,9 @@ func (d *discovery) build(s *Server, rows []*resource) {
 	for _, l := range d.resources {
 		slices.SortFunc(l.APIResources, func(a, b metav1.APIResource) int { return cmp.Compare(a.Name, b.Name) })
 	}
+	d.addBehind(others)
 	// Of the versions of a group, the first is the one that clients prefer.
-	slices.SortStableFunc(d.order, func(a, b schema.GroupVersion) int {
-		return cmp.Or(cmp.Compare(a.Group, b.Group), version.CompareKubeAwareVersionStrings(b.Version, a.Version))
-	})
+	d.sort(version.CompareKubeAwareVersionStrings)
 	for _, gv := range d.order {
 		if gv.Group == "" {
 			continue
@@ -121,6 +124,9 @@ func (d *discovery) aggregate(core bool) *discoveryv2.APIGroupDiscoveryList {
 			continue
 		}
 		v := discoveryv2.APIVersionDiscovery{Version: gv.Version, Freshness: discoveryv2.DiscoveryFreshnessCurrent}
+		if d.stale[gv] {
+			v.Freshness = discoveryv2.DiscoveryFreshnessStale
+		}
 		for _, a := range d.resources[gv].APIResources {
 			v.Resources = appendDiscovered(v.Resources, gv, a)
 		}
@@ -133,15 +139,19 @@ func (d *discovery) aggregate(core bool) *discoveryv2.APIGroupDiscoveryList {
 	return list
 }
 
-// appendDiscovered adds a resource, or a subresource to the resource before it.
+// appendDiscovered adds a resource, or a subresource to its resource, which is
+// there before it.
 func appendDiscovered(all []discoveryv2.APIResourceDiscovery, gv schema.GroupVersion, a metav1.APIResource) []discoveryv2.APIResourceDiscovery {
 	kind := &metav1.GroupVersionKind{Group: gv.Group, Version: gv.Version, Kind: a.Kind}
 	if a.Version != "" {
 		kind.Group, kind.Version = a.Group, a.Version
 	}
-	if _, sub, ok := strings.Cut(a.Name, "/"); ok {
-		last := &all[len(all)-1]
-		last.Subresources = append(last.Subresources, discoveryv2.APISubresourceDiscovery{Subresource: sub, ResponseKind: kind, Verbs: a.Verbs})
+	if name, sub, ok := strings.Cut(a.Name, "/"); ok {
+		for i := range all {
+			if all[i].Resource == name {
+				all[i].Subresources = append(all[i].Subresources, discoveryv2.APISubresourceDiscovery{Subresource: sub, ResponseKind: kind, Verbs: a.Verbs})
+			}
+		}
 		return all
 	}
 	scope := discoveryv2.ScopeCluster
@@ -157,6 +167,9 @@ func appendDiscovered(all []discoveryv2.APIResourceDiscovery, gv schema.GroupVer
 // discover answers what is below /api and /apis. found says that there is
 // something by that path.
 func (x *exchange) discover(path string) (found bool, err error) {
+	if path == "/apis" {
+		x.s.lookBehind(x.r.Context())
+	}
 	d := x.s.discovery()
 	if whole := d.whole[path]; whole != nil {
 		if version := aggregatedVersion(x.r.Header.Get("Accept")); version != "" {

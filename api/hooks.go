@@ -95,6 +95,8 @@ func hooksOf(r *resource) hooks {
 		return hooks{permit: permitRole}
 	case roleBindings, clusterRoleBindings:
 		return hooks{permit: permitBinding}
+	case apiServices:
+		return hooks{admit: admitAPIService}
 	case leases:
 		return hooks{admit: admitLease, memory: nodeLeases}
 	}

@@ -67,11 +67,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // serve answers, or returns why not.
 func (x *exchange) serve() error {
-	x.target = parseTarget(x.r.Method, x.r.URL.Path, x.query)
+	remote := x.s.remoteAt(x.r.URL.Path)
+	if remote == nil {
+		x.target = parseTarget(x.r.Method, x.r.URL.Path, x.query)
+	} else {
+		x.target = remoteTarget(x.r.Method, x.r.URL.Path, x.query)
+	}
 	isResource := x.target.Path == ""
 	if f, ok := negotiate(x.r.Header.Get("Accept"), isResource); ok {
 		x.format = f
-	} else if isResource && !x.streams() {
+	} else if isResource && !x.streams() && remote == nil {
 		return notAcceptable()
 	}
 	user, err := x.s.authenticate(x.r)
@@ -84,6 +89,9 @@ func (x *exchange) serve() error {
 	ctx := x.r.Context()
 	if err := x.s.authorize(ctx, x.user, x.target.Attributes); err != nil {
 		return err
+	}
+	if remote != nil {
+		return x.handOn(remote)
 	}
 	if !isResource {
 		return x.path()
@@ -154,6 +162,9 @@ func (x *exchange) resource(ctx context.Context) error {
 		return err
 	}
 	if res == nil {
+		if remote := x.s.remoteOf(t.Resource.GroupVersion()); remote != nil { // that we have heard of meanwhile
+			return x.handOn(remote)
+		}
 		return errNoSuchPath
 	}
 	if res.json && !x.withoutProtobuf(res) {

@@ -24,7 +24,14 @@ func (x *exchange) openAPI(path string) error {
 		return err
 	}
 	path = strings.TrimPrefix(path, "/openapi/")
+	if at, ok := strings.CutPrefix(path, "v3"); ok {
+		if o := x.s.remoteAt(at); o != nil && at == "/apis/"+o.Spec.Group+"/"+o.Spec.Version {
+			return x.askRemote(o, aggregator, "/openapi/"+path)
+		}
+	}
 	if path == "v3" {
+		x.s.lookBehind(x.r.Context())
+		others, _ := x.s.behindUs()
 		type entry struct {
 			URL string `json:"serverRelativeURL"`
 		}
@@ -34,6 +41,13 @@ func (x *exchange) openAPI(path string) error {
 				if name, ok := strings.CutPrefix(d.Path, "v3/"); ok {
 					index[name] = entry{"/openapi/" + d.Path + "?hash=" + d.Hash}
 				}
+			}
+		}
+		for _, b := range others {
+			if b.openAPI != "" && !b.stale {
+				index["apis/"+b.gv().String()] = entry{b.openAPI}
+			} else {
+				delete(index, "apis/"+b.gv().String())
 			}
 		}
 		return x.json(map[string]any{"paths": index})

@@ -311,8 +311,8 @@ func containerOf(pod *corev1.Pod, name string) (string, error) {
 
 // forward hands the request on and the answer back, whatever protocol the two
 // ends change to. An answer that refused finds an error in is not handed back,
-// the error is.
-func (x *exchange) forward(base *url.URL, path string, query url.Values, rt http.RoundTripper, refused func(*http.Response) error) {
+// the error is. Those in tell have the last word on the request's header.
+func (x *exchange) forward(base *url.URL, path string, query url.Values, rt http.RoundTripper, refused func(*http.Response) error, tell ...func(http.Header)) {
 	p := &httputil.ReverseProxy{
 		Transport:      rt,
 		ModifyResponse: refused,
@@ -328,6 +328,9 @@ func (x *exchange) forward(base *url.URL, path string, query url.Values, rt http
 				if name == "Authorization" || strings.HasPrefix(name, "Impersonate-") {
 					r.Out.Header.Del(name)
 				}
+			}
+			for _, f := range tell {
+				f(r.Out.Header)
 			}
 		},
 		ErrorHandler: func(_ http.ResponseWriter, r *http.Request, err error) {

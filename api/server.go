@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"crypto"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -60,6 +61,9 @@ type Config struct {
 	Nodes NodeConns
 	// Dial replaces how proxies to pods and services connect if it is set.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// FrontProxy is the certificate by which API servers behind this one know that
+	// it speaks for others. nil: they are shown none.
+	FrontProxy func(*tls.CertificateRequestInfo) (*tls.Certificate, error)
 	// Leases are the leases of live nodes, shown in kube-node-lease.
 	Leases func() []NodeLease
 	// Ready says why this server cannot answer yet. nil: it always can.
@@ -111,6 +115,7 @@ type Server struct {
 	certs    certCache
 	rights   rights
 	hooks    webhook.Client
+	remotes  remotes
 	// The webhooks that are asked about writes.
 	mutating, validating hookSet
 	// ending ends when Run does, and with it all watches.
@@ -143,7 +148,7 @@ func New(cfg Config) (*Server, error) {
 	s.table.Store(t)
 	s.reviews = reviews(s)
 	s.creators = creators()
-	s.disco.build(s, t.rows)
+	s.disco.build(s, t.rows, nil)
 	return s, nil
 }
 

@@ -21,6 +21,18 @@ type target struct {
 // parseTarget reads a request line. A path that is not a resource's is itself
 // what is asked for, under the method's name.
 func parseTarget(method, path string, query url.Values) target {
+	return readTarget(method, path, query, func(sub string) bool { return sub == "proxy" })
+}
+
+// remoteTarget is parseTarget of what another server serves: whatever is below a
+// subresource belongs to it, so that it is never mistaken for a path that people
+// may read in general.
+func remoteTarget(method, path string, query url.Values) target {
+	return readTarget(method, path, query, func(string) bool { return true })
+}
+
+// readTarget is told which subresources have paths below them.
+func readTarget(method, path string, query url.Values, deep func(sub string) bool) target {
 	t := target{Attributes: Attributes{Verb: strings.ToLower(method), Path: path}}
 	parts := strings.Split(strings.Trim(path, "/"), "/")
 	var gv schema.GroupVersion
@@ -52,11 +64,13 @@ func parseTarget(method, path string, query url.Values) target {
 		t.Subresource = parts[2]
 	}
 	if len(parts) > 3 {
-		if t.Subresource != "proxy" {
+		if !deep(t.Subresource) {
 			return target{Attributes: Attributes{Verb: strings.ToLower(method), Path: path}}
 		}
 		// The tail is handed on as it came, with its last slash.
-		t.rest = "/" + strings.SplitN(path, "/"+parts[1]+"/proxy/", 2)[1]
+		if t.Subresource == "proxy" {
+			t.rest = "/" + strings.SplitN(path, "/"+parts[1]+"/proxy/", 2)[1]
+		}
 	} else if t.Subresource == "proxy" && strings.HasSuffix(path, "/") {
 		t.rest = "/"
 	}

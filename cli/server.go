@@ -794,6 +794,8 @@ type master struct {
 	ended     chan struct{} // closed when all of it has ended, and its log is where it belongs
 	finish    func(ending)  // stops it; the first reason counts
 	snapshots atomic.Pointer[snapshot.Runner]
+
+	extensions map[string]string // what API servers behind this one read
 }
 
 // ending is why a master ended.
@@ -912,13 +914,18 @@ func (s *Server) runMaster(ctx context.Context, authority *identity.Authority, b
 			return m, stopped, err
 		}
 	}
+	frontProxy, err := authority.FrontProxy()
+	if err != nil {
+		return m, stopped, err
+	}
+	m.extensions = api.RequestHeaders(authority.Cluster().CA, frontProxy.CAPEM(), identity.FrontProxyName)
 	m.api, err = api.New(api.Config{
 		Storage: storage{m.consensus}, Kinds: custom.Kinds(),
 		ClientCAs:            func() *x509.CertPool { return roots },
 		ServiceAccountSigner: authority.ServiceAccountSigner,
 		ServiceCIDR:          authority.Cluster().ServiceCIDR,
 		ServiceCIDR6:         authority.Cluster().ServiceCIDR6,
-		Nodes:                kubelets{s}, Leases: m.leases,
+		Nodes:                kubelets{s}, Leases: m.leases, FrontProxy: frontProxy.Client,
 		Ready:                 func() error { return m.readiness() },
 		Metrics:               s.metrics,
 		Stale:                 func(ctx context.Context) (string, error) { return m.staleness(ctx, s.node.Name()) },
@@ -1022,7 +1029,9 @@ func (s *Server) lead(ctx context.Context, m *master) error {
 		SignClient: func(request []byte, usage x509.KeyUsage, life time.Duration) ([]byte, error) {
 			return m.authority.SignClientRequest(request, usage, life, time.Now())
 		},
-		Log: s.log.With("room", "controller"),
+		LocalAPIServices: m.api.LocalAPIServices, ProbeAPIService: m.api.ProbeAPIService, EmptyBehind: m.api.EmptyBehind,
+		ExtensionAuthentication: func() map[string]string { return m.extensions },
+		Log:                     s.log.With("room", "controller"),
 	})
 	if err != nil {
 		return err

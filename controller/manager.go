@@ -20,6 +20,7 @@ import (
 
 	"conclave/api"
 	"conclave/api/custom"
+	"conclave/api/types"
 )
 
 // NodeState is what gossip and the leases together say of a node.
@@ -77,8 +78,21 @@ type Config struct {
 	// request in DER. A life of 0 is the longest that there is; a longer one is
 	// cut. What it refuses it will refuse again. Nil: nobody signs here.
 	SignClient func(request []byte, usage x509.KeyUsage, life time.Duration) ([]byte, error)
-	Now        func() time.Time
-	Log        *slog.Logger
+	// LocalAPIServices are the APIServices of what the cluster serves itself, for
+	// whoever asks to see them. Nil: none are kept.
+	LocalAPIServices func() []*types.APIService
+	// ProbeAPIService asks the server of an APIService what it serves, and says why
+	// it does not answer. Nil: endpoints alone decide.
+	ProbeAPIService func(ctx context.Context, o *types.APIService) error
+	// EmptyBehind deletes what API servers behind ours keep in a namespace; unknown
+	// lists those that do not say what they have. Nil: there are none.
+	EmptyBehind func(ctx context.Context, namespace string) (left []api.RemoteRemains, unknown []string, err error)
+	// ExtensionAuthentication is the data of the ConfigMap by which API servers
+	// behind ours know clients and us. Nil: it is not kept.
+	ExtensionAuthentication func() map[string]string
+
+	Now func() time.Time
+	Log *slog.Logger
 }
 
 // Controller makes objects of one sort from other objects. It is level
@@ -187,6 +201,7 @@ func New(c Config) (*Manager, error) {
 		newVolumes, newVolumeProtection, newEphemeral, newAttachDetach, newCSI, newSnapshots, newCSISnapshots, newEndpointSlices, newEndpoints, newMirror, newLoadBalancer,
 		newNodes, newTaintEviction, newPodGC, newGarbage, newNamespaces,
 		newServiceAccounts, newRootCA, newExpiry, newServiceCIDRs, newQuotas, newDefinitions, newCertificateSigner, newCertificateCleaner, newClusterRoles,
+		newAPIServices, newAPIAvailability, newAuthenticationConfig,
 	} {
 		if err := m.add(add(m.env)); err != nil {
 			return nil, err

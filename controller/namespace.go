@@ -60,10 +60,12 @@ func (c namespaceController) reconcile(ctx context.Context, key Key) (time.Durat
 	if !slices.Contains(ns.Spec.Finalizers, corev1.FinalizerKubernetes) {
 		return 0, nil // ours is done; others hold it
 	}
-	left, failure := c.empty(ctx, ns.Name)
+	behind, unknown, failure := c.emptyBehind(ctx, ns.Name) // first: its server may be a pod of this namespace
+	left, err := c.empty(ctx, ns.Name)
+	left, failure = append(left, behind...), errors.Join(failure, err)
 	changed := edit(ns)
 	changed.Status.Phase = corev1.NamespaceTerminating
-	changed.Status.Conditions = namespaceConditions(ns.Status.Conditions, left, failure, c.Now())
+	changed.Status.Conditions = namespaceConditions(ns.Status.Conditions, left, unknown, failure, c.Now())
 	if !equality.Semantic.DeepEqual(changed.Status, ns.Status) {
 		made, err := c.update(ctx, namespaces, changed, "status")
 		if apierrors.IsNotFound(err) {
@@ -74,12 +76,17 @@ func (c namespaceController) reconcile(ctx context.Context, key Key) (time.Durat
 		}
 		ns = made.(*corev1.Namespace)
 	}
-	if failure != nil || len(left) > 0 {
-		return 0, failure // what goes wakes us
+	switch {
+	case failure != nil:
+		return 0, failure
+	case len(unknown) > 0 || len(behind) > 0:
+		return askFailed, nil // nobody tells what happens there
+	case len(left) > 0:
+		return 0, nil // what goes wakes us
 	}
 	done := edit(ns)
 	done.Spec.Finalizers = slices.DeleteFunc(done.Spec.Finalizers, func(f corev1.FinalizerName) bool { return f == corev1.FinalizerKubernetes })
-	_, err := c.update(ctx, namespaces, done, "finalize")
+	_, err = c.update(ctx, namespaces, done, "finalize")
 	if apierrors.IsNotFound(err) {
 		err = nil
 	}
@@ -96,6 +103,18 @@ func (c namespaceController) reconcile(ctx context.Context, key Key) (time.Durat
 		return 0, c.delete(ctx, namespaces, now, metav1.DeleteOptions{})
 	}
 	return 0, nil
+}
+
+// emptyBehind deletes what is kept in a namespace by API servers behind ours.
+func (c namespaceController) emptyBehind(ctx context.Context, namespace string) (found []remains, unknown []string, err error) {
+	if c.EmptyBehind == nil {
+		return nil, nil, nil
+	}
+	left, unknown, err := c.EmptyBehind(ctx, namespace)
+	for _, r := range left {
+		found = append(found, remains{r.Resource, r.Count, r.Finalizers})
+	}
+	return found, unknown, err
 }
 
 // remains is what is left of one resource in a namespace.
@@ -178,7 +197,8 @@ func (c namespaceController) inNamespace(ctx context.Context, r schema.GroupVers
 }
 
 // namespaceConditions tell users why a namespace is not gone yet.
-func namespaceConditions(old []corev1.NamespaceCondition, left []remains, failure error, now time.Time) []corev1.NamespaceCondition {
+func namespaceConditions(old []corev1.NamespaceCondition, left []remains, unknown []string, failure error, now time.Time) []corev1.NamespaceCondition {
+	undiscovered := fmt.Sprintf("Discovery failed for some groups, %d failing: unable to retrieve the complete list of server APIs: %s", len(unknown), strings.Join(unknown, ", "))
 	type verdict struct {
 		t                       corev1.NamespaceConditionType
 		bad                     bool
@@ -206,7 +226,7 @@ func namespaceConditions(old []corev1.NamespaceCondition, left []remains, failur
 		failed = "Failed to delete all resource types, " + fmt.Sprintf("%d remaining: %v", max(len(left), 1), rootCause(failure))
 	}
 	verdicts := []verdict{
-		{corev1.NamespaceDeletionDiscoveryFailure, false, "DiscoveryFailed", "ResourcesDiscovered", "", "All resources successfully discovered"},
+		{corev1.NamespaceDeletionDiscoveryFailure, len(unknown) > 0, "DiscoveryFailed", "ResourcesDiscovered", undiscovered, "All resources successfully discovered"},
 		{corev1.NamespaceDeletionGVParsingFailure, false, "GroupVersionParsingFailed", "ParsedGroupVersions", "", "All legacy kube types successfully parsed"},
 		{corev1.NamespaceDeletionContentFailure, failure != nil, "ContentDeletionFailed", "ContentDeleted", failed, "All content successfully deleted, may be waiting on finalization"},
 		{corev1.NamespaceContentRemaining, len(content) > 0, "SomeResourcesRemain", "ContentRemoved", "Some resources are remaining: " + strings.Join(content, ", "), "All content successfully removed"},

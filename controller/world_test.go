@@ -37,6 +37,7 @@ type world struct {
 	agent    *agent
 	driver   *fakeDriver
 	signer   *fakeSigner
+	behind   *fakeBehind
 }
 
 type fakeLiveness struct {
@@ -109,17 +110,18 @@ func worldOf(t *testing.T, ranges []string, test func(w *world)) {
 		server := apitest.NewServer(t, func(c *api.Config) { c.ServiceCIDR, c.ServiceCIDR6 = of[1], of[3] })
 		client := server.Local(apitest.Admin)
 		liveness := &fakeLiveness{states: map[string]NodeState{}, since: map[string]time.Time{}, changed: make(chan struct{})}
-		driver, signer := &fakeDriver{}, &fakeSigner{}
+		driver, signer, behind := &fakeDriver{}, &fakeSigner{}, &fakeBehind{}
 		m, err := New(Config{
-			CallDriver: driver.call, SignClient: signer.sign,
-			Client: client, Kinds: resources(), Liveness: liveness,
+			CallDriver: driver.call, SignClient: signer.sign, LocalAPIServices: server.LocalAPIServices, ProbeAPIService: behind.probe, EmptyBehind: behind.empty,
+			ExtensionAuthentication: func() map[string]string { return map[string]string{"client-ca-file": "CA"} },
+			Client:                  client, Kinds: resources(), Liveness: liveness,
 			RootCA: func() []byte { return []byte("-----BEGIN CERTIFICATE-----") }, PodCIDR: of[0], PodCIDR6: of[2],
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		w := &world{T: t, ctx: ctx, client: client, manager: m, liveness: liveness, driver: driver, signer: signer, agent: &agent{client: client, ctx: ctx, liveness: liveness, known: map[string]*corev1.Pod{}, wake: make(chan struct{}, 1)}}
+		w := &world{T: t, ctx: ctx, client: client, manager: m, liveness: liveness, driver: driver, signer: signer, behind: behind, agent: &agent{client: client, ctx: ctx, liveness: liveness, known: map[string]*corev1.Pod{}, wake: make(chan struct{}, 1)}}
 		var all sync.WaitGroup
 		all.Go(func() {
 			if err := m.Run(ctx); !errors.Is(err, context.Canceled) {

@@ -1,5 +1,6 @@
 // Package identity owns what a node is: its key, its certificate, the
-// cluster's CA, join tokens, and the key that seals Secrets at rest.
+// cluster's CA, the front proxy's, join tokens, and the key that seals Secrets at
+// rest.
 //
 // What always holds:
 //   - A node is its key. Its id is the first 16 bytes of the SHA-256 of its

@@ -3,67 +3,70 @@
 package openapi
 
 var documents = [...]Document{
-	{"v2", "897EB75F4431E91794387ED5450A5E31EE8FBE982B6F7DE9FCCFA9D174EE6031", &text_v2_json, &text_v2_pb},
-	{"v3/api/v1", "780389AB5179AC88F88ABA18FD4A0B8B7EEAEB664D041642BEC14697CC9AD2C4", &text_v3_api_v1_json, &text_v3_api_v1_pb},
-	{"v3/apis/admissionregistration.k8s.io/v1", "D9462C879E6F4041C16759B45C87C3705972E9CD233987DD9DE70CD84015EAD6", &text_v3_apis_admissionregistration_k8s_io_v1_json, &text_v3_apis_admissionregistration_k8s_io_v1_pb},
-	{"v3/apis/apiextensions.k8s.io/v1", "F7AED90384BCCED6CB5AD62516A3057539B86937A6015D808DA760CFC14E0CD0", &text_v3_apis_apiextensions_k8s_io_v1_json, &text_v3_apis_apiextensions_k8s_io_v1_pb},
-	{"v3/apis/apps/v1", "BEFF52B80A5B3D1B59B5B42956299F04AF0CB868B052AC2BDE0331A2F97566FB", &text_v3_apis_apps_v1_json, &text_v3_apis_apps_v1_pb},
+	{"v2", "C5E962D497A7480B687231A6620A8D6030DE52DAFE95DB2E8888B7389CF4A102", &text_v2_json, &text_v2_pb},
+	{"v3/api/v1", "C6FECA7B0EDDC68DB46CCF7DE520C12278E6BA5FD0CBA3AC06AA154DE2154699", &text_v3_api_v1_json, &text_v3_api_v1_pb},
+	{"v3/apis/admissionregistration.k8s.io/v1", "0742A2F0BF53841BB5132864941630B3FB6227015384C0E3478DEED4A40C9C6B", &text_v3_apis_admissionregistration_k8s_io_v1_json, &text_v3_apis_admissionregistration_k8s_io_v1_pb},
+	{"v3/apis/apiextensions.k8s.io/v1", "3C6B7350A2925BFC6984FDF6D9DF9389D121B3E624193F80F3C6CAAD1E0E4460", &text_v3_apis_apiextensions_k8s_io_v1_json, &text_v3_apis_apiextensions_k8s_io_v1_pb},
+	{"v3/apis/apiregistration.k8s.io/v1", "9B1F3C46392C48DAA123C5AA09CCA54174C74622840416710147FB2EDF216D66", &text_v3_apis_apiregistration_k8s_io_v1_json, &text_v3_apis_apiregistration_k8s_io_v1_pb},
+	{"v3/apis/apps/v1", "B066E6444B3BE8C61109B7078A9890805890C2C37CB7A68DD93F22B1143B77DA", &text_v3_apis_apps_v1_json, &text_v3_apis_apps_v1_pb},
 	{"v3/apis/authentication.k8s.io/v1", "C030DC299035EE74136CACB4238B9CE3F229CC81C5B962C41F8594DA75021E0D", &text_v3_apis_authentication_k8s_io_v1_json, &text_v3_apis_authentication_k8s_io_v1_pb},
 	{"v3/apis/authorization.k8s.io/v1", "0A3367CA92AD487AD0E2B123D6D0ACD54A2BAF9D26302EC6604C7491465C7723", &text_v3_apis_authorization_k8s_io_v1_json, &text_v3_apis_authorization_k8s_io_v1_pb},
-	{"v3/apis/batch/v1", "F6CFCF58F1F677CF3B5F80FA3BD1E2EEBDC2A6A37ED24F0B41377DB8C594EA8B", &text_v3_apis_batch_v1_json, &text_v3_apis_batch_v1_pb},
-	{"v3/apis/certificates.k8s.io/v1", "D09D98971C287CC77649186C56BE99D15411707F0D7A5E36DC3D37C7CCE51509", &text_v3_apis_certificates_k8s_io_v1_json, &text_v3_apis_certificates_k8s_io_v1_pb},
-	{"v3/apis/coordination.k8s.io/v1", "E9872511B404C52BB4BF4D9F8CDD118BB53E5B1663B9C06BCE66D0730D30EF57", &text_v3_apis_coordination_k8s_io_v1_json, &text_v3_apis_coordination_k8s_io_v1_pb},
-	{"v3/apis/discovery.k8s.io/v1", "535B7D5D739EECE2D6DC1BB03393B9D193063C22C67D2CE697F400A6927B1C93", &text_v3_apis_discovery_k8s_io_v1_json, &text_v3_apis_discovery_k8s_io_v1_pb},
-	{"v3/apis/events.k8s.io/v1", "E6DC0A346E73583B46C7E14A8D08D40BE1A7A01C95A37EDFEC86BBB77A0FA3F4", &text_v3_apis_events_k8s_io_v1_json, &text_v3_apis_events_k8s_io_v1_pb},
-	{"v3/apis/networking.k8s.io/v1", "D530F014A821396C430F7A2D43895BF6189B0E38A3DF754FEC14DC9A34EF5E2A", &text_v3_apis_networking_k8s_io_v1_json, &text_v3_apis_networking_k8s_io_v1_pb},
-	{"v3/apis/node.k8s.io/v1", "EA5EF758A178FBBDBD7171EC2AC13785F042011F2229D6718023290E4FD03F3C", &text_v3_apis_node_k8s_io_v1_json, &text_v3_apis_node_k8s_io_v1_pb},
-	{"v3/apis/policy/v1", "69DB431ADFFE3477B165FF6F29A741711A5D247AC3B1A70C9F7D854B54E2D275", &text_v3_apis_policy_v1_json, &text_v3_apis_policy_v1_pb},
-	{"v3/apis/rbac.authorization.k8s.io/v1", "7526F8C12EC323BE5F5395CA622EC2CC58D3951D44A57F0060960253BD55BC1F", &text_v3_apis_rbac_authorization_k8s_io_v1_json, &text_v3_apis_rbac_authorization_k8s_io_v1_pb},
-	{"v3/apis/resource.k8s.io/v1", "876C9AB5667975B62FF1F674C19D5E720C63DB8A9128E2DD9D6C17EA11142D41", &text_v3_apis_resource_k8s_io_v1_json, &text_v3_apis_resource_k8s_io_v1_pb},
-	{"v3/apis/scheduling.k8s.io/v1", "D3EDAE2418B8B1144CA9745B09BF320155BBDE89922894703148F58E602E2D7B", &text_v3_apis_scheduling_k8s_io_v1_json, &text_v3_apis_scheduling_k8s_io_v1_pb},
-	{"v3/apis/snapshot.storage.k8s.io/v1", "42825D32DA4B3BA05F967849AF8FEFB26E851AFA4DA61E168168FB2D0B5B530F", &text_v3_apis_snapshot_storage_k8s_io_v1_json, nil},
-	{"v3/apis/storage.k8s.io/v1", "B9838BA42952420F3794F7BDEEC0F1EEE940C09F40CA8676497F162492981EF3", &text_v3_apis_storage_k8s_io_v1_json, &text_v3_apis_storage_k8s_io_v1_pb},
+	{"v3/apis/batch/v1", "EF14C84FFC5C1AF154C3EE45CEB837228460EAC15BA69C36B0ADE99F6ADB054B", &text_v3_apis_batch_v1_json, &text_v3_apis_batch_v1_pb},
+	{"v3/apis/certificates.k8s.io/v1", "24F5C3D68751E3878D2DBF87D278DCF3311CF73D916D0E80EF30B4D1056B2822", &text_v3_apis_certificates_k8s_io_v1_json, &text_v3_apis_certificates_k8s_io_v1_pb},
+	{"v3/apis/coordination.k8s.io/v1", "55CB00B77BD5E2246AAA98604E9183B96548A7EC7680330F8DCDB28BBFB4B8D6", &text_v3_apis_coordination_k8s_io_v1_json, &text_v3_apis_coordination_k8s_io_v1_pb},
+	{"v3/apis/discovery.k8s.io/v1", "E9849233B1BB5712B32D91B47598D1D7530F94AC7249906D9F4F086E2DFCEC95", &text_v3_apis_discovery_k8s_io_v1_json, &text_v3_apis_discovery_k8s_io_v1_pb},
+	{"v3/apis/events.k8s.io/v1", "5648630DC0AE66A15AF905C92BB373C16744FC9337F943B3997B1B9373512DAE", &text_v3_apis_events_k8s_io_v1_json, &text_v3_apis_events_k8s_io_v1_pb},
+	{"v3/apis/networking.k8s.io/v1", "AD3A00ACCA3C047CD640DFCF7C28FD0914C749FF011BD827D3D0428C084B163A", &text_v3_apis_networking_k8s_io_v1_json, &text_v3_apis_networking_k8s_io_v1_pb},
+	{"v3/apis/node.k8s.io/v1", "DEFC91F3C53B68F20330173F5A382C2AE50E8F568D2A5078F1EB9946A146C7D4", &text_v3_apis_node_k8s_io_v1_json, &text_v3_apis_node_k8s_io_v1_pb},
+	{"v3/apis/policy/v1", "B774619022D26E6579D4B454B0890A5AB4C98DFF34F022FE23EA45CB5A36FE75", &text_v3_apis_policy_v1_json, &text_v3_apis_policy_v1_pb},
+	{"v3/apis/rbac.authorization.k8s.io/v1", "BC1AB747F05BFEF99D4312BA54A4E37DF62C9A13440A13D9F0733C413F5604BB", &text_v3_apis_rbac_authorization_k8s_io_v1_json, &text_v3_apis_rbac_authorization_k8s_io_v1_pb},
+	{"v3/apis/resource.k8s.io/v1", "15E876758C128BE28F7D4584632BDC7728E12BBE11A2914F38F7D30664BEA884", &text_v3_apis_resource_k8s_io_v1_json, &text_v3_apis_resource_k8s_io_v1_pb},
+	{"v3/apis/scheduling.k8s.io/v1", "0C561B1DD3A554F1CA523122D1CF61AD1176198CB3CA08D4119CC737EC9CA5A6", &text_v3_apis_scheduling_k8s_io_v1_json, &text_v3_apis_scheduling_k8s_io_v1_pb},
+	{"v3/apis/snapshot.storage.k8s.io/v1", "FAF2C21580E726D002829DE57C94D1EAD8D1F492F063F2B6E2B6A4C9A7863E86", &text_v3_apis_snapshot_storage_k8s_io_v1_json, nil},
+	{"v3/apis/storage.k8s.io/v1", "671DDC6B439B13D8E08BD1C62E99AF08819C8B161A844FA0607E2A6E490F15CF", &text_v3_apis_storage_k8s_io_v1_json, &text_v3_apis_storage_k8s_io_v1_pb},
 }
 
 var (
-	text_v2_json                                      = Text{file: "v2.json.zst", size: 1781668}
-	text_v3_api_v1_json                               = Text{file: "v3/api/v1.json.zst", size: 1184547, on: &text_v2_json}
-	text_v3_api_v1_pb                                 = Text{file: "v3/api/v1.pb.zst", size: 1054733, on: &text_v2_json}
-	text_v2_pb                                        = Text{file: "v2.pb.zst", size: 1563833, on: &text_v3_api_v1_pb}
-	text_v3_apis_admissionregistration_k8s_io_v1_json = Text{file: "v3/apis/admissionregistration.k8s.io/v1.json.zst", size: 138770, on: &text_v3_api_v1_json}
-	text_v3_apis_admissionregistration_k8s_io_v1_pb   = Text{file: "v3/apis/admissionregistration.k8s.io/v1.pb.zst", size: 126098, on: &text_v3_api_v1_pb}
-	text_v3_apis_apiextensions_k8s_io_v1_json         = Text{file: "v3/apis/apiextensions.k8s.io/v1.json.zst", size: 121279, on: &text_v3_api_v1_json}
-	text_v3_apis_apiextensions_k8s_io_v1_pb           = Text{file: "v3/apis/apiextensions.k8s.io/v1.pb.zst", size: 110453, on: &text_v3_api_v1_pb}
-	text_v3_apis_apps_v1_json                         = Text{file: "v3/apis/apps/v1.json.zst", size: 578236, on: &text_v3_api_v1_json}
-	text_v3_apis_apps_v1_pb                           = Text{file: "v3/apis/apps/v1.pb.zst", size: 519755, on: &text_v3_api_v1_pb}
+	text_v2_json                                      = Text{file: "v2.json.zst", size: 1807860}
+	text_v3_api_v1_json                               = Text{file: "v3/api/v1.json.zst", size: 1184620, on: &text_v2_json}
+	text_v3_api_v1_pb                                 = Text{file: "v3/api/v1.pb.zst", size: 1054801, on: &text_v2_json}
+	text_v2_pb                                        = Text{file: "v2.pb.zst", size: 1586361, on: &text_v3_api_v1_pb}
+	text_v3_apis_admissionregistration_k8s_io_v1_json = Text{file: "v3/apis/admissionregistration.k8s.io/v1.json.zst", size: 138843, on: &text_v3_api_v1_json}
+	text_v3_apis_admissionregistration_k8s_io_v1_pb   = Text{file: "v3/apis/admissionregistration.k8s.io/v1.pb.zst", size: 126166, on: &text_v3_api_v1_pb}
+	text_v3_apis_apiextensions_k8s_io_v1_json         = Text{file: "v3/apis/apiextensions.k8s.io/v1.json.zst", size: 121352, on: &text_v3_api_v1_json}
+	text_v3_apis_apiextensions_k8s_io_v1_pb           = Text{file: "v3/apis/apiextensions.k8s.io/v1.pb.zst", size: 110521, on: &text_v3_api_v1_pb}
+	text_v3_apis_apiregistration_k8s_io_v1_json       = Text{file: "v3/apis/apiregistration.k8s.io/v1.json.zst", size: 84221, on: &text_v3_api_v1_json}
+	text_v3_apis_apiregistration_k8s_io_v1_pb         = Text{file: "v3/apis/apiregistration.k8s.io/v1.pb.zst", size: 75739, on: &text_v3_api_v1_pb}
+	text_v3_apis_apps_v1_json                         = Text{file: "v3/apis/apps/v1.json.zst", size: 578309, on: &text_v3_api_v1_json}
+	text_v3_apis_apps_v1_pb                           = Text{file: "v3/apis/apps/v1.pb.zst", size: 519823, on: &text_v3_api_v1_pb}
 	text_v3_apis_authentication_k8s_io_v1_json        = Text{file: "v3/apis/authentication.k8s.io/v1.json.zst", size: 31816, on: &text_v3_api_v1_json}
 	text_v3_apis_authentication_k8s_io_v1_pb          = Text{file: "v3/apis/authentication.k8s.io/v1.pb.zst", size: 28682, on: &text_v3_api_v1_pb}
 	text_v3_apis_authorization_k8s_io_v1_json         = Text{file: "v3/apis/authorization.k8s.io/v1.json.zst", size: 55442, on: &text_v3_api_v1_json}
 	text_v3_apis_authorization_k8s_io_v1_pb           = Text{file: "v3/apis/authorization.k8s.io/v1.pb.zst", size: 49823, on: &text_v3_api_v1_pb}
-	text_v3_apis_batch_v1_json                        = Text{file: "v3/apis/batch/v1.json.zst", size: 382768, on: &text_v3_api_v1_json}
-	text_v3_apis_batch_v1_pb                          = Text{file: "v3/apis/batch/v1.pb.zst", size: 348938, on: &text_v3_api_v1_pb}
-	text_v3_apis_certificates_k8s_io_v1_json          = Text{file: "v3/apis/certificates.k8s.io/v1.json.zst", size: 97193, on: &text_v3_api_v1_json}
-	text_v3_apis_certificates_k8s_io_v1_pb            = Text{file: "v3/apis/certificates.k8s.io/v1.pb.zst", size: 87409, on: &text_v3_api_v1_pb}
-	text_v3_apis_coordination_k8s_io_v1_json          = Text{file: "v3/apis/coordination.k8s.io/v1.json.zst", size: 80880, on: &text_v3_api_v1_json}
-	text_v3_apis_coordination_k8s_io_v1_pb            = Text{file: "v3/apis/coordination.k8s.io/v1.pb.zst", size: 72888, on: &text_v3_api_v1_pb}
-	text_v3_apis_discovery_k8s_io_v1_json             = Text{file: "v3/apis/discovery.k8s.io/v1.json.zst", size: 89678, on: &text_v3_api_v1_json}
-	text_v3_apis_discovery_k8s_io_v1_pb               = Text{file: "v3/apis/discovery.k8s.io/v1.pb.zst", size: 81055, on: &text_v3_api_v1_pb}
-	text_v3_apis_events_k8s_io_v1_json                = Text{file: "v3/apis/events.k8s.io/v1.json.zst", size: 85034, on: &text_v3_api_v1_json}
-	text_v3_apis_events_k8s_io_v1_pb                  = Text{file: "v3/apis/events.k8s.io/v1.pb.zst", size: 76648, on: &text_v3_api_v1_pb}
-	text_v3_apis_networking_k8s_io_v1_json            = Text{file: "v3/apis/networking.k8s.io/v1.json.zst", size: 288442, on: &text_v3_api_v1_json}
-	text_v3_apis_networking_k8s_io_v1_pb              = Text{file: "v3/apis/networking.k8s.io/v1.pb.zst", size: 256612, on: &text_v3_api_v1_pb}
-	text_v3_apis_node_k8s_io_v1_json                  = Text{file: "v3/apis/node.k8s.io/v1.json.zst", size: 77475, on: &text_v3_api_v1_json}
-	text_v3_apis_node_k8s_io_v1_pb                    = Text{file: "v3/apis/node.k8s.io/v1.pb.zst", size: 69972, on: &text_v3_api_v1_pb}
-	text_v3_apis_policy_v1_json                       = Text{file: "v3/apis/policy/v1.json.zst", size: 98153, on: &text_v3_api_v1_json}
-	text_v3_apis_policy_v1_pb                         = Text{file: "v3/apis/policy/v1.pb.zst", size: 88273, on: &text_v3_api_v1_pb}
-	text_v3_apis_rbac_authorization_k8s_io_v1_json    = Text{file: "v3/apis/rbac.authorization.k8s.io/v1.json.zst", size: 208253, on: &text_v3_api_v1_json}
-	text_v3_apis_rbac_authorization_k8s_io_v1_pb      = Text{file: "v3/apis/rbac.authorization.k8s.io/v1.pb.zst", size: 185296, on: &text_v3_api_v1_pb}
-	text_v3_apis_resource_k8s_io_v1_json              = Text{file: "v3/apis/resource.k8s.io/v1.json.zst", size: 295975, on: &text_v3_api_v1_json}
-	text_v3_apis_resource_k8s_io_v1_pb                = Text{file: "v3/apis/resource.k8s.io/v1.pb.zst", size: 266313, on: &text_v3_api_v1_pb}
-	text_v3_apis_scheduling_k8s_io_v1_json            = Text{file: "v3/apis/scheduling.k8s.io/v1.json.zst", size: 70964, on: &text_v3_api_v1_json}
-	text_v3_apis_scheduling_k8s_io_v1_pb              = Text{file: "v3/apis/scheduling.k8s.io/v1.pb.zst", size: 64145, on: &text_v3_api_v1_pb}
-	text_v3_apis_snapshot_storage_k8s_io_v1_json      = Text{file: "v3/apis/snapshot.storage.k8s.io/v1.json.zst", size: 183109, on: &text_v3_api_v1_json}
-	text_v3_apis_storage_k8s_io_v1_json               = Text{file: "v3/apis/storage.k8s.io/v1.json.zst", size: 365100, on: &text_v3_api_v1_json}
-	text_v3_apis_storage_k8s_io_v1_pb                 = Text{file: "v3/apis/storage.k8s.io/v1.pb.zst", size: 325600, on: &text_v3_api_v1_pb}
-	merge                                             = Text{file: "merge.yaml.zst", size: 245282}
+	text_v3_apis_batch_v1_json                        = Text{file: "v3/apis/batch/v1.json.zst", size: 382841, on: &text_v3_api_v1_json}
+	text_v3_apis_batch_v1_pb                          = Text{file: "v3/apis/batch/v1.pb.zst", size: 349006, on: &text_v3_api_v1_pb}
+	text_v3_apis_certificates_k8s_io_v1_json          = Text{file: "v3/apis/certificates.k8s.io/v1.json.zst", size: 97266, on: &text_v3_api_v1_json}
+	text_v3_apis_certificates_k8s_io_v1_pb            = Text{file: "v3/apis/certificates.k8s.io/v1.pb.zst", size: 87477, on: &text_v3_api_v1_pb}
+	text_v3_apis_coordination_k8s_io_v1_json          = Text{file: "v3/apis/coordination.k8s.io/v1.json.zst", size: 80953, on: &text_v3_api_v1_json}
+	text_v3_apis_coordination_k8s_io_v1_pb            = Text{file: "v3/apis/coordination.k8s.io/v1.pb.zst", size: 72956, on: &text_v3_api_v1_pb}
+	text_v3_apis_discovery_k8s_io_v1_json             = Text{file: "v3/apis/discovery.k8s.io/v1.json.zst", size: 89751, on: &text_v3_api_v1_json}
+	text_v3_apis_discovery_k8s_io_v1_pb               = Text{file: "v3/apis/discovery.k8s.io/v1.pb.zst", size: 81123, on: &text_v3_api_v1_pb}
+	text_v3_apis_events_k8s_io_v1_json                = Text{file: "v3/apis/events.k8s.io/v1.json.zst", size: 85107, on: &text_v3_api_v1_json}
+	text_v3_apis_events_k8s_io_v1_pb                  = Text{file: "v3/apis/events.k8s.io/v1.pb.zst", size: 76716, on: &text_v3_api_v1_pb}
+	text_v3_apis_networking_k8s_io_v1_json            = Text{file: "v3/apis/networking.k8s.io/v1.json.zst", size: 288515, on: &text_v3_api_v1_json}
+	text_v3_apis_networking_k8s_io_v1_pb              = Text{file: "v3/apis/networking.k8s.io/v1.pb.zst", size: 256680, on: &text_v3_api_v1_pb}
+	text_v3_apis_node_k8s_io_v1_json                  = Text{file: "v3/apis/node.k8s.io/v1.json.zst", size: 77548, on: &text_v3_api_v1_json}
+	text_v3_apis_node_k8s_io_v1_pb                    = Text{file: "v3/apis/node.k8s.io/v1.pb.zst", size: 70040, on: &text_v3_api_v1_pb}
+	text_v3_apis_policy_v1_json                       = Text{file: "v3/apis/policy/v1.json.zst", size: 98226, on: &text_v3_api_v1_json}
+	text_v3_apis_policy_v1_pb                         = Text{file: "v3/apis/policy/v1.pb.zst", size: 88341, on: &text_v3_api_v1_pb}
+	text_v3_apis_rbac_authorization_k8s_io_v1_json    = Text{file: "v3/apis/rbac.authorization.k8s.io/v1.json.zst", size: 208326, on: &text_v3_api_v1_json}
+	text_v3_apis_rbac_authorization_k8s_io_v1_pb      = Text{file: "v3/apis/rbac.authorization.k8s.io/v1.pb.zst", size: 185364, on: &text_v3_api_v1_pb}
+	text_v3_apis_resource_k8s_io_v1_json              = Text{file: "v3/apis/resource.k8s.io/v1.json.zst", size: 296048, on: &text_v3_api_v1_json}
+	text_v3_apis_resource_k8s_io_v1_pb                = Text{file: "v3/apis/resource.k8s.io/v1.pb.zst", size: 266381, on: &text_v3_api_v1_pb}
+	text_v3_apis_scheduling_k8s_io_v1_json            = Text{file: "v3/apis/scheduling.k8s.io/v1.json.zst", size: 71037, on: &text_v3_api_v1_json}
+	text_v3_apis_scheduling_k8s_io_v1_pb              = Text{file: "v3/apis/scheduling.k8s.io/v1.pb.zst", size: 64213, on: &text_v3_api_v1_pb}
+	text_v3_apis_snapshot_storage_k8s_io_v1_json      = Text{file: "v3/apis/snapshot.storage.k8s.io/v1.json.zst", size: 183182, on: &text_v3_api_v1_json}
+	text_v3_apis_storage_k8s_io_v1_json               = Text{file: "v3/apis/storage.k8s.io/v1.json.zst", size: 365173, on: &text_v3_api_v1_json}
+	text_v3_apis_storage_k8s_io_v1_pb                 = Text{file: "v3/apis/storage.k8s.io/v1.pb.zst", size: 325668, on: &text_v3_api_v1_pb}
+	merge                                             = Text{file: "merge.yaml.zst", size: 248036}
 )

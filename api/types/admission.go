@@ -130,6 +130,8 @@ func AddToScheme(s *runtime.Scheme) error {
 	s.AddKnownTypes(Certificates, &CertificateSigningRequest{}, &CertificateSigningRequestList{})
 	metav1.AddToGroupVersion(s, Admission)
 	metav1.AddToGroupVersion(s, Certificates)
+	s.AddKnownTypes(Registration, &APIService{}, &APIServiceList{})
+	metav1.AddToGroupVersion(s, Registration)
 	return nil
 }
 

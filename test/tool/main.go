@@ -29,7 +29,8 @@ var commands = map[string]func(ctx context.Context, args []string) error{
 
 	"guestbook": guestbook,
 
-	"webhook": webhook,
+	"webhook":  webhook,
+	"flunders": flunders,
 
 	"euid":   euid,
 	"health": health,

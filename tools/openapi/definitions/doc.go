@@ -21,4 +21,5 @@ import (
 	_ "k8s.io/apimachinery/pkg/runtime"
 	_ "k8s.io/apimachinery/pkg/util/intstr"
 	_ "k8s.io/apimachinery/pkg/version"
+	_ "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 )
