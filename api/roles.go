@@ -131,6 +131,7 @@ func ensureRoles(ctx context.Context, c Client) error {
 	for _, want := range rbac.Bindings() {
 		g.Go(func() error { return ensureBinding(ctx, c, want) })
 	}
+	g.Go(func() error { return ensure(ctx, c, rbac.AuthenticationReader()) })
 	return g.Wait()
 }
 

@@ -430,8 +430,15 @@ func TestSystemRolesAreKept(t *testing.T) {
 		}
 	}
 	must(bindings.Create(ctx, clusterBinding("system:discovery", "cluster-admin", user("jane")), metav1.CreateOptions{}))(t)
+	const reader = "extension-apiserver-authentication-reader"
+	if err := cs.RbacV1().Roles("kube-system").Delete(ctx, reader, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	if err := st.EnsureDefaults(ctx); err != nil {
 		t.Fatal(err)
+	}
+	if r := must(cs.RbacV1().Roles("kube-system").Get(ctx, reader, metav1.GetOptions{}))(t); len(r.Rules) != 1 || r.Rules[0].ResourceNames[0] != "extension-apiserver-authentication" {
+		t.Errorf("%+v", r.Rules)
 	}
 	if r := must(roles.Get(ctx, "system:aggregate-to-view", metav1.GetOptions{}))(t); r.Rules[0].Resources[0] != "mice" || len(r.Rules) < 20 {
 		t.Errorf("%+v", r.Rules)

@@ -162,6 +162,17 @@ func readRule(words []string) (r rbacv1.PolicyRule) {
 	return r
 }
 
+// AuthenticationReader is the Role by which API servers behind the cluster's may
+// read by whom they are asked.
+func AuthenticationReader() *rbacv1.Role {
+	const config = "extension-apiserver-authentication"
+	r := &rbacv1.Role{ObjectMeta: systemMeta(config + "-reader"), Rules: []rbacv1.PolicyRule{
+		{Verbs: []string{"get", "list", "watch"}, APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{config}},
+	}}
+	r.Namespace = metav1.NamespaceSystem
+	return r
+}
+
 // Bindings are the ClusterRoleBindings that every cluster has.
 func Bindings() (bindings []*rbacv1.ClusterRoleBinding) {
 	for line := range strings.Lines(bindingTable) {
