@@ -356,11 +356,12 @@ func TestKubectlDebug(t *testing.T) {
 	}
 	mustContain(t, "attach", out, "54 pears")
 	// A copy of the pod.
-	out = onTerminal(t, c, "", "-n", ns, "debug", "-it", "app", "--copy-to=copy", "--container=main", "--", "sh", "-c", "'echo copied'")
+	// It waits for a line, which comes only when somebody is attached: what it says before that is in the log alone.
+	out = onTerminal(t, c, "go\n", "-n", ns, "debug", "-it", "app", "--copy-to=copy", "--container=main", "--", "sh", "-c", "'read go; echo copied'")
 	mustContain(t, "debug --copy-to", out, "copied")
 
 	node := n.pod("app").Spec.NodeName
-	out = onTerminal(t, c, "", "-n", ns, "debug", "-it", "node/"+node, "--image=conclave.test/busybox:1", "--profile=sysadmin", "--", "chroot", "/host", "sh", "-c", "'ls -d /etc/debian_version /proc/1; hostname'")
+	out = onTerminal(t, c, "go\n", "-n", ns, "debug", "-it", "node/"+node, "--image=conclave.test/busybox:1", "--profile=sysadmin", "--", "chroot", "/host", "sh", "-c", "'read go; ls -d /etc/debian_version /proc/1; hostname'")
 	mustContain(t, "debug node", out, "/etc/debian_version", "/proc/1")
 	list := kubectl(t, c, "-n", ns, "get", "pods", "-o", "name")
 	if !strings.Contains(list, "pod/node-debugger-"+node) {
