@@ -36,7 +36,7 @@ func traces(t *testing.T, c *cluster.Cluster, host string) map[string][]string {
 		"routes":             `ip route`,
 		"nft":                `nft list tables`,
 		"mounts":             `awk '{print $5}' /proc/self/mountinfo`,
-		"cgroups":            `find /sys/fs/cgroup -type d -path '*` + c.CgroupParent(h) + `*'`,
+		"cgroups":            `find /sys/fs/cgroup -type d -path '*` + c.CgroupParent(h) + `*'; true`, // other clusters' come and go meanwhile
 		"network namespaces": `ls /run/netns 2>/dev/null; true`,
 	} {
 		out, err := c.On(t.Context(), host, "sh", "-c", script)
