@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -83,18 +82,17 @@ type remotes struct {
 	byName map[string]*remote // by the name of the APIService
 }
 
-// ownVersion says whether a group and version is served from the table or by reviews:
-// such a one cannot be given away.
-func (s *Server) ownVersion(gv schema.GroupVersion) bool {
-	if slices.ContainsFunc(s.table.Load().rows, func(r *resource) bool { return r.gvr.GroupVersion() == gv }) {
-		return true
+// ownVersions are the groups and versions that are served from the table or by
+// reviews: none of them can be given away. Every request asks for one.
+func ownVersions(t *table, r map[schema.GroupVersionResource]*review) map[schema.GroupVersion]bool {
+	own := map[schema.GroupVersion]bool{}
+	for _, row := range t.rows {
+		own[row.gvr.GroupVersion()] = true
 	}
-	for gvr := range s.reviews {
-		if gvr.GroupVersion() == gv {
-			return true
-		}
+	for gvr := range r {
+		own[gvr.GroupVersion()] = true
 	}
-	return false
+	return own
 }
 
 // admitAPIService refuses to give away what the cluster itself is made of.
@@ -103,7 +101,7 @@ func admitAPIService(_ context.Context, c *call, obj, _ Object) error {
 	if !ok || o.Spec.Service == nil {
 		return nil
 	}
-	if gv := (schema.GroupVersion{Group: o.Spec.Group, Version: o.Spec.Version}); c.s.ownVersion(gv) {
+	if gv := (schema.GroupVersion{Group: o.Spec.Group, Version: o.Spec.Version}); c.s.served[gv] {
 		return forbiddenObject(c.res.gr(), o.Name, fmt.Sprintf("%s is served by the cluster itself and cannot be served by a service", gv))
 	}
 	return nil
@@ -112,7 +110,7 @@ func admitAPIService(_ context.Context, c *call, obj, _ Object) error {
 // remoteOf is the APIService by which another server serves a group and version,
 // nil if none does.
 func (s *Server) remoteOf(gv schema.GroupVersion) *types.APIService {
-	if !strings.Contains(gv.Group, ".") && s.ownVersion(gv) { // most requests
+	if s.served[gv] {
 		return nil
 	}
 	rec := s.cfg.Storage.Get(apiServicesStored, "", gv.Version+"."+gv.Group)
@@ -120,7 +118,7 @@ func (s *Server) remoteOf(gv schema.GroupVersion) *types.APIService {
 		return nil
 	}
 	o, ok := rec.Object().(*types.APIService)
-	if !ok || o.Spec.Service == nil || s.ownVersion(gv) {
+	if !ok || o.Spec.Service == nil {
 		return nil
 	}
 	return o

@@ -65,7 +65,7 @@ func (s *Server) behindUs() (all []extension, stamp string) {
 	there := map[string]bool{}
 	for _, rec := range records {
 		o, ok := rec.Object().(*types.APIService)
-		if !ok || o.Spec.Service == nil || s.ownVersion(schema.GroupVersion{Group: o.Spec.Group, Version: o.Spec.Version}) {
+		if !ok || o.Spec.Service == nil || s.served[schema.GroupVersion{Group: o.Spec.Group, Version: o.Spec.Version}] {
 			continue
 		}
 		one := extension{APIService: o, revision: rec.Revision(), remoteSeen: remoteSeen{stale: true}}

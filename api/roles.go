@@ -131,22 +131,46 @@ func ensureRoles(ctx context.Context, c Client) error {
 	for _, want := range rbac.Bindings() {
 		g.Go(func() error { return ensureBinding(ctx, c, want) })
 	}
-	g.Go(func() error { return ensure(ctx, c, rbac.AuthenticationReader()) })
+	g.Go(func() error { return ensureReader(ctx, c, rbac.AuthenticationReader(AuthenticationConfig)) })
 	return g.Wait()
 }
 
 func ensureRole(ctx context.Context, c Client, want *rbacv1.ClusterRole) error {
-	have, err := c.Get(ctx, clusterRoles, "", want.Name, metav1.GetOptions{})
+	return keepUp(ctx, c, want, func(have Object) (Object, bool) {
+		next := rbac.ReconcileRole(have.(*rbacv1.ClusterRole), want)
+		return next, next != nil
+	})
+}
+
+// ensureReader is ensureRole of a role in a namespace, whose rules are kept alike.
+func ensureReader(ctx context.Context, c Client, want *rbacv1.Role) error {
+	wide := func(r *rbacv1.Role) *rbacv1.ClusterRole {
+		return &rbacv1.ClusterRole{ObjectMeta: r.ObjectMeta, Rules: r.Rules}
+	}
+	return keepUp(ctx, c, want, func(have Object) (Object, bool) {
+		next := rbac.ReconcileRole(wide(have.(*rbacv1.Role)), wide(want))
+		if next == nil {
+			return nil, false
+		}
+		return &rbacv1.Role{ObjectMeta: next.ObjectMeta, Rules: next.Rules}, true
+	})
+}
+
+// keepUp makes an object be there, and be as next says of what is there; false:
+// nothing has to change.
+func keepUp(ctx context.Context, c Client, want Object, next func(have Object) (Object, bool)) error {
+	r := GVROf(want)
+	have, err := c.Get(ctx, r, want.GetNamespace(), want.GetName(), metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return ensure(ctx, c, want)
 	}
 	if err == nil {
-		if next := rbac.ReconcileRole(have.(*rbacv1.ClusterRole), want); next != nil {
-			_, err = c.Update(ctx, clusterRoles, "", next, metav1.UpdateOptions{})
+		if better, differs := next(have); differs {
+			_, err = c.Update(ctx, r, want.GetNamespace(), better, metav1.UpdateOptions{})
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("keep up the cluster role %q: %w", want.Name, err)
+		return fmt.Errorf("keep up %s %q: %w", r.Resource, want.GetName(), err)
 	}
 	return nil
 }

@@ -437,7 +437,16 @@ func TestSystemRolesAreKept(t *testing.T) {
 	if err := st.EnsureDefaults(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if r := must(cs.RbacV1().Roles("kube-system").Get(ctx, reader, metav1.GetOptions{}))(t); len(r.Rules) != 1 || r.Rules[0].ResourceNames[0] != "extension-apiserver-authentication" {
+	r := must(cs.RbacV1().Roles("kube-system").Get(ctx, reader, metav1.GetOptions{}))(t)
+	if len(r.Rules) != 1 || r.Rules[0].ResourceNames[0] != "extension-apiserver-authentication" {
+		t.Errorf("%+v", r.Rules)
+	}
+	r.Rules = r.Rules[:0]
+	must(cs.RbacV1().Roles("kube-system").Update(ctx, r, metav1.UpdateOptions{}))(t)
+	if err := st.EnsureDefaults(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if r := must(cs.RbacV1().Roles("kube-system").Get(ctx, reader, metav1.GetOptions{}))(t); len(r.Rules) != 3 { // a verb each
 		t.Errorf("%+v", r.Rules)
 	}
 	if r := must(roles.Get(ctx, "system:aggregate-to-view", metav1.GetOptions{}))(t); r.Rules[0].Resources[0] != "mice" || len(r.Rules) < 20 {

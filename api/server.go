@@ -109,8 +109,9 @@ type Server struct {
 	log      *slog.Logger
 	table    atomic.Pointer[table]
 	reviews  map[schema.GroupVersionResource]*review
-	creators map[string]creator // by "resource.group/subresource"
-	disco    discovery          // without custom resources
+	served   map[schema.GroupVersion]bool // see ownVersions
+	creators map[string]creator           // by "resource.group/subresource"
+	disco    discovery                    // without custom resources
 	customs  customs
 	certs    certCache
 	rights   rights
@@ -147,6 +148,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.table.Store(t)
 	s.reviews = reviews(s)
+	s.served = ownVersions(t, s.reviews)
 	s.creators = creators()
 	s.disco.build(s, t.rows, nil)
 	return s, nil

@@ -96,11 +96,12 @@
 // observations), pulse (overdue leaders), confirm (whether this node may lead;
 // it ends with the answer), watchRetirement (whether this node is still
 // wanted), learn (who asks for votes that this node does not know as a voter,
-// stranger.go), speak (silent.go; it ends with the silence), the transport's relay, raft's own goroutines, and two for each
-// pipeline to a follower. While this node leads there are two more, one that keeps the masters
-// and one that compares their states (compare.go), and now and then one that
-// prepares a node. A write, a verification of the
-// leader and a question to it each have a goroutine that ends with their
+// stranger.go), speak (silent.go; it ends with the silence), the transport's
+// relay, raft's own goroutines, and two for each pipeline to a follower. While
+// this node leads there are two more, one that keeps the masters and one that
+// compares their states (compare.go), and now and then one that prepares a
+// node. A write, a verification of the leader and a question to it each have a
+// goroutine that ends with their
 // answer; none is left when Run returns. The store and the watchers have none.
 // [LeaseClient.Run] has a loop, and one goroutine for each renewal.
 //

@@ -292,7 +292,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	asked := make(chan raft.Observation, 1) // who is not heard asks again
 	canvassers := raft.NewObserver(asked, false, func(o *raft.Observation) bool {
 		c, ok := canvassOf(o.Data)
-		return ok && !hasVote(r, c.id)
+		return ok && !slices.Contains(voterIDs(r.GetConfiguration().Configuration()), raft.ServerID(c.id))
 	})
 	r.RegisterObserver(canvassers)
 	n.raft.Store(r)

@@ -78,17 +78,25 @@ func (n *Node) sync(ctx context.Context) (term uint64, err error) {
 	began := time.Now()
 	for {
 		changed := n.changed.wait()
-		at, err := n.readIndex(ctx)
+		at, err := n.reach(ctx)
 		if err == nil {
-			if err = n.store.WaitFor(ctx, at.revision); err == nil {
-				return at.term, nil
-			}
+			return at.term, nil
 		}
 		n.pause(ctx, changed)
 		if given := n.over(ctx, began); given != nil {
 			return 0, fmt.Errorf("catching up with the leader: %w: %w (%w)", ErrNoLeader, given, err)
 		}
 	}
+}
+
+// reach tries once to bring this replica to where the leader is, and returns where
+// that was.
+func (n *Node) reach(ctx context.Context) (index, error) {
+	at, err := n.readIndex(ctx)
+	if err == nil {
+		err = n.store.WaitFor(ctx, at.revision)
+	}
+	return at, err
 }
 
 func (n *Node) readIndex(ctx context.Context) (index, error) {

@@ -88,11 +88,8 @@ func (n *Node) speak(ctx context.Context, r *raft.Raft) {
 // catchUp returns once the log here has all that the leader's had when a majority
 // still followed it.
 func (n *Node) catchUp(ctx context.Context, r *raft.Raft) error {
-	at, err := n.readIndex(ctx)
+	at, err := n.reach(ctx)
 	if err != nil {
-		return err
-	}
-	if err := n.store.WaitFor(ctx, at.revision); err != nil {
 		return err
 	}
 	if last := r.LastIndex(); last < at.last { // of what is no write

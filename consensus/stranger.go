@@ -90,7 +90,7 @@ func (n *Node) learn(ctx context.Context, r *raft.Raft, asked <-chan raft.Observ
 func (n *Node) learnFrom(ctx context.Context, r *raft.Raft, c canvass) error {
 	last := r.LastIndex()
 	term := n.disk.log.termAt(last)
-	if n.Leader() != "" || term == 0 || hasVote(r, c.id) || c.index <= last || c.term < term {
+	if n.Leader() != "" || term == 0 || c.index <= last || c.term < term {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, tailWait)
@@ -115,15 +115,6 @@ func (n *Node) learnFrom(ctx context.Context, r *raft.Raft, c canvass) error {
 		Term:         max(r.CurrentTerm(), entries[len(entries)-1].Term),
 		PrevLogEntry: last, PrevLogTerm: term, Entries: entries,
 	})
-}
-
-func hasVote(r *raft.Raft, id string) bool {
-	for _, s := range r.GetConfiguration().Configuration().Servers {
-		if string(s.ID) == id {
-			return s.Suffrage == raft.Voter
-		}
-	}
-	return false
 }
 
 // follow checks entries that are to follow another.

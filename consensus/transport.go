@@ -106,7 +106,7 @@ func (t *transport) relay() {
 				}
 			}
 			if q.Reader != nil {
-				q.Reader = watched{q.Reader, newStopped(snapshotStall, t.streams.dropIncoming)}
+				q.Reader = watched{q.Reader, t.streams.dropIncoming}
 			}
 			select {
 			case t.consumed <- q:
@@ -126,18 +126,11 @@ func (t *transport) Consumer() <-chan raft.RPC { return t.consumed }
 // long ends all incoming connections; those who are still there make new ones.
 type watched struct {
 	io.Reader
-	late *time.Timer
-}
-
-func newStopped(d time.Duration, f func()) *time.Timer {
-	t := time.AfterFunc(d, f)
-	t.Stop()
-	return t
+	drop func()
 }
 
 func (w watched) Read(b []byte) (int, error) {
-	w.late.Reset(snapshotStall)
-	defer w.late.Stop()
+	defer time.AfterFunc(snapshotStall, w.drop).Stop()
 	return w.Reader.Read(b)
 }
 
@@ -291,11 +284,11 @@ func (t *transport) InstallSnapshot(id raft.ServerID, to raft.ServerAddress, q *
 		return t.NetworkTransport.InstallSnapshot(id, to, q, a, data)
 	}
 	*a = raft.InstallSnapshotResponse{RPCHeader: has.RPCHeader, Term: has.Term, Success: has.Success}
-	var last, next raft.Log
-	if !has.Success || t.log.GetLog(has.LastLog, &last) != nil || t.log.GetLog(has.LastLog+1, &next) != nil {
+	var next raft.Log
+	ask.PrevLogEntry, ask.PrevLogTerm, ask.Entries = has.LastLog, t.log.termAt(has.LastLog), []*raft.Log{&next}
+	if !has.Success || ask.PrevLogTerm == 0 || t.log.GetLog(has.LastLog+1, &next) != nil {
 		return nil
 	}
-	ask.PrevLogEntry, ask.PrevLogTerm, ask.Entries = last.Index, last.Term, []*raft.Log{&next}
 	if err := t.AppendEntries(id, to, &ask, &takes); err != nil {
 		return err
 	}

@@ -163,9 +163,8 @@ func readRule(words []string) (r rbacv1.PolicyRule) {
 }
 
 // AuthenticationReader is the Role by which API servers behind the cluster's may
-// read by whom they are asked.
-func AuthenticationReader() *rbacv1.Role {
-	const config = "extension-apiserver-authentication"
+// read a ConfigMap of kube-system, which says by whom they are asked.
+func AuthenticationReader(config string) *rbacv1.Role {
 	r := &rbacv1.Role{ObjectMeta: systemMeta(config + "-reader"), Rules: []rbacv1.PolicyRule{
 		{Verbs: []string{"get", "list", "watch"}, APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{config}},
 	}}
