@@ -27,7 +27,7 @@ POD_ENV    := $(if $(LIBSECCOMP),PKG_CONFIG_LIBDIR=$(SYSROOT)/usr/lib/$(TRIPLET_
 SUDO       := $(if $(filter 0,$(shell id -u)),,sudo)
 # Debian packages: what the build needs, and what the tests and the demo need besides.
 APT_BUILD  := gcc libc6-dev libseccomp-dev pkg-config
-APT_TEST   := busybox-static docker-registry nftables iproute2 e2fsprogs util-linux bsdutils
+APT_TEST   := busybox-static docker-registry nftables iproute2 e2fsprogs util-linux bsdutils apparmor
 # The tests that need the machine for themselves run apart from the units.
 HOSTS_PKG  := ./test/hosts/...
 SEEDS      ?= 1000

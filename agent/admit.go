@@ -98,7 +98,7 @@ func (a *Agent) permissible(pod *corev1.Pod) *failure {
 	if err := checkSysctls(pod, a.cfg.UnsafeSysctls); err != nil {
 		return &failure{Reason: "SysctlForbidden", Message: "Pod was rejected: forbidden sysctl: " + err.Error()}
 	}
-	if err := checkAppArmor(pod, appArmorHost()); err != nil {
+	if err := theAppArmor().check(pod); err != nil {
 		return &failure{Reason: "AppArmor", Message: "Pod was rejected: Cannot enforce AppArmor: " + err.Error()}
 	}
 	return nil

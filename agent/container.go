@@ -73,7 +73,7 @@ func containerConfig(pod *corev1.Pod, c *corev1.Container, attempt int, image Im
 	if cfg.Seccomp, err = seccomp(pod, c, secure.profiles, secure.byDefault); err != nil {
 		return cfg, skipped, err
 	}
-	cfg.AppArmor = appArmorName(pod, c)
+	cfg.AppArmor = theAppArmor().profileOf(pod, c)
 	if sc := pod.Spec.SecurityContext; sc != nil && sc.SupplementalGroupsPolicy != nil {
 		cfg.OnlyGroups = *sc.SupplementalGroupsPolicy == corev1.SupplementalGroupsPolicyStrict
 	}

@@ -63,48 +63,6 @@ func seccomp(pod *corev1.Pod, c *corev1.Container, root string, byDefault bool) 
 	return "", configError{fmt.Sprintf("invalid seccomp profile of type %s", p.Type)}
 }
 
-// appArmor is the profile that a container asks for; nil for the default.
-func appArmor(pod *corev1.Pod, c *corev1.Container) *corev1.AppArmorProfile {
-	if sc := c.SecurityContext; sc != nil && sc.AppArmorProfile != nil {
-		return sc.AppArmorProfile
-	}
-	if sc := pod.Spec.SecurityContext; sc != nil {
-		return sc.AppArmorProfile
-	}
-	return nil
-}
-
-// appArmorName is what the kernel calls the profile; empty is none.
-func appArmorName(pod *corev1.Pod, c *corev1.Container) string {
-	p := appArmor(pod, c)
-	if p == nil || p.Type != corev1.AppArmorProfileTypeLocalhost || p.LocalhostProfile == nil || c.SecurityContext != nil && isTrue(c.SecurityContext.Privileged) {
-		return ""
-	}
-	return *p.LocalhostProfile
-}
-
-// appArmorHost says whether the kernel enforces AppArmor.
-var appArmorHost = sync.OnceValue(func() bool {
-	data, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
-	return err == nil && strings.HasPrefix(string(data), "Y")
-})
-
-// checkAppArmor refuses a pod that asks for what this host cannot enforce.
-// There is no default profile: the kernel would have to be given a compiled
-// one, and the compiler is a program that this node does without.
-func checkAppArmor(pod *corev1.Pod, host bool) error {
-	for _, c := range allContainers(pod) {
-		switch p := appArmor(pod, c); {
-		case p == nil || p.Type == corev1.AppArmorProfileTypeUnconfined:
-		case !host:
-			return fmt.Errorf("AppArmor is not enabled on the host")
-		case p.Type == corev1.AppArmorProfileTypeRuntimeDefault:
-			return fmt.Errorf("the runtime has no default profile: load one into the kernel and name it as a profile of type Localhost")
-		}
-	}
-	return nil
-}
-
 // safeSysctls belong to a namespace and cannot be used against the node or
 // other pods.
 var safeSysctls = []string{

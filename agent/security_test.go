@@ -77,37 +77,6 @@ func TestCheckSysctls(t *testing.T) {
 	}
 }
 
-func TestCheckAppArmor(t *testing.T) {
-	path := "k8s-web"
-	ask := func(of corev1.AppArmorProfileType) *corev1.Pod {
-		p := &corev1.AppArmorProfile{Type: of}
-		if of == corev1.AppArmorProfileTypeLocalhost {
-			p.LocalhostProfile = &path
-		}
-		return &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "a", SecurityContext: &corev1.SecurityContext{AppArmorProfile: p}}}}}
-	}
-	for _, c := range []struct {
-		pod  *corev1.Pod
-		host bool
-		want string
-		name string
-	}{
-		{ask(corev1.AppArmorProfileTypeUnconfined), false, "", ""},
-		{ask(corev1.AppArmorProfileTypeLocalhost), false, "AppArmor is not enabled on the host", path},
-		{ask(corev1.AppArmorProfileTypeRuntimeDefault), false, "AppArmor is not enabled on the host", ""},
-		{ask(corev1.AppArmorProfileTypeLocalhost), true, "", path},
-		{ask(corev1.AppArmorProfileTypeRuntimeDefault), true, "the runtime has no default profile", ""},
-	} {
-		err := checkAppArmor(c.pod, c.host)
-		if (c.want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%+v on %v: %v", c.pod.Spec.Containers[0].SecurityContext.AppArmorProfile, c.host, err)
-		}
-		if got := appArmorName(c.pod, &c.pod.Spec.Containers[0]); got != c.name {
-			t.Errorf("the kernel is told %q", got)
-		}
-	}
-}
-
 func TestRecursiveReadOnly(t *testing.T) {
 	enabled, possible, disabled := corev1.RecursiveReadOnlyEnabled, corev1.RecursiveReadOnlyIfPossible, corev1.RecursiveReadOnlyDisabled
 	for _, c := range []struct {
