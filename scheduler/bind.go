@@ -23,6 +23,9 @@ var (
 	volumes    = corev1.SchemeGroupVersion.WithResource("persistentvolumes")
 	budgets    = policyv1.SchemeGroupVersion.WithResource("poddisruptionbudgets")
 	classes    = storagev1.SchemeGroupVersion.WithResource("storageclasses")
+	drivers    = storagev1.SchemeGroupVersion.WithResource("csidrivers")
+	onNodes    = storagev1.SchemeGroupVersion.WithResource("csinodes")
+	capacities = storagev1.SchemeGroupVersion.WithResource("csistoragecapacities")
 )
 
 const component = "default-scheduler"

@@ -76,6 +76,7 @@ var filters = []Filter{
 	{"NodeResourcesFit", everyPod, fits, lacks},
 	volumeFilters[0],
 	volumeFilters[1],
+	volumeFilters[2],
 	{"PodTopologySpread", func(c *cycle) bool { return len(c.hard) > 0 }, func(c *cycle, n *nodeInfo) bool {
 		for i := range c.hard {
 			if _, ok := n.domain(c.hard[i].key); !ok || !c.hard[i].fits(n) {

@@ -50,7 +50,7 @@ func startOf(p *podInfo) time.Time {
 }
 
 // hopeless are the filters that no pod's going helps.
-var hopelessFilters = []string{"NodeUnschedulable", "NodeName", "TaintToleration", "NodeSuspected", "NodeAffinity", volumeFilters[0].Name, volumeFilters[1].Name}
+var hopelessFilters = []string{"NodeUnschedulable", "NodeName", "TaintToleration", "NodeSuspected", "NodeAffinity", volumeFilters[2].Name}
 
 // preempt finds the node where room for a pod costs least, and whose pods of
 // lower priority that costs; nil, and why, if none helps. It leaves the

@@ -103,6 +103,26 @@ func TestPreempt(t *testing.T) {
 	}
 }
 
+// A claim for one pod at a time, and the last volume that a driver can mount on a
+// node, are taken from whom matters less, as room is.
+func TestPreemptForVolumes(t *testing.T) {
+	holder := func(p *corev1.Pod) { p.UID = "holder" }
+	for name, s := range map[string]*snapshot{
+		"a claim for one pod": cluster(testNode("a"), testClaim("data", "", boundTo("v"), alone), driverVolume("v", "d"),
+			testPod("x", on("a"), holder, claiming("data"))),
+		"the last mount": cluster(testNode("a"), mounts("a", "d", 1), testClaim("data", "", boundTo("v")), driverVolume("v", "d"),
+			testClaim("one", "", boundTo("v1")), driverVolume("v1", "d"), testPod("x", on("a"), holder, claiming("one"))),
+	} {
+		found, why := preempt(s, newPodInfo(testPod("p", claiming("data"), important(100))), trust)
+		if found == nil || len(found.victims) != 1 || found.victims[0].Name != "x" {
+			t.Errorf("%s: %+v, %q", name, found, why)
+		}
+		if found, _ := preempt(s, newPodInfo(testPod("p", claiming("data"))), trust); found != nil {
+			t.Errorf("%s: taken from an equal", name)
+		}
+	}
+}
+
 // What waits for room gets it, and nobody of lower priority comes before.
 func TestPreemption(t *testing.T) {
 	inBubble(t, nil, nil, func(b *bench) {

@@ -118,6 +118,12 @@ func cluster(objects ...any) *snapshot {
 			s.volumes[o.Name] = o
 		case *storagev1.StorageClass:
 			s.classes[o.Name] = o
+		case *storagev1.CSIDriver:
+			s.drivers[o.Name] = o
+		case *storagev1.CSINode:
+			s.onNodes[o.Name] = o
+		case *storagev1.CSIStorageCapacity:
+			s.capacities[o.Namespace+"/"+o.Name] = o
 		}
 	}
 	return s
@@ -177,6 +183,43 @@ func testClass(name, provisioner string, waits bool, edit ...func(*storagev1.Sto
 	return c
 }
 
+// driverVolume is one that a CSI driver mounts anywhere.
+func driverVolume(name, driver string) *corev1.PersistentVolume {
+	v := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID("volume-" + name)}}
+	v.Spec.CSI = &corev1.CSIPersistentVolumeSource{Driver: driver, VolumeHandle: "handle-" + name}
+	return v
+}
+
+// mounts says how many volumes a driver mounts on a node.
+func mounts(node, driver string, most int32) *storagev1.CSINode {
+	return &storagev1.CSINode{ObjectMeta: metav1.ObjectMeta{Name: node}, Spec: storagev1.CSINodeSpec{Drivers: []storagev1.CSINodeDriver{
+		{Name: "another", NodeID: node, Allocatable: &storagev1.VolumeNodeResources{Count: new(int32(0))}}, {Name: "unlimited", NodeID: node},
+		{Name: driver, NodeID: node, Allocatable: &storagev1.VolumeNodeResources{Count: &most}},
+	}}}
+}
+
+func tellingRoom(name string, edit ...func(*storagev1.CSIDriver)) *storagev1.CSIDriver {
+	d := &storagev1.CSIDriver{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: storagev1.CSIDriverSpec{StorageCapacity: new(true)}}
+	for _, f := range edit {
+		f(d)
+	}
+	return d
+}
+
+// roomOf is what a driver has for a class where the nodes' label "rack" is so.
+func roomOf(class, rack, capacity, largest string) *storagev1.CSIStorageCapacity {
+	c := &storagev1.CSIStorageCapacity{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: class + rack}, StorageClassName: class,
+		NodeTopology: &metav1.LabelSelector{MatchLabels: map[string]string{"rack": rack}},
+	}
+	for q, to := range map[string]**resource.Quantity{capacity: &c.Capacity, largest: &c.MaximumVolumeSize} {
+		if q != "" {
+			*to = new(resource.MustParse(q))
+		}
+	}
+	return c
+}
+
 func keeping(n *corev1.Node) { n.Annotations = map[string]string{api.AnnotationVolumesDir: "/data"} }
 
 const zone = corev1.LabelTopologyZone
@@ -231,6 +274,16 @@ func TestExplanations(t *testing.T) {
 			"0/1 nodes are available: 1 node(s) didn't find available persistent volumes to bind."},
 		{"another pod's", cluster(testNode("a"), testNode("b"), testClaim("data", "", boundTo("v"), alone), testVolume("v", "", "a"), testPod("x", on("a"), claiming("data"))), testPod("p", claiming("data")), "",
 			"0/2 nodes are available: 2 node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode."},
+		{"volumes of a driver", cluster(testNode("a"), mounts("a", "d", 2), testClaim("data", "", boundTo("v")), driverVolume("v", "d"),
+			testClaim("one", "", boundTo("v1")), driverVolume("v1", "d"), testClaim("two", "", boundTo("v2")), driverVolume("v2", "d"),
+			testPod("x", on("a"), claiming("one"), claiming("two"))), testPod("p", claiming("data")), "",
+			"0/1 nodes are available: 1 node(s) exceed max volume count."},
+		{"volumes of a driver, to be made", cluster(testNode("a"), mounts("a", "d", 1), testClaim("data", "made"), testClass("made", "d", true), testClaim("one", "", boundTo("v1")), driverVolume("v1", "d"),
+			testPod("x", on("a"), claiming("one"))), testPod("p", claiming("data")), "",
+			"0/1 nodes are available: 1 node(s) exceed max volume count."},
+		{"no room", cluster(testNode("a", nodeLabel("rack", "1")), testNode("b", nodeLabel("rack", "2")), testNode("c"), testClaim("data", "made"), testClass("made", "d", true), tellingRoom("d"),
+			roomOf("made", "1", "1Mi", ""), roomOf("made", "2", "1Ti", "1Mi"), roomOf("other", "1", "1Ti", "")), testPod("p", claiming("data")), "",
+			"0/3 nodes are available: 3 node(s) did not have enough free storage."},
 		{"anti-affinity of another", cluster(testNode("a"), testPod("x", on("a"), awayFrom(corev1.LabelHostname, "web"))), testPod("p", label("app", "web")), "",
 			"0/1 nodes are available: 1 node(s) didn't satisfy existing pods anti-affinity rules."},
 	} {
@@ -278,6 +331,15 @@ func TestPlacement(t *testing.T) {
 			c.AllowedTopologies = []corev1.TopologySelectorTerm{{MatchLabelExpressions: []corev1.TopologySelectorLabelRequirement{{Key: zone, Values: []string{"z"}}}}}
 		})), testPod("p", claiming("data")), "b"},
 		{"a claim that many share", cluster(testNode("a"), testNode("b"), testClaim("data", "", boundTo("v")), testVolume("v", "", "a"), testPod("x", on("a"), claiming("data"))), testPod("p", claiming("data")), "a"},
+		{"one volume more", cluster(testNode("a"), mounts("a", "d", 2), testClaim("data", "", boundTo("v")), driverVolume("v", "d"),
+			testClaim("one", "", boundTo("v1")), driverVolume("v1", "d"), testClaim("two", "", boundTo("v2")), driverVolume("v2", "unlimited"),
+			testPod("x", on("a"), claiming("one"), claiming("two"))), testPod("p", claiming("data")), "a"},
+		{"a volume that is there already", cluster(testNode("a"), mounts("a", "d", 1), testClaim("data", "", boundTo("v")), driverVolume("v", "d"), testPod("x", on("a"), claiming("data"))), testPod("p", claiming("data")), "a"},
+		{"where there is room", cluster(testNode("a", nodeLabel("rack", "1")), testNode("b", nodeLabel("rack", "2")), testNode("c"), testClaim("data", "made"), testClass("made", "d", true), tellingRoom("d"),
+			roomOf("made", "1", "1Mi", ""), roomOf("made", "2", "5Mi", "1Gi")), testPod("p", claiming("data")), "b"},
+		{"where nobody says how much", cluster(testNode("a"), testClaim("data", "made"), testClass("made", "d", true), tellingRoom("d", func(d *storagev1.CSIDriver) {
+			d.Annotations = map[string]string{api.AnnotationControllerCalls: "true"}
+		})), testPod("p", claiming("data")), "a"},
 		{"largest init container counts", cluster(testNode("a", small)), testPod("p", asks("cpu", "500m"), func(p *corev1.Pod) {
 			p.Spec.InitContainers = []corev1.Container{{Name: "i", Resources: corev1.ResourceRequirements{Requests: amounts("cpu", "1500m")}}}
 		}), ""},

@@ -32,8 +32,9 @@
 // # Threads
 //
 // Run starts one follower each of pods, nodes, namespaces, disruption budgets,
-// claims, volumes and storage classes, the loop, and up to inFlight goroutines that each write one decision. All share the mutex of
-// Scheduler and end with Run's context; Run returns after them.
+// claims, volumes, storage classes and of what CSI drivers say of themselves, the
+// loop, and up to inFlight goroutines that each write one decision. All share the
+// mutex of Scheduler and end with Run's context; Run returns after them.
 package scheduler
 
 import (
@@ -110,7 +111,10 @@ func (s *Scheduler) Run(ctx context.Context) error {
 		claims:     {s: s, apply: s.applyClaim, known: known(s.snapshot.claims), forget: forget(s, s.snapshot.claims)},
 		volumes:    {s: s, apply: s.applyVolume, known: known(s.snapshot.volumes), forget: forget(s, s.snapshot.volumes)},
 		budgets:    {s: s, apply: s.applyBudget, known: s.knownBudgets, forget: s.forgetBudget},
-		classes:    {s: s, apply: s.applyClass, known: known(s.snapshot.classes), forget: forget(s, s.snapshot.classes)},
+		classes:    byName(s, s.snapshot.classes),
+		drivers:    byName(s, s.snapshot.drivers),
+		onNodes:    byName(s, s.snapshot.onNodes),
+		capacities: byName(s, s.snapshot.capacities),
 	}
 	s.unlisted = len(handlers)
 	for resource, h := range handlers {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -18,11 +19,16 @@ import (
 	"conclave/api/kinds"
 )
 
-// volumeState is what the snapshot knows of claims, volumes and classes.
+// volumeState is what the snapshot knows of claims, volumes, classes and drivers.
 type volumeState struct {
 	claims  map[string]*corev1.PersistentVolumeClaim // by namespace/name
 	volumes map[string]*corev1.PersistentVolume
 	classes map[string]*storagev1.StorageClass
+	drivers map[string]*storagev1.CSIDriver
+	// onNodes are the drivers on each node, and how many volumes they take there.
+	onNodes map[string]*storagev1.CSINode
+	// capacities are what drivers say that they have room for, by namespace/name.
+	capacities map[string]*storagev1.CSIStorageCapacity
 	// users are the pods on nodes that use a claim, by the claim.
 	users map[string]map[types.UID]struct{}
 	// names are the keys above by UID: a deletion is told by that.
@@ -32,6 +38,7 @@ type volumeState struct {
 func newVolumeState() volumeState {
 	return volumeState{
 		claims: map[string]*corev1.PersistentVolumeClaim{}, volumes: map[string]*corev1.PersistentVolume{}, classes: map[string]*storagev1.StorageClass{},
+		drivers: map[string]*storagev1.CSIDriver{}, onNodes: map[string]*storagev1.CSINode{}, capacities: map[string]*storagev1.CSIStorageCapacity{},
 		users: map[string]map[types.UID]struct{}{}, names: map[types.UID]string{},
 	}
 }
@@ -62,6 +69,7 @@ type volumeCheck struct {
 	taken   bool
 	bound   []*corev1.PersistentVolume
 	waiting []*corev1.PersistentVolumeClaim // to be bound once the node is known
+	mounted map[csiVolume]struct{}          // those of CSI drivers
 }
 
 // check reads a pod's claims.
@@ -100,30 +108,39 @@ func (s *volumeState) check(p *podInfo) (v volumeCheck) {
 			}
 		}
 	}
+	v.mounted = s.mountedBy(p)
 	return v
 }
 
-// bindable says whether a claim that waits for a node can have a volume there:
-// one that is free, or one that is made.
-func (s *volumeState) bindable(c *corev1.PersistentVolumeClaim, node *corev1.Node) bool {
+const (
+	noVolume = "node(s) didn't find available persistent volumes to bind"
+	noRoom   = "node(s) did not have enough free storage"
+)
+
+// unbindable says why a claim that waits for a node cannot have a volume there,
+// neither one that is free nor one that is made; it is empty if it can.
+func (s *volumeState) unbindable(c *corev1.PersistentVolumeClaim, node *corev1.Node) string {
 	for _, v := range s.volumes {
 		if v.Spec.ClaimRef == nil && v.DeletionTimestamp == nil && v.Status.Phase == corev1.VolumeAvailable && api.Suits(v, c) && api.Fits(v, node) {
-			return true
+			return ""
 		}
 	}
 	class := s.classes[kinds.ClaimClass(c)]
-	switch class.Provisioner {
-	case "kubernetes.io/no-provisioner":
-		return false
-	case api.LocalPathProvisioner:
-		return node.Annotations[api.AnnotationVolumesDir] != "" && api.Allows(class, node)
+	switch {
+	case class.Provisioner == "kubernetes.io/no-provisioner",
+		class.Provisioner == api.LocalPathProvisioner && node.Annotations[api.AnnotationVolumesDir] == "",
+		!api.Allows(class, node):
+		return noVolume
+	case !s.room(class, c, node):
+		return noRoom
 	}
-	return api.Allows(class, node)
+	return ""
 }
 
 var volumeFilters = []Filter{
 	{"VolumeRestrictions", func(c *cycle) bool { return c.volumes.taken }, func(*cycle, *nodeInfo) bool { return false },
 		because("node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode")},
+	{"NodeVolumeLimits", func(c *cycle) bool { return len(c.volumes.mounted) > 0 }, (*cycle).mountable, because("node(s) exceed max volume count")},
 	{"VolumeBinding", func(c *cycle) bool { return len(c.volumes.bound)+len(c.volumes.waiting) > 0 },
 		func(c *cycle, n *nodeInfo) bool { return c.volumeRefusal(n) == "" },
 		func(c *cycle, n *nodeInfo) []string { return []string{c.volumeRefusal(n)} }},
@@ -136,8 +153,8 @@ func (c *cycle) volumeRefusal(n *nodeInfo) string {
 		}
 	}
 	for _, claim := range c.volumes.waiting {
-		if !c.s.volumeState.bindable(claim, n.Node) {
-			return "node(s) didn't find available persistent volumes to bind"
+		if why := c.s.unbindable(claim, n.Node); why != "" {
+			return why
 		}
 	}
 	return ""
@@ -167,13 +184,15 @@ func (s *Scheduler) applyVolume(o api.Object) {
 	}
 }
 
-func (s *Scheduler) applyClass(o api.Object) {
-	c, ok := o.(*storagev1.StorageClass)
-	if !ok {
-		return
+// remember takes in what has nothing but a name that matters.
+func remember[T api.Object](s *Scheduler, m map[string]T) func(api.Object) {
+	return func(o api.Object) {
+		if t, ok := o.(T); ok {
+			key := strings.TrimPrefix(o.GetNamespace()+"/"+o.GetName(), "/")
+			m[key], s.snapshot.names[o.GetUID()] = t, key
+			s.volumesChanged(func(p *podInfo) bool { return len(p.claims) > 0 })
+		}
 	}
-	s.snapshot.classes[c.Name], s.snapshot.names[c.UID] = c, c.Name
-	s.volumesChanged(func(p *podInfo) bool { return len(p.claims) > 0 })
 }
 
 // volumesChanged wakes the pods that a change may have helped, and those whose
@@ -184,7 +203,11 @@ func (s *Scheduler) volumesChanged(helped func(*podInfo) bool) {
 	s.news = make(chan struct{})
 }
 
-// known and forget of one of the three maps.
+// byName handles what is remembered in a map by name.
+func byName[T api.Object](s *Scheduler, m map[string]T) *handler {
+	return &handler{s: s, apply: remember(s, m), known: known(m), forget: forget(s, m)}
+}
+
 func known[T api.Object](m map[string]T) func() []types.UID {
 	return func() (uids []types.UID) {
 		for _, o := range m {
