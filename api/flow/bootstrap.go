@@ -16,11 +16,11 @@ const AutoUpdate = "apf.kubernetes.io/autoupdate-spec"
 
 // Names of what has to be, of both kinds.
 const (
-	exempt   = "exempt"
-	catchAll = "catch-all"
+	Exempt   = "exempt"
+	CatchAll = "catch-all"
 )
 
-func mandatory(name string) bool { return name == exempt || name == catchAll }
+func mandatory(name string) bool { return name == Exempt || name == CatchAll }
 
 // The levels that every cluster has, as Kubernetes has them: name, shares of the
 // seats, percent of them that it lends, then queues, how many of them are a hand, and
@@ -109,7 +109,7 @@ func Levels() (levels []*types.PriorityLevelConfiguration) {
 			continue
 		}
 		o := &types.PriorityLevelConfiguration{ObjectMeta: systemMeta(words[0])}
-		if o.Name == exempt {
+		if o.Name == Exempt {
 			o.Spec = types.PriorityLevelSpec{Type: types.Exempt, Exempt: &types.ExemptedLevel{
 				NominalConcurrencyShares: ptr.To(number(words[1])), LendablePercent: ptr.To(number(words[2])),
 			}}

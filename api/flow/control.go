@@ -91,7 +91,7 @@ func (c *Control) Set(schemas []*types.FlowSchema, levels []*types.PriorityLevel
 			s.by = m.Type
 		}
 		next.schemas = append(next.schemas, s)
-		if o.Name == catchAll {
+		if o.Name == CatchAll {
 			next.rest = s
 		}
 	}

@@ -32,7 +32,7 @@ func ReconcileLevel(have, want *types.PriorityLevelConfiguration) *types.Priorit
 	if keptUp(&out.ObjectMeta) {
 		own := out.Spec.Exempt
 		out.Spec = want.Spec
-		if out.Name == exempt && own != nil {
+		if out.Name == Exempt && own != nil {
 			out.Spec.Exempt = own
 		}
 	}
