@@ -211,6 +211,21 @@ func TestFairnessQueue(t *testing.T) {
 			t.Errorf("%d after %v", late.Code, time.Since(begin))
 		}
 		c.ranked(late)
+
+		// Who waits finds out by itself that there are more seats.
+		c.hold = make(chan struct{})
+		c.linger(t.Context(), "/readyz")
+		late = c.linger(t.Context(), "/version")
+		more := c.level.DeepCopyObject().(*types.PriorityLevelConfiguration)
+		more.Spec.Limited.NominalConcurrencyShares = ptr.To[int32](10)
+		must(c.Local(apitest.Admin).Update(t.Context(), priorityLevels, "", more, metav1.UpdateOptions{}))(t)
+		time.Sleep(1100 * time.Millisecond)
+		synctest.Wait()
+		if late.Code != 200 || late.Body.Len() == 0 {
+			t.Errorf("%d %s", late.Code, late.Body)
+		}
+		close(c.hold)
+		c.all.Wait()
 	})
 }
 

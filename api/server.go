@@ -147,7 +147,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("api: %w", err)
 	}
 	s := &Server{cfg: cfg, log: cfg.Log}
-	s.fair.control = flow.New(cmp.Or(cfg.Seats, flow.Seats), cfg.Now)
+	s.fair.control = flow.New(cmp.Or(cfg.Seats, flow.Seats), cfg.Now, func() { s.fair.now(cfg.Storage) })
 	s.hooks.Resolve, s.hooks.Dial = s.backendOf, s.dialPod
 	s.ending, s.end = context.WithCancel(context.Background())
 	for _, r := range t.rows {

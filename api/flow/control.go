@@ -18,10 +18,11 @@ const Seats = 600
 // Control is the fairness of one server. Match and Enter may be called by all at
 // once, also while Set is.
 type Control struct {
-	seats int
-	now   func() time.Time
-	rules atomic.Pointer[rules]
-	next  atomic.Int64 // when the seats are divided again, in nanoseconds
+	seats   int
+	now     func() time.Time
+	refresh func()
+	rules   atomic.Pointer[rules]
+	next    atomic.Int64 // when the seats are divided again, in nanoseconds
 
 	mu     sync.Mutex // of whoever changes what is below
 	levels map[string]*level
@@ -44,10 +45,11 @@ type Schema struct {
 	count           *count
 }
 
-// New returns a Control of so many seats, which knows what every cluster has. now
-// has to be given.
-func New(seats int, now func() time.Time) *Control {
-	c := &Control{seats: seats, now: now, levels: map[string]*level{}}
+// New returns a Control of so many seats, which knows what every cluster has. Each
+// request that waits calls refresh once a second, which may call Set: nobody else need
+// come by who would find out that the levels have changed.
+func New(seats int, now func() time.Time, refresh func()) *Control {
+	c := &Control{seats: seats, now: now, refresh: refresh, levels: map[string]*level{}}
 	c.Set(Schemas(), Levels())
 	return c
 }

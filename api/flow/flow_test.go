@@ -62,7 +62,7 @@ func TestMatch(t *testing.T) {
 	lost := schema("lost", "missing", 3, "*")
 	// Of one precedence, the name decides.
 	second, first := schema("b", "system", 600, "bob"), schema("a", "node-high", 600, "bob")
-	c := New(Seats, time.Now)
+	c := New(Seats, time.Now, func() {})
 	c.Set(append(Schemas(), own, lost, second, first), Levels())
 	path := func(user, verb, path string, groups ...string) *Request {
 		return &Request{User: user, Groups: groups, Verb: verb, Path: path}
@@ -144,7 +144,7 @@ func TestNominal(t *testing.T) {
 		"exempt": {0, 0, 600}, "catch-all": {13, 13, 600}, "system": {74, 50, 600}, "node-high": {98, 73, 600}, "leader-election": {25, 25, 600},
 		"workload-high": {98, 49, 600}, "workload-low": {245, 24, 600}, "global-default": {49, 24, 600},
 	}
-	for _, s := range New(Seats, time.Now).Stats() {
+	for _, s := range New(Seats, time.Now, func() {}).Stats() {
 		if got := (share{s.Nominal, s.Min, s.Max}); got != want[s.Level] || s.Level != Exempt && s.Current != s.Nominal {
 			t.Errorf("%s: %+v, now %d", s.Level, got, s.Current)
 		}
@@ -197,7 +197,7 @@ func TestDemand(t *testing.T) {
 
 // one is a Control with a level of one seat, which user's requests are of.
 func one(queuing ...int32) (*Control, func(user string) *Request) {
-	c := New(10, time.Now)
+	c := New(10, time.Now, func() {})
 	c.Set(append(Schemas(), schema("own", "own", 500, "*")), append(Levels(), limited("own", 1, queuing...)))
 	return c, func(user string) *Request { return &Request{User: user, Verb: "get", Path: "/version"} }
 }
@@ -236,7 +236,7 @@ func TestReject(t *testing.T) {
 }
 
 func TestExempt(t *testing.T) {
-	c := New(1, time.Now)
+	c := New(1, time.Now, func() {})
 	q := of("admin", "get", "", "pods", "", "system:masters")
 	for range 1000 {
 		if _, err := c.Match(q).Enter(t.Context(), q, 0); err != nil {
@@ -307,7 +307,7 @@ func TestLimits(t *testing.T) {
 	for seed := range uint64(8) {
 		synctest.Test(t, func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 1))
-			c := New(40, time.Now)
+			c := New(40, time.Now, func() {})
 			levels := append(Levels(), limited("own", 50, 16, 3, 1000))
 			schemas := append(Schemas(), schema("own", "own", 500, "*"))
 			c.Set(schemas, levels)
@@ -431,7 +431,7 @@ func TestNobodyStarves(t *testing.T) {
 // another that wants back what it has lent.
 func TestBorrow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := New(100, time.Now)
+		c := New(100, time.Now, func() {})
 		lends, borrows := limited("lends", 300, 8, 2, 1000), limited("own", 100, 8, 2, 1000)
 		lends.Spec.Limited.LendablePercent, borrows.Spec.Limited.BorrowingLimitPercent = ptr.To[int32](90), nil
 		c.Set(append(Schemas(), schema("lends", "lends", 500, "lender"), schema("own", "own", 501, "*")), append(Levels(), lends, borrows))
@@ -480,7 +480,7 @@ func TestBorrow(t *testing.T) {
 // leave idle come to it all the same.
 func TestWaiterDivides(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := New(100, time.Now)
+		c := New(100, time.Now, func() {})
 		jail := limited("own", 0, 1, 1, 10)
 		jail.Spec.Limited.BorrowingLimitPercent = nil
 		c.Set(append(Schemas(), schema("own", "own", 500, "*")), append(Levels(), jail))
@@ -569,7 +569,7 @@ func BenchmarkFree(b *testing.B) {
 		"person": of("ann", "get", "", "pods", "shop", "people", "system:authenticated"),
 	} {
 		b.Run(name, func(b *testing.B) {
-			c := New(Seats, time.Now)
+			c := New(Seats, time.Now, func() {})
 			ctx := b.Context()
 			b.ReportAllocs()
 			for b.Loop() {

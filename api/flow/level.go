@@ -184,14 +184,15 @@ func (l *level) wait(c *count, schema *Schema, q *Request, now int64) (*waiter, 
 func (l *level) await(ctx context.Context, w *waiter, patience time.Duration) (Seat, error) {
 	waiting, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	tick := time.NewTicker(Period)
+	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
 		select {
 		case <-w.ready:
 			return w.seat, nil
 		case <-tick.C:
-			l.control.divideBy(l.control.nano()) // nobody else need come by
+			l.control.refresh()
+			l.control.divideBy(l.control.nano())
 		case <-waiting.Done():
 			return l.giveUp(w, ctx.Err() != nil)
 		}
