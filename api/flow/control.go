@@ -20,6 +20,7 @@ const Seats = 600
 type Control struct {
 	seats   int
 	now     func() time.Time
+	start   time.Time
 	refresh func()
 	rules   atomic.Pointer[rules]
 	next    atomic.Int64 // when the seats are divided again, in nanoseconds
@@ -49,12 +50,13 @@ type Schema struct {
 // request that waits calls refresh once a second, which may call Set: nobody else need
 // come by who would find out that the levels have changed.
 func New(seats int, now func() time.Time, refresh func()) *Control {
-	c := &Control{seats: seats, now: now, refresh: refresh, levels: map[string]*level{}}
+	c := &Control{seats: seats, now: now, start: now(), refresh: refresh, levels: map[string]*level{}}
 	c.Set(Schemas(), Levels())
 	return c
 }
 
-func (c *Control) nano() int64 { return c.now().UnixNano() }
+// nano is the time since the start, which no change of the host's clock moves.
+func (c *Control) nano() int64 { return int64(c.now().Sub(c.start)) }
 
 // Set makes these be in force, and with them whatever is missing of those that have
 // to be. Requests that are under way stay what they are.

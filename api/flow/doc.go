@@ -20,6 +20,6 @@
 // for a list of many objects, and for the watchers that a write wakes.
 //
 // There is no goroutine here: limits are divided anew by whoever enters, leaves or
-// waits when it is time. Now is the given clock; only how long a request waits is
-// measured by a context's.
+// waits when it is time; who waits looks once a second. Now is the given clock; only
+// how long a request waits is measured by the process' own.
 package flow

@@ -252,12 +252,16 @@ func TestQueue(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		var mu sync.Mutex
 		var order []string
 		var wg sync.WaitGroup
 		wait := func(name string, patience time.Duration, want error) {
 			wg.Go(func() {
 				seat, err := enter(t, c, q(name), patience)
-				if order = append(order, name); !errors.Is(err, want) {
+				mu.Lock()
+				order = append(order, name)
+				mu.Unlock()
+				if !errors.Is(err, want) {
 					t.Errorf("%s: %v", name, err)
 				}
 				seat.Leave()
