@@ -182,7 +182,13 @@ func (x *exchange) askRemote(o *types.APIService, as User, path string) error {
 	}
 	defer cancel()
 	x.r = x.r.WithContext(ctx)
-	x.forward(base, path, x.query, way, noRedirect, func(h http.Header) { tellUser(h, as) })
+	answered := func(r *http.Response) error {
+		if x.target.Verb == "watch" || r.StatusCode == http.StatusSwitchingProtocols {
+			x.seat.Leave()
+		}
+		return noRedirect(r)
+	}
+	x.forward(base, path, x.query, way, answered, func(h http.Header) { tellUser(h, as) })
 	return nil
 }
 

@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,6 +34,7 @@ import (
 
 	"conclave/api"
 	"conclave/api/apitest"
+	"conclave/api/flow"
 	"conclave/api/types"
 )
 
@@ -269,6 +271,13 @@ func TestAggregateAnswers(t *testing.T) {
 	}
 	if line, err := bufio.NewReader(resp.Body).ReadString('\n'); line != "one\n" {
 		t.Errorf("a watch: %q %v", line, err)
+	}
+	// It has begun, and so has no seat any more; nor has the request before, soon.
+	for slices.ContainsFunc(e.Fairness(), func(l flow.Stats) bool { return l.Serving > 0 }) {
+		if ctx.Err() != nil {
+			t.Fatalf("seats are taken: %+v", e.Fairness())
+		}
+		runtime.Gosched()
 	}
 	cancel()
 	resp.Body.Close()

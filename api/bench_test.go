@@ -3,6 +3,7 @@ package api_test
 import (
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -65,5 +66,19 @@ func BenchmarkUpdateInProcess(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// BenchmarkVersion is the smallest request, of somebody unknown and without a
+// connection: what every request costs before it is looked at, its seat with it.
+func BenchmarkVersion(b *testing.B) {
+	s := apitest.NewServer(b)
+	r := httptest.NewRequest(http.MethodGet, "/version", nil)
+	b.ReportAllocs()
+	for b.Loop() {
+		w := httptest.NewRecorder()
+		if s.ServeHTTP(w, r); w.Code != http.StatusOK {
+			b.Fatal(w.Code)
+		}
 	}
 }

@@ -23,7 +23,8 @@ var system = User{Name: "system:apiserver", Groups: []string{groupMasters}}
 
 // EnsureDefaults creates what every cluster has and is not there: its
 // namespaces, the kubernetes service, what systemObjects lists, the roles of the
-// system, which it also keeps up, and, once, a storage class. The leader calls it
+// system and the levels of priority, which it also keeps up, and, once, a storage
+// class. The leader calls it
 // when it begins to lead; it frees leftover reservations, too.
 func (s *Server) EnsureDefaults(ctx context.Context) error {
 	c := s.own()
@@ -52,6 +53,9 @@ func (s *Server) EnsureDefaults(ctx context.Context) error {
 		}
 	}
 	if err := ensureRoles(ctx, c); err != nil {
+		return err
+	}
+	if err := ensureFlow(ctx, c); err != nil {
 		return err
 	}
 	if err := ensureLocalPath(ctx, c); err != nil {

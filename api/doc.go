@@ -21,6 +21,10 @@
 //   - nobody is let in by default: what no role allows, and for nodes what does not
 //     follow from their pods, is refused (authz.go).
 //
+// A request over HTTP whose user is known needs a seat of its level of priority
+// before anything else is decided (fairness.go, package flow); what this process asks
+// itself needs none.
+//
 // The rows of custom resources are made of the definitions that this replica
 // stores, and compared with them at each request (custom.go).
 //

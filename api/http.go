@@ -22,6 +22,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	internalscheme "k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme"
+
+	"conclave/api/flow"
 )
 
 const (
@@ -45,6 +47,7 @@ type exchange struct {
 	query  url.Values
 	format format
 	warned map[string]bool
+	seat   flow.Seat
 }
 
 // ServeHTTP answers one request.
@@ -87,6 +90,15 @@ func (x *exchange) serve() error {
 		return err
 	}
 	ctx := x.r.Context()
+	if isResource && remote == nil && x.target.Verb != "watch" && !x.streams() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, requestTime)
+		defer cancel()
+	}
+	if err := x.enter(ctx); err != nil {
+		return err
+	}
+	defer x.seat.Leave()
 	if err := x.s.authorize(ctx, x.user, x.target.Attributes); err != nil {
 		return err
 	}
@@ -95,11 +107,6 @@ func (x *exchange) serve() error {
 	}
 	if !isResource {
 		return x.path()
-	}
-	if x.target.Verb != "watch" && !x.streams() {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, requestTime)
-		defer cancel()
 	}
 	return x.resource(ctx)
 }

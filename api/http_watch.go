@@ -40,6 +40,7 @@ func (x *exchange) watch(ctx context.Context, c *call) error {
 		st.watcher.Stop()
 		return nil
 	}
+	x.seat.Leave()
 	first := true
 	var b bytes.Buffer
 	// What ends a stream is known to the client by its ending.

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/tls"
@@ -20,6 +21,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"conclave/api/flow"
 	"conclave/api/kinds"
 	"conclave/api/webhook"
 )
@@ -70,6 +72,9 @@ type Config struct {
 	Ready func() error
 	// Metrics is the text of GET /metrics; nil: there is none.
 	Metrics func() []byte
+	// Seats is how many requests over HTTP are served at once, but for those that no
+	// level of priority limits. 0: flow.Seats.
+	Seats int
 	// Stale is asked before a read that any replica may answer
 	// (resourceVersion=0). It says why what this one has may be old, and
 	// nothing if there is no such doubt; an error refuses the read. nil: there
@@ -115,6 +120,7 @@ type Server struct {
 	customs  customs
 	certs    certCache
 	rights   rights
+	fair     fairness
 	hooks    webhook.Client
 	remotes  remotes
 	// The webhooks that are asked about writes.
@@ -141,6 +147,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("api: %w", err)
 	}
 	s := &Server{cfg: cfg, log: cfg.Log}
+	s.fair.control = flow.New(cmp.Or(cfg.Seats, flow.Seats), cfg.Now, func() { s.fair.now(cfg.Storage) })
 	s.hooks.Resolve, s.hooks.Dial = s.backendOf, s.dialPod
 	s.ending, s.end = context.WithCancel(context.Background())
 	for _, r := range t.rows {

@@ -3,6 +3,7 @@ package api
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -27,7 +28,11 @@ func (x *exchange) tableOf(c *call, l listing, withoutColumns bool) (*metav1.Tab
 	if !withoutColumns {
 		t.ColumnDefinitions = c.columns()
 	}
-	for i, rec := range l.records {
+	records := l.records
+	if order := c.res.Order; order != nil {
+		records = slices.SortedStableFunc(slices.Values(records), func(a, b Record) int { return order(a.Object(), b.Object()) })
+	}
+	for i, rec := range records {
 		row, err := x.row(c, rec, include)
 		if err != nil {
 			return nil, err

@@ -3,6 +3,8 @@ package cli
 import (
 	"bytes"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"conclave/consensus"
@@ -50,6 +52,30 @@ func (s *Server) metrics() []byte {
 		fmt.Sprintf("_sum %g", counted.CommitTime.Seconds()), fmt.Sprintf("_count %d", counted.Commits))
 	family("conclave_watch_window_events", "gauge", "Events kept for watches that resume.", value(counted.Window))
 	family("conclave_watch_window_bytes", "gauge", "Their size in the log.", value(counted.WindowBytes))
+	var rejected, dispatched, executing, queued, nominal, current, seats []string
+	for _, l := range m.api.Fairness() {
+		level := fmt.Sprintf("{priority_level=%q} ", l.Level)
+		nominal = append(nominal, fmt.Sprint(level, l.Nominal))
+		current = append(current, fmt.Sprint(level, l.Current))
+		seats = append(seats, fmt.Sprint(level, l.Serving))
+		for _, s := range l.Schemas {
+			both := fmt.Sprintf("{flow_schema=%q,priority_level=%q", s.Schema, l.Level)
+			dispatched = append(dispatched, fmt.Sprintf("%s} %d", both, s.Served))
+			executing = append(executing, fmt.Sprintf("%s} %d", both, s.Serving))
+			queued = append(queued, fmt.Sprintf("%s} %d", both, s.Waiting))
+			for _, reason := range slices.Sorted(maps.Keys(s.Refused)) {
+				rejected = append(rejected, fmt.Sprintf("%s,reason=%q} %d", both, reason, s.Refused[reason]))
+			}
+		}
+	}
+	const flow = "apiserver_flowcontrol_"
+	family(flow+"rejected_requests_total", "counter", "Requests that priority and fairness refused.", rejected...)
+	family(flow+"dispatched_requests_total", "counter", "Requests that were given a seat.", dispatched...)
+	family(flow+"current_executing_requests", "gauge", "Requests that have a seat.", executing...)
+	family(flow+"current_inqueue_requests", "gauge", "Requests that wait for one.", queued...)
+	family(flow+"current_executing_seats", "gauge", "Seats that are taken.", seats...)
+	family(flow+"nominal_limit_seats", "gauge", "Seats that are a level's own.", nominal...)
+	family(flow+"current_limit_seats", "gauge", "Seats that a level has now, with those that it borrows and without those that it lends.", current...)
 	if runner := m.snapshots.Load(); runner != nil {
 		r := runner.Result()
 		family("conclave_snapshots_total", "counter", "Scheduled snapshots since this node led.", fmt.Sprintf("{result=\"saved\"} %d", r.Saves), fmt.Sprintf("{result=\"failed\"} %d", r.Fails))

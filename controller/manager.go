@@ -201,7 +201,7 @@ func New(c Config) (*Manager, error) {
 		newVolumes, newVolumeProtection, newEphemeral, newAttachDetach, newCSI, newSnapshots, newCSISnapshots, newEndpointSlices, newEndpoints, newMirror, newLoadBalancer,
 		newNodes, newTaintEviction, newPodGC, newGarbage, newNamespaces,
 		newServiceAccounts, newRootCA, newExpiry, newServiceCIDRs, newQuotas, newDefinitions, newCertificateSigner, newCertificateCleaner, newClusterRoles,
-		newAPIServices, newAPIAvailability, newAuthenticationConfig,
+		newAPIServices, newAPIAvailability, newAuthenticationConfig, newFlowSchemaStatus, newFlowSchemas, newPriorityLevels,
 	} {
 		if err := m.add(add(m.env)); err != nil {
 			return nil, err

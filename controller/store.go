@@ -62,6 +62,9 @@ var (
 	signingRequests = types.Certificates.WithResource("certificatesigningrequests")
 	clusterRoles    = rbacv1.SchemeGroupVersion.WithResource("clusterroles")
 
+	flowSchemas    = types.FlowControl.WithResource("flowschemas")
+	priorityLevels = types.FlowControl.WithResource("prioritylevelconfigurations")
+
 	secrets = corev1.SchemeGroupVersion.WithResource("secrets") // read one by one, not kept
 
 	needed = []schema.GroupVersionResource{
@@ -69,7 +72,7 @@ var (
 		events, deployments, replicaSets, endpointSlices,
 		statefulSets, revisions, claims, volumes, storageClasses, attachments, csiNodes, csiDrivers,
 		serviceCIDRs, ipAddresses, replicationControllers, daemonSets, budgets, jobs, cronJobs, quotas, definitions,
-		snapshots, snapshotContents, snapshotClasses, signingRequests, clusterRoles, apiServices,
+		snapshots, snapshotContents, snapshotClasses, signingRequests, clusterRoles, apiServices, flowSchemas, priorityLevels,
 	}
 )
 

@@ -15,7 +15,8 @@ import (
 // Kind is one row of the table that the API server reads. Every function is
 // pure: it reads its arguments, changes at most the first one where its name
 // says so, and keeps nothing. In rows of Builtin, every function is set,
-// except GetScale, SetScale, ToStored, FromStored and Decoded where they do not apply.
+// except GetScale, SetScale, ToStored, FromStored, Decoded and Order where they do
+// not apply.
 type Kind struct {
 	GVK        schema.GroupVersionKind
 	Plural     string
@@ -84,6 +85,8 @@ type Kind struct {
 	// Columns and Cells are the table that kubectl prints, one cell a column.
 	Columns []metav1.TableColumnDefinition
 	Cells   func(obj runtime.Object, now time.Time) []any
+	// Order is that of the table's rows; nil: that of the objects' names.
+	Order func(a, b runtime.Object) int
 }
 
 // Sub is a subresource that shows the whole object. Prepare copies from old

@@ -3,70 +3,73 @@
 package openapi
 
 var documents = [...]Document{
-	{"v2", "C5E962D497A7480B687231A6620A8D6030DE52DAFE95DB2E8888B7389CF4A102", &text_v2_json, &text_v2_pb},
-	{"v3/api/v1", "C6FECA7B0EDDC68DB46CCF7DE520C12278E6BA5FD0CBA3AC06AA154DE2154699", &text_v3_api_v1_json, &text_v3_api_v1_pb},
-	{"v3/apis/admissionregistration.k8s.io/v1", "0742A2F0BF53841BB5132864941630B3FB6227015384C0E3478DEED4A40C9C6B", &text_v3_apis_admissionregistration_k8s_io_v1_json, &text_v3_apis_admissionregistration_k8s_io_v1_pb},
-	{"v3/apis/apiextensions.k8s.io/v1", "3C6B7350A2925BFC6984FDF6D9DF9389D121B3E624193F80F3C6CAAD1E0E4460", &text_v3_apis_apiextensions_k8s_io_v1_json, &text_v3_apis_apiextensions_k8s_io_v1_pb},
-	{"v3/apis/apiregistration.k8s.io/v1", "9B1F3C46392C48DAA123C5AA09CCA54174C74622840416710147FB2EDF216D66", &text_v3_apis_apiregistration_k8s_io_v1_json, &text_v3_apis_apiregistration_k8s_io_v1_pb},
-	{"v3/apis/apps/v1", "B066E6444B3BE8C61109B7078A9890805890C2C37CB7A68DD93F22B1143B77DA", &text_v3_apis_apps_v1_json, &text_v3_apis_apps_v1_pb},
+	{"v2", "121F539952B7C6D04AF43761CE16CDA5150D6ABF6CB45A4325A9357A67650314", &text_v2_json, &text_v2_pb},
+	{"v3/api/v1", "4E5E55C00D9B56425770341A4F054539A265E8CFF27624C68B8673336B731D5C", &text_v3_api_v1_json, &text_v3_api_v1_pb},
+	{"v3/apis/admissionregistration.k8s.io/v1", "980278B40C9A71EAEA24230473364AAAFEE846181A08011FE865A04DEBC26226", &text_v3_apis_admissionregistration_k8s_io_v1_json, &text_v3_apis_admissionregistration_k8s_io_v1_pb},
+	{"v3/apis/apiextensions.k8s.io/v1", "64C55718B7E6BA2831BB11CF994BCDED24F159DCF090FC2ADDCF0C84ADFC0949", &text_v3_apis_apiextensions_k8s_io_v1_json, &text_v3_apis_apiextensions_k8s_io_v1_pb},
+	{"v3/apis/apiregistration.k8s.io/v1", "65451E3C43EB8013A0027B5CBF36BB649EE3A2E163C304D620DF52DFAE00CC62", &text_v3_apis_apiregistration_k8s_io_v1_json, &text_v3_apis_apiregistration_k8s_io_v1_pb},
+	{"v3/apis/apps/v1", "905AA07FDDE2B28149181788EFDA5D4325DCC501B40A2F326E69104870359695", &text_v3_apis_apps_v1_json, &text_v3_apis_apps_v1_pb},
 	{"v3/apis/authentication.k8s.io/v1", "C030DC299035EE74136CACB4238B9CE3F229CC81C5B962C41F8594DA75021E0D", &text_v3_apis_authentication_k8s_io_v1_json, &text_v3_apis_authentication_k8s_io_v1_pb},
 	{"v3/apis/authorization.k8s.io/v1", "0A3367CA92AD487AD0E2B123D6D0ACD54A2BAF9D26302EC6604C7491465C7723", &text_v3_apis_authorization_k8s_io_v1_json, &text_v3_apis_authorization_k8s_io_v1_pb},
-	{"v3/apis/batch/v1", "EF14C84FFC5C1AF154C3EE45CEB837228460EAC15BA69C36B0ADE99F6ADB054B", &text_v3_apis_batch_v1_json, &text_v3_apis_batch_v1_pb},
-	{"v3/apis/certificates.k8s.io/v1", "24F5C3D68751E3878D2DBF87D278DCF3311CF73D916D0E80EF30B4D1056B2822", &text_v3_apis_certificates_k8s_io_v1_json, &text_v3_apis_certificates_k8s_io_v1_pb},
-	{"v3/apis/coordination.k8s.io/v1", "55CB00B77BD5E2246AAA98604E9183B96548A7EC7680330F8DCDB28BBFB4B8D6", &text_v3_apis_coordination_k8s_io_v1_json, &text_v3_apis_coordination_k8s_io_v1_pb},
-	{"v3/apis/discovery.k8s.io/v1", "E9849233B1BB5712B32D91B47598D1D7530F94AC7249906D9F4F086E2DFCEC95", &text_v3_apis_discovery_k8s_io_v1_json, &text_v3_apis_discovery_k8s_io_v1_pb},
-	{"v3/apis/events.k8s.io/v1", "5648630DC0AE66A15AF905C92BB373C16744FC9337F943B3997B1B9373512DAE", &text_v3_apis_events_k8s_io_v1_json, &text_v3_apis_events_k8s_io_v1_pb},
-	{"v3/apis/networking.k8s.io/v1", "AD3A00ACCA3C047CD640DFCF7C28FD0914C749FF011BD827D3D0428C084B163A", &text_v3_apis_networking_k8s_io_v1_json, &text_v3_apis_networking_k8s_io_v1_pb},
-	{"v3/apis/node.k8s.io/v1", "DEFC91F3C53B68F20330173F5A382C2AE50E8F568D2A5078F1EB9946A146C7D4", &text_v3_apis_node_k8s_io_v1_json, &text_v3_apis_node_k8s_io_v1_pb},
-	{"v3/apis/policy/v1", "B774619022D26E6579D4B454B0890A5AB4C98DFF34F022FE23EA45CB5A36FE75", &text_v3_apis_policy_v1_json, &text_v3_apis_policy_v1_pb},
-	{"v3/apis/rbac.authorization.k8s.io/v1", "BC1AB747F05BFEF99D4312BA54A4E37DF62C9A13440A13D9F0733C413F5604BB", &text_v3_apis_rbac_authorization_k8s_io_v1_json, &text_v3_apis_rbac_authorization_k8s_io_v1_pb},
-	{"v3/apis/resource.k8s.io/v1", "15E876758C128BE28F7D4584632BDC7728E12BBE11A2914F38F7D30664BEA884", &text_v3_apis_resource_k8s_io_v1_json, &text_v3_apis_resource_k8s_io_v1_pb},
-	{"v3/apis/scheduling.k8s.io/v1", "0C561B1DD3A554F1CA523122D1CF61AD1176198CB3CA08D4119CC737EC9CA5A6", &text_v3_apis_scheduling_k8s_io_v1_json, &text_v3_apis_scheduling_k8s_io_v1_pb},
-	{"v3/apis/snapshot.storage.k8s.io/v1", "FAF2C21580E726D002829DE57C94D1EAD8D1F492F063F2B6E2B6A4C9A7863E86", &text_v3_apis_snapshot_storage_k8s_io_v1_json, nil},
-	{"v3/apis/storage.k8s.io/v1", "671DDC6B439B13D8E08BD1C62E99AF08819C8B161A844FA0607E2A6E490F15CF", &text_v3_apis_storage_k8s_io_v1_json, &text_v3_apis_storage_k8s_io_v1_pb},
+	{"v3/apis/batch/v1", "9DF28E7F20B10699F505296E74E5C24D7AEEBB07BC84E9222D90945FD68AAB20", &text_v3_apis_batch_v1_json, &text_v3_apis_batch_v1_pb},
+	{"v3/apis/certificates.k8s.io/v1", "18330BCAC623C1C90A898D55B048B5866C7561BD922BA72EBC67DC9E82FA9FB5", &text_v3_apis_certificates_k8s_io_v1_json, &text_v3_apis_certificates_k8s_io_v1_pb},
+	{"v3/apis/coordination.k8s.io/v1", "12F0631FA14AD24ACD282024CE5DF5D4B316E38082490A57650FC2E160B35F77", &text_v3_apis_coordination_k8s_io_v1_json, &text_v3_apis_coordination_k8s_io_v1_pb},
+	{"v3/apis/discovery.k8s.io/v1", "2B29F86888C70D67C00A12F2E1EC89BE45590BF9D4678D17FE76CF269163CEC7", &text_v3_apis_discovery_k8s_io_v1_json, &text_v3_apis_discovery_k8s_io_v1_pb},
+	{"v3/apis/events.k8s.io/v1", "8CD413472BEC71DECC4BAC48F6FCCDCE40B73254BE1C60C53308917B50CC2DFC", &text_v3_apis_events_k8s_io_v1_json, &text_v3_apis_events_k8s_io_v1_pb},
+	{"v3/apis/flowcontrol.apiserver.k8s.io/v1", "E33AF43DDC25B76F9EF6FB253E86D1B8ACEA7AE02B183EA0AE5383A52482773E", &text_v3_apis_flowcontrol_apiserver_k8s_io_v1_json, &text_v3_apis_flowcontrol_apiserver_k8s_io_v1_pb},
+	{"v3/apis/networking.k8s.io/v1", "2DE5717AAE25E7AC8622A864C612670AD4D69273633E763F8EB1C2559EDCE5EF", &text_v3_apis_networking_k8s_io_v1_json, &text_v3_apis_networking_k8s_io_v1_pb},
+	{"v3/apis/node.k8s.io/v1", "70869409BD919237345F0600A3EC097C9BAAD8DEDF31020E7A30FB2F803F8A55", &text_v3_apis_node_k8s_io_v1_json, &text_v3_apis_node_k8s_io_v1_pb},
+	{"v3/apis/policy/v1", "2868E85C40153EF8C4A1B7AB2830C848DAA345F630DBC3BB98349CCD15EAB3A8", &text_v3_apis_policy_v1_json, &text_v3_apis_policy_v1_pb},
+	{"v3/apis/rbac.authorization.k8s.io/v1", "A638653B49A893FAE218E1619C00D70DC88C2303F10FCE5023062AAA6FB33CCA", &text_v3_apis_rbac_authorization_k8s_io_v1_json, &text_v3_apis_rbac_authorization_k8s_io_v1_pb},
+	{"v3/apis/resource.k8s.io/v1", "6CC975D58CBBE63EAAE863DCAB70B2C68A76A25405C8ACDE79D4C90161CF53E4", &text_v3_apis_resource_k8s_io_v1_json, &text_v3_apis_resource_k8s_io_v1_pb},
+	{"v3/apis/scheduling.k8s.io/v1", "E7002519D54AC803DB1FA8ECF54D90CE5FEA5A852B7EB283EA9E5681604164F5", &text_v3_apis_scheduling_k8s_io_v1_json, &text_v3_apis_scheduling_k8s_io_v1_pb},
+	{"v3/apis/snapshot.storage.k8s.io/v1", "226454EAB7467FFD50374EFAA7B53C8EA7BD08DAEC8684D44868587AB6130BE0", &text_v3_apis_snapshot_storage_k8s_io_v1_json, nil},
+	{"v3/apis/storage.k8s.io/v1", "12E7CB85E28CD5430D97B80FF2EB9CD00EDF390703EF858E63A62A1F12A7E186", &text_v3_apis_storage_k8s_io_v1_json, &text_v3_apis_storage_k8s_io_v1_pb},
 }
 
 var (
-	text_v2_json                                      = Text{file: "v2.json.zst", size: 1807860}
-	text_v3_api_v1_json                               = Text{file: "v3/api/v1.json.zst", size: 1184620, on: &text_v2_json}
-	text_v3_api_v1_pb                                 = Text{file: "v3/api/v1.pb.zst", size: 1054801, on: &text_v2_json}
-	text_v2_pb                                        = Text{file: "v2.pb.zst", size: 1586361, on: &text_v3_api_v1_pb}
-	text_v3_apis_admissionregistration_k8s_io_v1_json = Text{file: "v3/apis/admissionregistration.k8s.io/v1.json.zst", size: 138843, on: &text_v3_api_v1_json}
-	text_v3_apis_admissionregistration_k8s_io_v1_pb   = Text{file: "v3/apis/admissionregistration.k8s.io/v1.pb.zst", size: 126166, on: &text_v3_api_v1_pb}
-	text_v3_apis_apiextensions_k8s_io_v1_json         = Text{file: "v3/apis/apiextensions.k8s.io/v1.json.zst", size: 121352, on: &text_v3_api_v1_json}
-	text_v3_apis_apiextensions_k8s_io_v1_pb           = Text{file: "v3/apis/apiextensions.k8s.io/v1.pb.zst", size: 110521, on: &text_v3_api_v1_pb}
-	text_v3_apis_apiregistration_k8s_io_v1_json       = Text{file: "v3/apis/apiregistration.k8s.io/v1.json.zst", size: 84221, on: &text_v3_api_v1_json}
-	text_v3_apis_apiregistration_k8s_io_v1_pb         = Text{file: "v3/apis/apiregistration.k8s.io/v1.pb.zst", size: 75739, on: &text_v3_api_v1_pb}
-	text_v3_apis_apps_v1_json                         = Text{file: "v3/apis/apps/v1.json.zst", size: 578309, on: &text_v3_api_v1_json}
-	text_v3_apis_apps_v1_pb                           = Text{file: "v3/apis/apps/v1.pb.zst", size: 519823, on: &text_v3_api_v1_pb}
+	text_v2_json                                      = Text{file: "v2.json.zst", size: 1870928}
+	text_v3_api_v1_json                               = Text{file: "v3/api/v1.json.zst", size: 1184699, on: &text_v2_json}
+	text_v3_api_v1_pb                                 = Text{file: "v3/api/v1.pb.zst", size: 1054875, on: &text_v2_json}
+	text_v2_pb                                        = Text{file: "v2.pb.zst", size: 1641330, on: &text_v3_api_v1_pb}
+	text_v3_apis_admissionregistration_k8s_io_v1_json = Text{file: "v3/apis/admissionregistration.k8s.io/v1.json.zst", size: 138922, on: &text_v3_api_v1_json}
+	text_v3_apis_admissionregistration_k8s_io_v1_pb   = Text{file: "v3/apis/admissionregistration.k8s.io/v1.pb.zst", size: 126240, on: &text_v3_api_v1_pb}
+	text_v3_apis_apiextensions_k8s_io_v1_json         = Text{file: "v3/apis/apiextensions.k8s.io/v1.json.zst", size: 121431, on: &text_v3_api_v1_json}
+	text_v3_apis_apiextensions_k8s_io_v1_pb           = Text{file: "v3/apis/apiextensions.k8s.io/v1.pb.zst", size: 110595, on: &text_v3_api_v1_pb}
+	text_v3_apis_apiregistration_k8s_io_v1_json       = Text{file: "v3/apis/apiregistration.k8s.io/v1.json.zst", size: 84300, on: &text_v3_api_v1_json}
+	text_v3_apis_apiregistration_k8s_io_v1_pb         = Text{file: "v3/apis/apiregistration.k8s.io/v1.pb.zst", size: 75813, on: &text_v3_api_v1_pb}
+	text_v3_apis_apps_v1_json                         = Text{file: "v3/apis/apps/v1.json.zst", size: 578388, on: &text_v3_api_v1_json}
+	text_v3_apis_apps_v1_pb                           = Text{file: "v3/apis/apps/v1.pb.zst", size: 519897, on: &text_v3_api_v1_pb}
 	text_v3_apis_authentication_k8s_io_v1_json        = Text{file: "v3/apis/authentication.k8s.io/v1.json.zst", size: 31816, on: &text_v3_api_v1_json}
 	text_v3_apis_authentication_k8s_io_v1_pb          = Text{file: "v3/apis/authentication.k8s.io/v1.pb.zst", size: 28682, on: &text_v3_api_v1_pb}
 	text_v3_apis_authorization_k8s_io_v1_json         = Text{file: "v3/apis/authorization.k8s.io/v1.json.zst", size: 55442, on: &text_v3_api_v1_json}
 	text_v3_apis_authorization_k8s_io_v1_pb           = Text{file: "v3/apis/authorization.k8s.io/v1.pb.zst", size: 49823, on: &text_v3_api_v1_pb}
-	text_v3_apis_batch_v1_json                        = Text{file: "v3/apis/batch/v1.json.zst", size: 382841, on: &text_v3_api_v1_json}
-	text_v3_apis_batch_v1_pb                          = Text{file: "v3/apis/batch/v1.pb.zst", size: 349006, on: &text_v3_api_v1_pb}
-	text_v3_apis_certificates_k8s_io_v1_json          = Text{file: "v3/apis/certificates.k8s.io/v1.json.zst", size: 97266, on: &text_v3_api_v1_json}
-	text_v3_apis_certificates_k8s_io_v1_pb            = Text{file: "v3/apis/certificates.k8s.io/v1.pb.zst", size: 87477, on: &text_v3_api_v1_pb}
-	text_v3_apis_coordination_k8s_io_v1_json          = Text{file: "v3/apis/coordination.k8s.io/v1.json.zst", size: 80953, on: &text_v3_api_v1_json}
-	text_v3_apis_coordination_k8s_io_v1_pb            = Text{file: "v3/apis/coordination.k8s.io/v1.pb.zst", size: 72956, on: &text_v3_api_v1_pb}
-	text_v3_apis_discovery_k8s_io_v1_json             = Text{file: "v3/apis/discovery.k8s.io/v1.json.zst", size: 89751, on: &text_v3_api_v1_json}
-	text_v3_apis_discovery_k8s_io_v1_pb               = Text{file: "v3/apis/discovery.k8s.io/v1.pb.zst", size: 81123, on: &text_v3_api_v1_pb}
-	text_v3_apis_events_k8s_io_v1_json                = Text{file: "v3/apis/events.k8s.io/v1.json.zst", size: 85107, on: &text_v3_api_v1_json}
-	text_v3_apis_events_k8s_io_v1_pb                  = Text{file: "v3/apis/events.k8s.io/v1.pb.zst", size: 76716, on: &text_v3_api_v1_pb}
-	text_v3_apis_networking_k8s_io_v1_json            = Text{file: "v3/apis/networking.k8s.io/v1.json.zst", size: 288515, on: &text_v3_api_v1_json}
-	text_v3_apis_networking_k8s_io_v1_pb              = Text{file: "v3/apis/networking.k8s.io/v1.pb.zst", size: 256680, on: &text_v3_api_v1_pb}
-	text_v3_apis_node_k8s_io_v1_json                  = Text{file: "v3/apis/node.k8s.io/v1.json.zst", size: 77548, on: &text_v3_api_v1_json}
-	text_v3_apis_node_k8s_io_v1_pb                    = Text{file: "v3/apis/node.k8s.io/v1.pb.zst", size: 70040, on: &text_v3_api_v1_pb}
-	text_v3_apis_policy_v1_json                       = Text{file: "v3/apis/policy/v1.json.zst", size: 98226, on: &text_v3_api_v1_json}
-	text_v3_apis_policy_v1_pb                         = Text{file: "v3/apis/policy/v1.pb.zst", size: 88341, on: &text_v3_api_v1_pb}
-	text_v3_apis_rbac_authorization_k8s_io_v1_json    = Text{file: "v3/apis/rbac.authorization.k8s.io/v1.json.zst", size: 208326, on: &text_v3_api_v1_json}
-	text_v3_apis_rbac_authorization_k8s_io_v1_pb      = Text{file: "v3/apis/rbac.authorization.k8s.io/v1.pb.zst", size: 185364, on: &text_v3_api_v1_pb}
-	text_v3_apis_resource_k8s_io_v1_json              = Text{file: "v3/apis/resource.k8s.io/v1.json.zst", size: 296048, on: &text_v3_api_v1_json}
-	text_v3_apis_resource_k8s_io_v1_pb                = Text{file: "v3/apis/resource.k8s.io/v1.pb.zst", size: 266381, on: &text_v3_api_v1_pb}
-	text_v3_apis_scheduling_k8s_io_v1_json            = Text{file: "v3/apis/scheduling.k8s.io/v1.json.zst", size: 71037, on: &text_v3_api_v1_json}
-	text_v3_apis_scheduling_k8s_io_v1_pb              = Text{file: "v3/apis/scheduling.k8s.io/v1.pb.zst", size: 64213, on: &text_v3_api_v1_pb}
-	text_v3_apis_snapshot_storage_k8s_io_v1_json      = Text{file: "v3/apis/snapshot.storage.k8s.io/v1.json.zst", size: 183182, on: &text_v3_api_v1_json}
-	text_v3_apis_storage_k8s_io_v1_json               = Text{file: "v3/apis/storage.k8s.io/v1.json.zst", size: 365173, on: &text_v3_api_v1_json}
-	text_v3_apis_storage_k8s_io_v1_pb                 = Text{file: "v3/apis/storage.k8s.io/v1.pb.zst", size: 325668, on: &text_v3_api_v1_pb}
-	merge                                             = Text{file: "merge.yaml.zst", size: 248036}
+	text_v3_apis_batch_v1_json                        = Text{file: "v3/apis/batch/v1.json.zst", size: 382920, on: &text_v3_api_v1_json}
+	text_v3_apis_batch_v1_pb                          = Text{file: "v3/apis/batch/v1.pb.zst", size: 349080, on: &text_v3_api_v1_pb}
+	text_v3_apis_certificates_k8s_io_v1_json          = Text{file: "v3/apis/certificates.k8s.io/v1.json.zst", size: 97345, on: &text_v3_api_v1_json}
+	text_v3_apis_certificates_k8s_io_v1_pb            = Text{file: "v3/apis/certificates.k8s.io/v1.pb.zst", size: 87551, on: &text_v3_api_v1_pb}
+	text_v3_apis_coordination_k8s_io_v1_json          = Text{file: "v3/apis/coordination.k8s.io/v1.json.zst", size: 81032, on: &text_v3_api_v1_json}
+	text_v3_apis_coordination_k8s_io_v1_pb            = Text{file: "v3/apis/coordination.k8s.io/v1.pb.zst", size: 73030, on: &text_v3_api_v1_pb}
+	text_v3_apis_discovery_k8s_io_v1_json             = Text{file: "v3/apis/discovery.k8s.io/v1.json.zst", size: 89830, on: &text_v3_api_v1_json}
+	text_v3_apis_discovery_k8s_io_v1_pb               = Text{file: "v3/apis/discovery.k8s.io/v1.pb.zst", size: 81197, on: &text_v3_api_v1_pb}
+	text_v3_apis_events_k8s_io_v1_json                = Text{file: "v3/apis/events.k8s.io/v1.json.zst", size: 85186, on: &text_v3_api_v1_json}
+	text_v3_apis_events_k8s_io_v1_pb                  = Text{file: "v3/apis/events.k8s.io/v1.pb.zst", size: 76790, on: &text_v3_api_v1_pb}
+	text_v3_apis_flowcontrol_apiserver_k8s_io_v1_json = Text{file: "v3/apis/flowcontrol.apiserver.k8s.io/v1.json.zst", size: 147261, on: &text_v3_api_v1_json}
+	text_v3_apis_flowcontrol_apiserver_k8s_io_v1_pb   = Text{file: "v3/apis/flowcontrol.apiserver.k8s.io/v1.pb.zst", size: 131654, on: &text_v3_api_v1_pb}
+	text_v3_apis_networking_k8s_io_v1_json            = Text{file: "v3/apis/networking.k8s.io/v1.json.zst", size: 288594, on: &text_v3_api_v1_json}
+	text_v3_apis_networking_k8s_io_v1_pb              = Text{file: "v3/apis/networking.k8s.io/v1.pb.zst", size: 256754, on: &text_v3_api_v1_pb}
+	text_v3_apis_node_k8s_io_v1_json                  = Text{file: "v3/apis/node.k8s.io/v1.json.zst", size: 77627, on: &text_v3_api_v1_json}
+	text_v3_apis_node_k8s_io_v1_pb                    = Text{file: "v3/apis/node.k8s.io/v1.pb.zst", size: 70114, on: &text_v3_api_v1_pb}
+	text_v3_apis_policy_v1_json                       = Text{file: "v3/apis/policy/v1.json.zst", size: 98305, on: &text_v3_api_v1_json}
+	text_v3_apis_policy_v1_pb                         = Text{file: "v3/apis/policy/v1.pb.zst", size: 88415, on: &text_v3_api_v1_pb}
+	text_v3_apis_rbac_authorization_k8s_io_v1_json    = Text{file: "v3/apis/rbac.authorization.k8s.io/v1.json.zst", size: 208405, on: &text_v3_api_v1_json}
+	text_v3_apis_rbac_authorization_k8s_io_v1_pb      = Text{file: "v3/apis/rbac.authorization.k8s.io/v1.pb.zst", size: 185438, on: &text_v3_api_v1_pb}
+	text_v3_apis_resource_k8s_io_v1_json              = Text{file: "v3/apis/resource.k8s.io/v1.json.zst", size: 296127, on: &text_v3_api_v1_json}
+	text_v3_apis_resource_k8s_io_v1_pb                = Text{file: "v3/apis/resource.k8s.io/v1.pb.zst", size: 266455, on: &text_v3_api_v1_pb}
+	text_v3_apis_scheduling_k8s_io_v1_json            = Text{file: "v3/apis/scheduling.k8s.io/v1.json.zst", size: 71116, on: &text_v3_api_v1_json}
+	text_v3_apis_scheduling_k8s_io_v1_pb              = Text{file: "v3/apis/scheduling.k8s.io/v1.pb.zst", size: 64287, on: &text_v3_api_v1_pb}
+	text_v3_apis_snapshot_storage_k8s_io_v1_json      = Text{file: "v3/apis/snapshot.storage.k8s.io/v1.json.zst", size: 183261, on: &text_v3_api_v1_json}
+	text_v3_apis_storage_k8s_io_v1_json               = Text{file: "v3/apis/storage.k8s.io/v1.json.zst", size: 365252, on: &text_v3_api_v1_json}
+	text_v3_apis_storage_k8s_io_v1_pb                 = Text{file: "v3/apis/storage.k8s.io/v1.pb.zst", size: 325742, on: &text_v3_api_v1_pb}
+	merge                                             = Text{file: "merge.yaml.zst", size: 256467}
 )

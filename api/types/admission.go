@@ -132,6 +132,8 @@ func AddToScheme(s *runtime.Scheme) error {
 	metav1.AddToGroupVersion(s, Certificates)
 	s.AddKnownTypes(Registration, &APIService{}, &APIServiceList{})
 	metav1.AddToGroupVersion(s, Registration)
+	s.AddKnownTypes(FlowControl, &FlowSchema{}, &FlowSchemaList{}, &PriorityLevelConfiguration{}, &PriorityLevelConfigurationList{})
+	metav1.AddToGroupVersion(s, FlowControl)
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	certificatesv1 "k8s.io/api/certificates/v1"
+	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -28,6 +29,10 @@ func TestLikePublished(t *testing.T) {
 		{&ValidatingWebhookConfigurationList{}, &admissionregistrationv1.ValidatingWebhookConfigurationList{}},
 		{&CertificateSigningRequest{}, &certificatesv1.CertificateSigningRequest{}},
 		{&CertificateSigningRequestList{}, &certificatesv1.CertificateSigningRequestList{}},
+		{&FlowSchema{}, &flowcontrolv1.FlowSchema{}},
+		{&FlowSchemaList{}, &flowcontrolv1.FlowSchemaList{}},
+		{&PriorityLevelConfiguration{}, &flowcontrolv1.PriorityLevelConfiguration{}},
+		{&PriorityLevelConfigurationList{}, &flowcontrolv1.PriorityLevelConfigurationList{}},
 	} {
 		fill := randfill.NewWithSeed(1).NilChance(0.3).NumElements(1, 3).Funcs(
 			func(f *metav1.FieldsV1, _ randfill.Continue) { f.Raw = []byte(`{}`) },
@@ -98,7 +103,7 @@ func exchange(t *testing.T, from, to message) {
 // TestDeepCopy looks for what a copy shares with its original.
 func TestDeepCopy(t *testing.T) {
 	fill := randfill.NewWithSeed(2).NilChance(0).NumElements(1, 2).Funcs(func(f *metav1.FieldsV1, _ randfill.Continue) { f.Raw = []byte(`{}`) })
-	for _, obj := range []runtime.Object{&MutatingWebhookConfigurationList{}, &ValidatingWebhookConfigurationList{}, &CertificateSigningRequestList{}} {
+	for _, obj := range []runtime.Object{&MutatingWebhookConfigurationList{}, &ValidatingWebhookConfigurationList{}, &CertificateSigningRequestList{}, &FlowSchemaList{}, &PriorityLevelConfigurationList{}} {
 		fill.Fill(obj)
 		copied := obj.DeepCopyObject()
 		if !reflect.DeepEqual(obj, copied) {
