@@ -108,6 +108,9 @@ func setKind(obj runtime.Object) error {
 // object: Kubernetes' protobuf envelope for registered types that have a form in
 // protobuf, JSON for all others. The resourceVersion is not part of it: it is the position in the log.
 func EncodeStored(obj Object) ([]byte, error) {
+	if s, ok := obj.(*stranger); ok {
+		return s.stored, nil
+	}
 	if obj.GetResourceVersion() != "" {
 		obj = obj.DeepCopyObject().(Object)
 		obj.SetResourceVersion("")
@@ -135,7 +138,8 @@ func EncodeStored(obj Object) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// DecodeStored reads what EncodeStored wrote. The object carries its kind.
+// DecodeStored reads what EncodeStored wrote. The object carries its kind, which
+// may be one that a newer server wrote and this one does not know.
 func DecodeStored(data []byte) (Object, error) {
 	if len(data) > 0 && data[0] == '{' {
 		if obj, err := typedOf(data); obj != nil || err != nil {
@@ -148,6 +152,9 @@ func DecodeStored(data []byte) (Object, error) {
 		return u, nil
 	}
 	obj, gvk, err := protobufCodec().Decode(data, nil, nil)
+	if runtime.IsNotRegisteredError(err) {
+		return strangerOf(data)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("decode stored object: %w", err)
 	}
