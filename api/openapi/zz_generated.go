@@ -3,70 +3,76 @@
 package openapi
 
 var documents = [...]Document{
-	{"v2", "C5E962D497A7480B687231A6620A8D6030DE52DAFE95DB2E8888B7389CF4A102", &text_v2_json, &text_v2_pb},
-	{"v3/api/v1", "C6FECA7B0EDDC68DB46CCF7DE520C12278E6BA5FD0CBA3AC06AA154DE2154699", &text_v3_api_v1_json, &text_v3_api_v1_pb},
-	{"v3/apis/admissionregistration.k8s.io/v1", "0742A2F0BF53841BB5132864941630B3FB6227015384C0E3478DEED4A40C9C6B", &text_v3_apis_admissionregistration_k8s_io_v1_json, &text_v3_apis_admissionregistration_k8s_io_v1_pb},
-	{"v3/apis/apiextensions.k8s.io/v1", "3C6B7350A2925BFC6984FDF6D9DF9389D121B3E624193F80F3C6CAAD1E0E4460", &text_v3_apis_apiextensions_k8s_io_v1_json, &text_v3_apis_apiextensions_k8s_io_v1_pb},
-	{"v3/apis/apiregistration.k8s.io/v1", "9B1F3C46392C48DAA123C5AA09CCA54174C74622840416710147FB2EDF216D66", &text_v3_apis_apiregistration_k8s_io_v1_json, &text_v3_apis_apiregistration_k8s_io_v1_pb},
-	{"v3/apis/apps/v1", "B066E6444B3BE8C61109B7078A9890805890C2C37CB7A68DD93F22B1143B77DA", &text_v3_apis_apps_v1_json, &text_v3_apis_apps_v1_pb},
+	{"v2", "330714667FB954EEDA18723973BAFB9FE6ABCFC5079E6FEAE46275055BC13A54", &text_v2_json, &text_v2_pb},
+	{"v3/api/v1", "9698FA3722CE0346100D915EF2D2D468455DEABC073DC02CD182F5D8742CA9FB", &text_v3_api_v1_json, &text_v3_api_v1_pb},
+	{"v3/apis/admissionregistration.k8s.io/v1", "6FFD177E8834CEEE0F31A5BF74BBF4FB59842534F426E4C37999280F2C28C818", &text_v3_apis_admissionregistration_k8s_io_v1_json, &text_v3_apis_admissionregistration_k8s_io_v1_pb},
+	{"v3/apis/apiextensions.k8s.io/v1", "1EF1B511E382EBCA4C559CDD544E80118C7FC380E439C38C6D1FDD72B4968889", &text_v3_apis_apiextensions_k8s_io_v1_json, &text_v3_apis_apiextensions_k8s_io_v1_pb},
+	{"v3/apis/apiregistration.k8s.io/v1", "C1A1B3300A6C8FB07D09D3D0C60041092F2BD577B0BB4249C88C87AAC5D6E802", &text_v3_apis_apiregistration_k8s_io_v1_json, &text_v3_apis_apiregistration_k8s_io_v1_pb},
+	{"v3/apis/apps/v1", "0B355F6266DD4968E455F17EE797949DDBDAD65D8868F88B86A39370BD78788A", &text_v3_apis_apps_v1_json, &text_v3_apis_apps_v1_pb},
 	{"v3/apis/authentication.k8s.io/v1", "C030DC299035EE74136CACB4238B9CE3F229CC81C5B962C41F8594DA75021E0D", &text_v3_apis_authentication_k8s_io_v1_json, &text_v3_apis_authentication_k8s_io_v1_pb},
 	{"v3/apis/authorization.k8s.io/v1", "0A3367CA92AD487AD0E2B123D6D0ACD54A2BAF9D26302EC6604C7491465C7723", &text_v3_apis_authorization_k8s_io_v1_json, &text_v3_apis_authorization_k8s_io_v1_pb},
-	{"v3/apis/batch/v1", "EF14C84FFC5C1AF154C3EE45CEB837228460EAC15BA69C36B0ADE99F6ADB054B", &text_v3_apis_batch_v1_json, &text_v3_apis_batch_v1_pb},
-	{"v3/apis/certificates.k8s.io/v1", "24F5C3D68751E3878D2DBF87D278DCF3311CF73D916D0E80EF30B4D1056B2822", &text_v3_apis_certificates_k8s_io_v1_json, &text_v3_apis_certificates_k8s_io_v1_pb},
-	{"v3/apis/coordination.k8s.io/v1", "55CB00B77BD5E2246AAA98604E9183B96548A7EC7680330F8DCDB28BBFB4B8D6", &text_v3_apis_coordination_k8s_io_v1_json, &text_v3_apis_coordination_k8s_io_v1_pb},
-	{"v3/apis/discovery.k8s.io/v1", "E9849233B1BB5712B32D91B47598D1D7530F94AC7249906D9F4F086E2DFCEC95", &text_v3_apis_discovery_k8s_io_v1_json, &text_v3_apis_discovery_k8s_io_v1_pb},
-	{"v3/apis/events.k8s.io/v1", "5648630DC0AE66A15AF905C92BB373C16744FC9337F943B3997B1B9373512DAE", &text_v3_apis_events_k8s_io_v1_json, &text_v3_apis_events_k8s_io_v1_pb},
-	{"v3/apis/networking.k8s.io/v1", "AD3A00ACCA3C047CD640DFCF7C28FD0914C749FF011BD827D3D0428C084B163A", &text_v3_apis_networking_k8s_io_v1_json, &text_v3_apis_networking_k8s_io_v1_pb},
-	{"v3/apis/node.k8s.io/v1", "DEFC91F3C53B68F20330173F5A382C2AE50E8F568D2A5078F1EB9946A146C7D4", &text_v3_apis_node_k8s_io_v1_json, &text_v3_apis_node_k8s_io_v1_pb},
-	{"v3/apis/policy/v1", "B774619022D26E6579D4B454B0890A5AB4C98DFF34F022FE23EA45CB5A36FE75", &text_v3_apis_policy_v1_json, &text_v3_apis_policy_v1_pb},
-	{"v3/apis/rbac.authorization.k8s.io/v1", "BC1AB747F05BFEF99D4312BA54A4E37DF62C9A13440A13D9F0733C413F5604BB", &text_v3_apis_rbac_authorization_k8s_io_v1_json, &text_v3_apis_rbac_authorization_k8s_io_v1_pb},
-	{"v3/apis/resource.k8s.io/v1", "15E876758C128BE28F7D4584632BDC7728E12BBE11A2914F38F7D30664BEA884", &text_v3_apis_resource_k8s_io_v1_json, &text_v3_apis_resource_k8s_io_v1_pb},
-	{"v3/apis/scheduling.k8s.io/v1", "0C561B1DD3A554F1CA523122D1CF61AD1176198CB3CA08D4119CC737EC9CA5A6", &text_v3_apis_scheduling_k8s_io_v1_json, &text_v3_apis_scheduling_k8s_io_v1_pb},
-	{"v3/apis/snapshot.storage.k8s.io/v1", "FAF2C21580E726D002829DE57C94D1EAD8D1F492F063F2B6E2B6A4C9A7863E86", &text_v3_apis_snapshot_storage_k8s_io_v1_json, nil},
-	{"v3/apis/storage.k8s.io/v1", "671DDC6B439B13D8E08BD1C62E99AF08819C8B161A844FA0607E2A6E490F15CF", &text_v3_apis_storage_k8s_io_v1_json, &text_v3_apis_storage_k8s_io_v1_pb},
+	{"v3/apis/autoscaling/v1", "22A795209259DD6CF9F829AFC7632C6F3F9345276237B47B5EA74AB202776CC6", &text_v3_apis_autoscaling_v1_json, &text_v3_apis_autoscaling_v1_pb},
+	{"v3/apis/autoscaling/v2", "FF7688B25DBC78FA4D243A55132B915226EC4351BB5AE3F1CAC677A5366B24B8", &text_v3_apis_autoscaling_v2_json, &text_v3_apis_autoscaling_v2_pb},
+	{"v3/apis/batch/v1", "087B94F5E0CBC81B09F8303BF260F112BF69DF62697BC8C6C7A7459327300B64", &text_v3_apis_batch_v1_json, &text_v3_apis_batch_v1_pb},
+	{"v3/apis/certificates.k8s.io/v1", "54FCCF631F3F7673D15D8A7A75F349274D14DF1877AD20A477263C4AACAF6282", &text_v3_apis_certificates_k8s_io_v1_json, &text_v3_apis_certificates_k8s_io_v1_pb},
+	{"v3/apis/coordination.k8s.io/v1", "8356962DCA8030EAD084C28C62856AFD36A4193E69EBF4D8D563C48D77AF2827", &text_v3_apis_coordination_k8s_io_v1_json, &text_v3_apis_coordination_k8s_io_v1_pb},
+	{"v3/apis/discovery.k8s.io/v1", "ADEF67C0D6B9580E106C1B8CE1E5CCF6EF054AC885A60F186A09BB7C5914C6F7", &text_v3_apis_discovery_k8s_io_v1_json, &text_v3_apis_discovery_k8s_io_v1_pb},
+	{"v3/apis/events.k8s.io/v1", "C69F6A7227E2106F149F070E55FD904B319951C5BD48142EA378152D4323D621", &text_v3_apis_events_k8s_io_v1_json, &text_v3_apis_events_k8s_io_v1_pb},
+	{"v3/apis/networking.k8s.io/v1", "89DC7E57FBACF20A0638344F64731CF6786E2CB066BFC13A4382FCCE18BA32B5", &text_v3_apis_networking_k8s_io_v1_json, &text_v3_apis_networking_k8s_io_v1_pb},
+	{"v3/apis/node.k8s.io/v1", "F1A2D5356E9E6F5CAF294A0A40F9AAD151E087012F0950BC6FFEA9397E61A702", &text_v3_apis_node_k8s_io_v1_json, &text_v3_apis_node_k8s_io_v1_pb},
+	{"v3/apis/policy/v1", "07E5D4DEE799DE3BBB5829E44DF124A832F6C2CD3965FBC9BD2FADF5AD802386", &text_v3_apis_policy_v1_json, &text_v3_apis_policy_v1_pb},
+	{"v3/apis/rbac.authorization.k8s.io/v1", "D057C80E5A8DB158EB627ABCFB8275B674F1D8A3DB9906E7AE5638D2154DFF65", &text_v3_apis_rbac_authorization_k8s_io_v1_json, &text_v3_apis_rbac_authorization_k8s_io_v1_pb},
+	{"v3/apis/resource.k8s.io/v1", "145C457B92E314B9665ED33DA60DE1B819A3E680F66CF89979FD7917785F59A4", &text_v3_apis_resource_k8s_io_v1_json, &text_v3_apis_resource_k8s_io_v1_pb},
+	{"v3/apis/scheduling.k8s.io/v1", "0472F17B9B693298A58FD3CDCDD4DB1A9438E381F98B2FF319442EF5B20EA3A6", &text_v3_apis_scheduling_k8s_io_v1_json, &text_v3_apis_scheduling_k8s_io_v1_pb},
+	{"v3/apis/snapshot.storage.k8s.io/v1", "8D1F80BA53C8B2144B2F5059DDA385DA5432409F033AC9C4BA17AE9B15E227BB", &text_v3_apis_snapshot_storage_k8s_io_v1_json, nil},
+	{"v3/apis/storage.k8s.io/v1", "993C4B0E5EC226EE6F17BCF0525282098D1ECCFA25E898A73C1528C236C4B1F7", &text_v3_apis_storage_k8s_io_v1_json, &text_v3_apis_storage_k8s_io_v1_pb},
 }
 
 var (
-	text_v2_json                                      = Text{file: "v2.json.zst", size: 1807860}
-	text_v3_api_v1_json                               = Text{file: "v3/api/v1.json.zst", size: 1184620, on: &text_v2_json}
-	text_v3_api_v1_pb                                 = Text{file: "v3/api/v1.pb.zst", size: 1054801, on: &text_v2_json}
-	text_v2_pb                                        = Text{file: "v2.pb.zst", size: 1586361, on: &text_v3_api_v1_pb}
-	text_v3_apis_admissionregistration_k8s_io_v1_json = Text{file: "v3/apis/admissionregistration.k8s.io/v1.json.zst", size: 138843, on: &text_v3_api_v1_json}
-	text_v3_apis_admissionregistration_k8s_io_v1_pb   = Text{file: "v3/apis/admissionregistration.k8s.io/v1.pb.zst", size: 126166, on: &text_v3_api_v1_pb}
-	text_v3_apis_apiextensions_k8s_io_v1_json         = Text{file: "v3/apis/apiextensions.k8s.io/v1.json.zst", size: 121352, on: &text_v3_api_v1_json}
-	text_v3_apis_apiextensions_k8s_io_v1_pb           = Text{file: "v3/apis/apiextensions.k8s.io/v1.pb.zst", size: 110521, on: &text_v3_api_v1_pb}
-	text_v3_apis_apiregistration_k8s_io_v1_json       = Text{file: "v3/apis/apiregistration.k8s.io/v1.json.zst", size: 84221, on: &text_v3_api_v1_json}
-	text_v3_apis_apiregistration_k8s_io_v1_pb         = Text{file: "v3/apis/apiregistration.k8s.io/v1.pb.zst", size: 75739, on: &text_v3_api_v1_pb}
-	text_v3_apis_apps_v1_json                         = Text{file: "v3/apis/apps/v1.json.zst", size: 578309, on: &text_v3_api_v1_json}
-	text_v3_apis_apps_v1_pb                           = Text{file: "v3/apis/apps/v1.pb.zst", size: 519823, on: &text_v3_api_v1_pb}
+	text_v2_json                                      = Text{file: "v2.json.zst", size: 1880577}
+	text_v3_api_v1_json                               = Text{file: "v3/api/v1.json.zst", size: 1184744, on: &text_v2_json}
+	text_v3_api_v1_pb                                 = Text{file: "v3/api/v1.pb.zst", size: 1054915, on: &text_v2_json}
+	text_v2_pb                                        = Text{file: "v2.pb.zst", size: 1649351, on: &text_v3_api_v1_pb}
+	text_v3_apis_admissionregistration_k8s_io_v1_json = Text{file: "v3/apis/admissionregistration.k8s.io/v1.json.zst", size: 138967, on: &text_v3_api_v1_json}
+	text_v3_apis_admissionregistration_k8s_io_v1_pb   = Text{file: "v3/apis/admissionregistration.k8s.io/v1.pb.zst", size: 126280, on: &text_v3_api_v1_pb}
+	text_v3_apis_apiextensions_k8s_io_v1_json         = Text{file: "v3/apis/apiextensions.k8s.io/v1.json.zst", size: 121476, on: &text_v3_api_v1_json}
+	text_v3_apis_apiextensions_k8s_io_v1_pb           = Text{file: "v3/apis/apiextensions.k8s.io/v1.pb.zst", size: 110635, on: &text_v3_api_v1_pb}
+	text_v3_apis_apiregistration_k8s_io_v1_json       = Text{file: "v3/apis/apiregistration.k8s.io/v1.json.zst", size: 84345, on: &text_v3_api_v1_json}
+	text_v3_apis_apiregistration_k8s_io_v1_pb         = Text{file: "v3/apis/apiregistration.k8s.io/v1.pb.zst", size: 75853, on: &text_v3_api_v1_pb}
+	text_v3_apis_apps_v1_json                         = Text{file: "v3/apis/apps/v1.json.zst", size: 578433, on: &text_v3_api_v1_json}
+	text_v3_apis_apps_v1_pb                           = Text{file: "v3/apis/apps/v1.pb.zst", size: 519937, on: &text_v3_api_v1_pb}
 	text_v3_apis_authentication_k8s_io_v1_json        = Text{file: "v3/apis/authentication.k8s.io/v1.json.zst", size: 31816, on: &text_v3_api_v1_json}
 	text_v3_apis_authentication_k8s_io_v1_pb          = Text{file: "v3/apis/authentication.k8s.io/v1.pb.zst", size: 28682, on: &text_v3_api_v1_pb}
 	text_v3_apis_authorization_k8s_io_v1_json         = Text{file: "v3/apis/authorization.k8s.io/v1.json.zst", size: 55442, on: &text_v3_api_v1_json}
 	text_v3_apis_authorization_k8s_io_v1_pb           = Text{file: "v3/apis/authorization.k8s.io/v1.pb.zst", size: 49823, on: &text_v3_api_v1_pb}
-	text_v3_apis_batch_v1_json                        = Text{file: "v3/apis/batch/v1.json.zst", size: 382841, on: &text_v3_api_v1_json}
-	text_v3_apis_batch_v1_pb                          = Text{file: "v3/apis/batch/v1.pb.zst", size: 349006, on: &text_v3_api_v1_pb}
-	text_v3_apis_certificates_k8s_io_v1_json          = Text{file: "v3/apis/certificates.k8s.io/v1.json.zst", size: 97266, on: &text_v3_api_v1_json}
-	text_v3_apis_certificates_k8s_io_v1_pb            = Text{file: "v3/apis/certificates.k8s.io/v1.pb.zst", size: 87477, on: &text_v3_api_v1_pb}
-	text_v3_apis_coordination_k8s_io_v1_json          = Text{file: "v3/apis/coordination.k8s.io/v1.json.zst", size: 80953, on: &text_v3_api_v1_json}
-	text_v3_apis_coordination_k8s_io_v1_pb            = Text{file: "v3/apis/coordination.k8s.io/v1.pb.zst", size: 72956, on: &text_v3_api_v1_pb}
-	text_v3_apis_discovery_k8s_io_v1_json             = Text{file: "v3/apis/discovery.k8s.io/v1.json.zst", size: 89751, on: &text_v3_api_v1_json}
-	text_v3_apis_discovery_k8s_io_v1_pb               = Text{file: "v3/apis/discovery.k8s.io/v1.pb.zst", size: 81123, on: &text_v3_api_v1_pb}
-	text_v3_apis_events_k8s_io_v1_json                = Text{file: "v3/apis/events.k8s.io/v1.json.zst", size: 85107, on: &text_v3_api_v1_json}
-	text_v3_apis_events_k8s_io_v1_pb                  = Text{file: "v3/apis/events.k8s.io/v1.pb.zst", size: 76716, on: &text_v3_api_v1_pb}
-	text_v3_apis_networking_k8s_io_v1_json            = Text{file: "v3/apis/networking.k8s.io/v1.json.zst", size: 288515, on: &text_v3_api_v1_json}
-	text_v3_apis_networking_k8s_io_v1_pb              = Text{file: "v3/apis/networking.k8s.io/v1.pb.zst", size: 256680, on: &text_v3_api_v1_pb}
-	text_v3_apis_node_k8s_io_v1_json                  = Text{file: "v3/apis/node.k8s.io/v1.json.zst", size: 77548, on: &text_v3_api_v1_json}
-	text_v3_apis_node_k8s_io_v1_pb                    = Text{file: "v3/apis/node.k8s.io/v1.pb.zst", size: 70040, on: &text_v3_api_v1_pb}
-	text_v3_apis_policy_v1_json                       = Text{file: "v3/apis/policy/v1.json.zst", size: 98226, on: &text_v3_api_v1_json}
-	text_v3_apis_policy_v1_pb                         = Text{file: "v3/apis/policy/v1.pb.zst", size: 88341, on: &text_v3_api_v1_pb}
-	text_v3_apis_rbac_authorization_k8s_io_v1_json    = Text{file: "v3/apis/rbac.authorization.k8s.io/v1.json.zst", size: 208326, on: &text_v3_api_v1_json}
-	text_v3_apis_rbac_authorization_k8s_io_v1_pb      = Text{file: "v3/apis/rbac.authorization.k8s.io/v1.pb.zst", size: 185364, on: &text_v3_api_v1_pb}
-	text_v3_apis_resource_k8s_io_v1_json              = Text{file: "v3/apis/resource.k8s.io/v1.json.zst", size: 296048, on: &text_v3_api_v1_json}
-	text_v3_apis_resource_k8s_io_v1_pb                = Text{file: "v3/apis/resource.k8s.io/v1.pb.zst", size: 266381, on: &text_v3_api_v1_pb}
-	text_v3_apis_scheduling_k8s_io_v1_json            = Text{file: "v3/apis/scheduling.k8s.io/v1.json.zst", size: 71037, on: &text_v3_api_v1_json}
-	text_v3_apis_scheduling_k8s_io_v1_pb              = Text{file: "v3/apis/scheduling.k8s.io/v1.pb.zst", size: 64213, on: &text_v3_api_v1_pb}
-	text_v3_apis_snapshot_storage_k8s_io_v1_json      = Text{file: "v3/apis/snapshot.storage.k8s.io/v1.json.zst", size: 183182, on: &text_v3_api_v1_json}
-	text_v3_apis_storage_k8s_io_v1_json               = Text{file: "v3/apis/storage.k8s.io/v1.json.zst", size: 365173, on: &text_v3_api_v1_json}
-	text_v3_apis_storage_k8s_io_v1_pb                 = Text{file: "v3/apis/storage.k8s.io/v1.pb.zst", size: 325668, on: &text_v3_api_v1_pb}
-	merge                                             = Text{file: "merge.yaml.zst", size: 248036}
+	text_v3_apis_autoscaling_v1_json                  = Text{file: "v3/apis/autoscaling/v1.json.zst", size: 92093, on: &text_v3_api_v1_json}
+	text_v3_apis_autoscaling_v1_pb                    = Text{file: "v3/apis/autoscaling/v1.pb.zst", size: 82555, on: &text_v3_api_v1_pb}
+	text_v3_apis_autoscaling_v2_json                  = Text{file: "v3/apis/autoscaling/v2.json.zst", size: 118782, on: &text_v3_api_v1_json}
+	text_v3_apis_autoscaling_v2_pb                    = Text{file: "v3/apis/autoscaling/v2.pb.zst", size: 106334, on: &text_v3_api_v1_pb}
+	text_v3_apis_batch_v1_json                        = Text{file: "v3/apis/batch/v1.json.zst", size: 382965, on: &text_v3_api_v1_json}
+	text_v3_apis_batch_v1_pb                          = Text{file: "v3/apis/batch/v1.pb.zst", size: 349120, on: &text_v3_api_v1_pb}
+	text_v3_apis_certificates_k8s_io_v1_json          = Text{file: "v3/apis/certificates.k8s.io/v1.json.zst", size: 97390, on: &text_v3_api_v1_json}
+	text_v3_apis_certificates_k8s_io_v1_pb            = Text{file: "v3/apis/certificates.k8s.io/v1.pb.zst", size: 87591, on: &text_v3_api_v1_pb}
+	text_v3_apis_coordination_k8s_io_v1_json          = Text{file: "v3/apis/coordination.k8s.io/v1.json.zst", size: 81077, on: &text_v3_api_v1_json}
+	text_v3_apis_coordination_k8s_io_v1_pb            = Text{file: "v3/apis/coordination.k8s.io/v1.pb.zst", size: 73070, on: &text_v3_api_v1_pb}
+	text_v3_apis_discovery_k8s_io_v1_json             = Text{file: "v3/apis/discovery.k8s.io/v1.json.zst", size: 89875, on: &text_v3_api_v1_json}
+	text_v3_apis_discovery_k8s_io_v1_pb               = Text{file: "v3/apis/discovery.k8s.io/v1.pb.zst", size: 81237, on: &text_v3_api_v1_pb}
+	text_v3_apis_events_k8s_io_v1_json                = Text{file: "v3/apis/events.k8s.io/v1.json.zst", size: 85231, on: &text_v3_api_v1_json}
+	text_v3_apis_events_k8s_io_v1_pb                  = Text{file: "v3/apis/events.k8s.io/v1.pb.zst", size: 76830, on: &text_v3_api_v1_pb}
+	text_v3_apis_networking_k8s_io_v1_json            = Text{file: "v3/apis/networking.k8s.io/v1.json.zst", size: 288639, on: &text_v3_api_v1_json}
+	text_v3_apis_networking_k8s_io_v1_pb              = Text{file: "v3/apis/networking.k8s.io/v1.pb.zst", size: 256794, on: &text_v3_api_v1_pb}
+	text_v3_apis_node_k8s_io_v1_json                  = Text{file: "v3/apis/node.k8s.io/v1.json.zst", size: 77672, on: &text_v3_api_v1_json}
+	text_v3_apis_node_k8s_io_v1_pb                    = Text{file: "v3/apis/node.k8s.io/v1.pb.zst", size: 70154, on: &text_v3_api_v1_pb}
+	text_v3_apis_policy_v1_json                       = Text{file: "v3/apis/policy/v1.json.zst", size: 98350, on: &text_v3_api_v1_json}
+	text_v3_apis_policy_v1_pb                         = Text{file: "v3/apis/policy/v1.pb.zst", size: 88455, on: &text_v3_api_v1_pb}
+	text_v3_apis_rbac_authorization_k8s_io_v1_json    = Text{file: "v3/apis/rbac.authorization.k8s.io/v1.json.zst", size: 208450, on: &text_v3_api_v1_json}
+	text_v3_apis_rbac_authorization_k8s_io_v1_pb      = Text{file: "v3/apis/rbac.authorization.k8s.io/v1.pb.zst", size: 185478, on: &text_v3_api_v1_pb}
+	text_v3_apis_resource_k8s_io_v1_json              = Text{file: "v3/apis/resource.k8s.io/v1.json.zst", size: 296172, on: &text_v3_api_v1_json}
+	text_v3_apis_resource_k8s_io_v1_pb                = Text{file: "v3/apis/resource.k8s.io/v1.pb.zst", size: 266495, on: &text_v3_api_v1_pb}
+	text_v3_apis_scheduling_k8s_io_v1_json            = Text{file: "v3/apis/scheduling.k8s.io/v1.json.zst", size: 71161, on: &text_v3_api_v1_json}
+	text_v3_apis_scheduling_k8s_io_v1_pb              = Text{file: "v3/apis/scheduling.k8s.io/v1.pb.zst", size: 64327, on: &text_v3_api_v1_pb}
+	text_v3_apis_snapshot_storage_k8s_io_v1_json      = Text{file: "v3/apis/snapshot.storage.k8s.io/v1.json.zst", size: 183306, on: &text_v3_api_v1_json}
+	text_v3_apis_storage_k8s_io_v1_json               = Text{file: "v3/apis/storage.k8s.io/v1.json.zst", size: 365297, on: &text_v3_api_v1_json}
+	text_v3_apis_storage_k8s_io_v1_pb                 = Text{file: "v3/apis/storage.k8s.io/v1.pb.zst", size: 325782, on: &text_v3_api_v1_pb}
+	merge                                             = Text{file: "merge.yaml.zst", size: 260039}
 )

@@ -132,6 +132,8 @@ func AddToScheme(s *runtime.Scheme) error {
 	metav1.AddToGroupVersion(s, Certificates)
 	s.AddKnownTypes(Registration, &APIService{}, &APIServiceList{})
 	metav1.AddToGroupVersion(s, Registration)
+	s.AddKnownTypes(Autoscaling, &HorizontalPodAutoscaler{}, &HorizontalPodAutoscalerList{})
+	metav1.AddToGroupVersion(s, Autoscaling)
 	return nil
 }
 
