@@ -61,7 +61,7 @@ spec: {behavior: {scaleDown: {stabilizationWindowSeconds: 5}}}
 		t.Errorf("after both applied: %+v, by %s", v2.Spec, managers(v2.ManagedFields))
 	}
 	a := apply(autoscalersV2, "newer", strings.Replace(more, "spec: {", "spec: {maxReplicas: 9, ", 1))
-	if s := a.status(t); a.code != 409 || !strings.Contains(s.Message, `conflict with "older" using autoscaling/v1: .spec.maxReplicas`) {
+	if s := a.status(t); a.code != 409 || !strings.Contains(s.Message, `conflict with "older": .spec.maxReplicas`) {
 		t.Errorf("%d %s", a.code, a.body)
 	}
 	// A status of v2 is not lost by a write of v1.

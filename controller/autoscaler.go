@@ -144,8 +144,8 @@ func (a *autoscaling) sync(ctx context.Context) error {
 		least = *a.h.Spec.MinReplicas
 	}
 	a.past.forget(a.now, a.behavior)
-	if len(a.past.recommended) == 0 {
-		a.past.recommended = []scaleStep{{a.now, current}}
+	if !a.past.begun {
+		a.past.begun, a.past.recommended = true, []scaleStep{{a.now, current}}
 	}
 	a.status.CurrentReplicas = current
 	want, why := current, ""

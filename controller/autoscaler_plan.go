@@ -39,6 +39,7 @@ type scaleFailure struct {
 
 // scalePast is what an autoscaler remembers, oldest first.
 type scalePast struct {
+	begun       bool
 	recommended []scaleStep // replicas that metrics amounted to
 	ups, downs  []scaleStep // by how many replicas it scaled
 }

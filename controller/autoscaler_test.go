@@ -154,6 +154,27 @@ func TestAutoscalerFollows(t *testing.T) {
 	})
 }
 
+// TestAutoscalerSoon is of windows that are shorter than it takes to look again.
+func TestAutoscalerSoon(t *testing.T) {
+	for _, window := range []int32{0, 5, 20} {
+		inWorld(t, func(w *world) {
+			w.addNode("a")
+			create(w, deployments, deployment("web", 3, hundredth))
+			w.settle(time.Minute)
+			w.load.set(150)
+			create(w, autoscalers, autoscaler("web", 1, 5, 50, func(h *types.HorizontalPodAutoscaler) {
+				h.Spec.Behavior = &types.AutoscalerBehavior{ScaleDown: &types.ScalingRules{StabilizationWindowSeconds: &window}}
+			}))
+			w.settle(time.Second)
+			w.load.set(0)
+			w.settle(time.Duration(window)*time.Second + 16*time.Second)
+			if n, says := w.scaling("web"); n != 1 {
+				t.Errorf("with a window of %d s: %d, %s", window, n, says)
+			}
+		})
+	}
+}
+
 func TestAutoscalerBounds(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.addNode("a")
