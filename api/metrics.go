@@ -20,10 +20,10 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// The resource metrics API, which `kubectl top` and autoscalers read. It is
-// answered by asking the nodes: nothing is collected while nobody asks. A node
-// that was not asked for a while measures twice, a second apart; one that was
-// tells the rate since then.
+// The resource metrics API, which `kubectl top` reads, and the same for our own
+// autoscalers (MeasurePods). It is answered by asking the nodes: nothing is
+// collected while nobody asks. A node that was not asked for a while measures
+// twice, a second apart; one that was tells the rate since then.
 
 var metricsVersion = schema.GroupVersion{Group: "metrics.k8s.io", Version: "v1beta1"}
 
@@ -376,6 +376,9 @@ func (s *Server) summaryOf(ctx context.Context, node string) (*summary, error) {
 	base, rt, err := s.kubelet(ctx, node)
 	if err != nil {
 		return nil, err
+	}
+	if idle, ok := rt.(interface{ CloseIdleConnections() }); ok {
+		defer idle.CloseIdleConnections() // nobody else has this one
 	}
 	to := base.JoinPath("/stats/summary")
 	to.RawQuery = "only_cpu_and_memory=true"
