@@ -107,7 +107,8 @@ func TestReplicasForMetrics(t *testing.T) {
 		{"missing on the way down use all that they request", u(100, 100, -1), nil, []types.MetricSpec{percentOf("cpu", 50)}, 3, true, ""},
 		{"missing on the way down use their target", u(100, 100, 100, -1), nil, []types.MetricSpec{amountOf("cpu", "1")}, 2, true, ""},
 		{"missing on the way up use nothing", u(1000, 1000, -1), nil, []types.MetricSpec{percentOf("cpu", 50)}, 4, true, ""},
-		{"missing do not turn it round", u(600, -1), nil, []types.MetricSpec{percentOf("cpu", 50)}, 2, true, ""},
+		{"missing do not turn up into down", u(600, -1, -1), nil, []types.MetricSpec{percentOf("cpu", 50)}, 3, true, ""},
+		{"missing do not turn down into up", u(400, -1), nil, []types.MetricSpec{percentOf("cpu", 50)}, 2, true, ""},
 		{"missing with a target above all", u(1400, -1), nil, []types.MetricSpec{percentOf("cpu", 200)}, 2, true, ""},
 		{"pending on the way up use nothing", u(1000, 1000, -1), e(nil, nil, pending), []types.MetricSpec{percentOf("cpu", 50)}, 4, true, ""},
 		{"pending on the way down do not count", u(100, 100, -1), e(nil, nil, pending), []types.MetricSpec{percentOf("cpu", 50)}, 1, true, ""},
@@ -200,6 +201,36 @@ func TestStatusOfMetrics(t *testing.T) {
 	}
 	if r.statuses[2].Type != "" {
 		t.Errorf("a metric that failed has the status %+v", r.statuses[2])
+	}
+}
+
+// TestSteadied is of what is written again.
+func TestSteadied(t *testing.T) {
+	status := func(percent int32, amount string) []types.MetricStatus {
+		q := resource.MustParse(amount)
+		s := []types.MetricStatus{{Type: types.ResourceMetric, Resource: &types.ResourceMetricStatus{Name: "cpu", Current: types.MetricValue{AverageValue: &q}}}}
+		if percent >= 0 {
+			s[0].Resource.Current.AverageUtilization = &percent
+		}
+		return s
+	}
+	for _, c := range []struct {
+		name     string
+		spec     types.MetricSpec
+		now, old []types.MetricStatus
+		want     string
+	}{
+		{"the same percentage", percentOf("cpu", 50), status(3, "31m"), status(3, "39m"), "39m"},
+		{"another percentage", percentOf("cpu", 50), status(4, "40m"), status(3, "39m"), "40m"},
+		{"less than a hundredth of the target", amountOf("cpu", "1"), status(-1, "510m"), status(-1, "500m"), "500m"},
+		{"more than that", amountOf("cpu", "1"), status(-1, "511m"), status(-1, "500m"), "511m"},
+		{"less by more than that", amountOf("cpu", "1"), status(-1, "489m"), status(-1, "500m"), "489m"},
+		{"the first", percentOf("cpu", 50), status(3, "31m"), nil, "31m"},
+		{"after a failure", percentOf("cpu", 50), status(3, "31m"), []types.MetricStatus{{}}, "31m"},
+	} {
+		if got := steadied([]types.MetricSpec{c.spec}, c.now, c.old)[0].Resource.Current.AverageValue.String(); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
 	}
 }
 
