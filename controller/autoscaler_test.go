@@ -10,11 +10,14 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	machinery "k8s.io/apimachinery/pkg/types"
 
 	"conclave/api"
+	"conclave/api/custom"
 	"conclave/api/types"
 )
 
@@ -207,6 +210,73 @@ func TestAutoscalerBounds(t *testing.T) {
 		w.settle(time.Second)
 		if n, _ := w.scaling("web"); n != 2 {
 			t.Errorf("a new bound: %d", n)
+		}
+	})
+}
+
+// TestAutoscalerTargets scales all sorts of things that have a scale.
+func TestAutoscalerTargets(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.addNode("a")
+		requests := func(name string) corev1.PodTemplateSpec {
+			t := template(name, "image:1")
+			t.Spec.Containers[0].Resources.Requests = corev1.ResourceList{"cpu": resource.MustParse("100m")}
+			return t
+		}
+		one, meta := new(int32(1)), func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: "default", Name: name} }
+		selector := func(name string) *metav1.LabelSelector {
+			return &metav1.LabelSelector{MatchLabels: map[string]string{"app": name}}
+		}
+		create(w, replicaSets, &appsv1.ReplicaSet{ObjectMeta: meta("rs"), Spec: appsv1.ReplicaSetSpec{Replicas: one, Selector: selector("rs"), Template: requests("rs")}})
+		create(w, statefulSets, &appsv1.StatefulSet{ObjectMeta: meta("sts"), Spec: appsv1.StatefulSetSpec{Replicas: one, Selector: selector("sts"), Template: requests("sts")}})
+		rc := requests("rc")
+		create(w, replicationControllers, &corev1.ReplicationController{ObjectMeta: meta("rc"), Spec: corev1.ReplicationControllerSpec{Replicas: one, Selector: map[string]string{"app": "rc"}, Template: &rc}})
+		create(w, definitions, mice(func(d *custom.Definition) {
+			path := ".status.selector"
+			d.Spec.Versions[0].Subresources = &apiextensionsv1.CustomResourceSubresources{
+				Scale: &apiextensionsv1.CustomResourceSubresourceScale{SpecReplicasPath: ".spec.replicas", StatusReplicasPath: ".status.replicas", LabelSelectorPath: &path},
+			}
+		}))
+		w.settle(time.Minute)
+		m := mouse("m")
+		m.Object["spec"] = map[string]any{"replicas": int64(1)}
+		m.Object["status"] = map[string]any{"replicas": int64(1), "selector": "app=m"}
+		create[api.Object](w, miceResource, m)
+		pod := requests("m")
+		create(w, pods, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "m-1", Labels: pod.Labels}, Spec: pod.Spec})
+		create[api.Object](w, miceResource, func() api.Object {
+			m := mouse("bare") // says nothing of its pods
+			m.Object["spec"] = map[string]any{"replicas": int64(1)}
+			return m
+		}())
+		w.settle(10 * time.Minute)
+		w.load.set(200)
+		for name, ref := range map[string]types.ObjectName{
+			"rs": {APIVersion: "apps/v1", Kind: "ReplicaSet"}, "sts": {APIVersion: "apps/v1", Kind: "StatefulSet"}, "rc": {APIVersion: "v1", Kind: "ReplicationController"},
+			"m": {APIVersion: "example.com/v1", Kind: "Mouse"}, "bare": {APIVersion: "example.com/v1", Kind: "Mouse"},
+		} {
+			ref.Name = name
+			create(w, autoscalers, autoscaler(name, 1, 4, 50, func(h *types.HorizontalPodAutoscaler) { h.Spec.ScaleTargetRef = ref }))
+		}
+		w.settle(time.Minute)
+		if n := *read[*appsv1.ReplicaSet](w, replicaSets, "default", "rs").Spec.Replicas; n != 4 {
+			t.Errorf("a ReplicaSet: %d", n)
+		}
+		if n := *read[*appsv1.StatefulSet](w, statefulSets, "default", "sts").Spec.Replicas; n != 4 {
+			t.Errorf("a StatefulSet: %d", n)
+		}
+		if n := *read[*corev1.ReplicationController](w, replicationControllers, "default", "rc").Spec.Replicas; n != 4 {
+			t.Errorf("a ReplicationController: %d", n)
+		}
+		if n, _, _ := unstructured.NestedInt64(read[*unstructured.Unstructured](w, miceResource, "default", "m").Object, "spec", "replicas"); n != 4 {
+			t.Errorf("a custom resource: %d", n)
+		}
+		h := read[*types.HorizontalPodAutoscaler](w, autoscalers, "default", "bare")
+		if c := h.Status.Conditions; len(c) != 2 || c[1].Reason != "InvalidSelector" || c[1].Message != "the HPA target's scale is missing a selector" {
+			t.Errorf("without a selector: %+v", c)
+		}
+		if got := w.events("bare"); !slices.Contains(got, "SelectorRequired: selector is required") {
+			t.Errorf("events %q", got)
 		}
 	})
 }
