@@ -78,6 +78,13 @@ spec:
 		k("exec", pod, "--", "touch", "/rest")
 	}
 	replicas(1)
-	mustContain(t, "describe", k("describe", "hpa", "web"), "SuccessfulRescale", "New size: 3; reason: cpu resource utilization (percentage of request) above target",
-		"reason: All metrics below target", "ScalingActive", "ValidMetricFound")
+	eventually(t, "what is told of it", func() error {
+		told := k("describe", "hpa", "web")
+		for _, want := range []string{"ValidMetricFound", "SuccessfulRescale", "New size: 3; reason: cpu resource utilization (percentage of request) above target", "reason: All metrics below target"} {
+			if !strings.Contains(told, want) {
+				return fmt.Errorf("%q is missing:\n%s", want, told)
+			}
+		}
+		return nil
+	})
 }
