@@ -60,11 +60,11 @@ type refusing struct {
 	away atomic.Bool
 }
 
-func (r *refusing) Get(ctx context.Context, g gvr, ns, name string, o metav1.GetOptions) (api.Object, error) {
+func (r *refusing) Get(ctx context.Context, g gvr, ns, name string, o metav1.GetOptions, sub ...string) (api.Object, error) {
 	if r.away.Load() {
 		return nil, errors.New("no master in sight")
 	}
-	return r.Client.Get(ctx, g, ns, name, o)
+	return r.Client.Get(ctx, g, ns, name, o, sub...)
 }
 
 func (r *refusing) List(ctx context.Context, g gvr, ns string, o metav1.ListOptions) ([]api.Object, metav1.ListMeta, error) {

@@ -236,7 +236,7 @@ func (deaf) List(ctx context.Context, _ gvr, _ string, _ metav1.ListOptions) ([]
 	return nil, metav1.ListMeta{}, apierrors.NewServiceUnavailable("nobody is there")
 }
 
-func (deaf) Get(context.Context, gvr, string, string, metav1.GetOptions) (api.Object, error) {
+func (deaf) Get(context.Context, gvr, string, string, metav1.GetOptions, ...string) (api.Object, error) {
 	return nil, apierrors.NewServiceUnavailable("nobody is there")
 }
 

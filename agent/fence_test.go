@@ -111,11 +111,11 @@ type judging struct {
 	forbidden atomic.Bool // to read a pod by its name
 }
 
-func (j *judging) Get(ctx context.Context, g gvr, ns, name string, o metav1.GetOptions) (api.Object, error) {
+func (j *judging) Get(ctx context.Context, g gvr, ns, name string, o metav1.GetOptions, sub ...string) (api.Object, error) {
 	if g == podsGVR && j.forbidden.Load() {
 		return nil, apierrors.NewForbidden(g.GroupResource(), name, errors.New("it is another node's"))
 	}
-	return j.Client.Get(ctx, g, ns, name, o)
+	return j.Client.Get(ctx, g, ns, name, o, sub...)
 }
 
 func (j *judging) Patch(ctx context.Context, g gvr, ns, name string, t types.PatchType, data []byte, o metav1.PatchOptions, sub ...string) (api.Object, error) {

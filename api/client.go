@@ -17,7 +17,8 @@ import (
 // Objects that a Client returns are shared and read-only: make a deep copy
 // before changing one.
 type Client interface {
-	Get(ctx context.Context, r schema.GroupVersionResource, namespace, name string, o metav1.GetOptions) (Object, error)
+	// Get takes at most one subresource, which may be of another kind (a Scale).
+	Get(ctx context.Context, r schema.GroupVersionResource, namespace, name string, o metav1.GetOptions, subresource ...string) (Object, error)
 	List(ctx context.Context, r schema.GroupVersionResource, namespace string, o metav1.ListOptions) ([]Object, metav1.ListMeta, error)
 	Watch(ctx context.Context, r schema.GroupVersionResource, namespace string, o metav1.ListOptions) (watch.Interface, error)
 	// Create and Update take at most one subresource. The object sent may be

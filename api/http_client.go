@@ -186,7 +186,7 @@ func encodeRequest(obj Object) (media string, body []byte, err error) {
 	return mediaProtobuf, body, err
 }
 
-func (c *httpClient) Get(ctx context.Context, r schema.GroupVersionResource, namespace, name string, o metav1.GetOptions) (Object, error) {
+func (c *httpClient) Get(ctx context.Context, r schema.GroupVersionResource, namespace, name string, o metav1.GetOptions, sub ...string) (Object, error) {
 	if name == "" {
 		return nil, errors.New("resource name may not be empty")
 	}
@@ -194,7 +194,7 @@ func (c *httpClient) Get(ctx context.Context, r schema.GroupVersionResource, nam
 	if err != nil {
 		return nil, err
 	}
-	return c.object(ctx, http.MethodGet, c.url(r, namespace, name, q), "", nil, nil)
+	return c.object(ctx, http.MethodGet, c.url(r, namespace, name, q, sub...), "", nil, nil)
 }
 
 func (c *httpClient) List(ctx context.Context, r schema.GroupVersionResource, namespace string, o metav1.ListOptions) ([]Object, metav1.ListMeta, error) {

@@ -53,12 +53,17 @@ func (l *local) begin(ctx context.Context, verb string, r schema.GroupVersionRes
 	return c, nil
 }
 
-func (l *local) Get(ctx context.Context, r schema.GroupVersionResource, namespace, name string, o metav1.GetOptions) (Object, error) {
-	c, err := l.begin(ctx, "get", r, namespace, name, nil)
+func (l *local) Get(ctx context.Context, r schema.GroupVersionResource, namespace, name string, o metav1.GetOptions, sub ...string) (Object, error) {
+	c, err := l.begin(ctx, "get", r, namespace, name, nil, sub...)
 	if err != nil {
 		return nil, err
 	}
-	return objectOf(c.get(ctx, o, false))
+	f, err := c.facet()
+	if err != nil {
+		return nil, err
+	}
+	rec, err := c.get(ctx, o, false)
+	return objectOf(c.shown(f, rec, err))
 }
 
 func objectOf(rec Record, err error) (Object, error) {

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -17,13 +16,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/yaml"
 )
 
-// The resource metrics API, which `kubectl top` and autoscalers read. It is
-// answered by asking the nodes: nothing is collected while nobody asks. A node
-// that was not asked for a while measures twice, a second apart; one that was
-// tells the rate since then.
+// The resource metrics API, which `kubectl top` reads, and the same for our own
+// autoscalers (MeasurePods). It is answered by asking the nodes: nothing is
+// collected while nobody asks. A node that was not asked for a while measures
+// twice, a second apart; one that was tells the rate since then.
 
 var metricsVersion = schema.GroupVersion{Group: "metrics.k8s.io", Version: "v1beta1"}
 
@@ -261,83 +261,124 @@ func (c consumption) list() corev1.ResourceList {
 	}
 }
 
-// measure asks the nodes that records are, or that the pods among them run on.
-// What cannot be measured is left out.
-func (x *exchange) measure(ctx context.Context, kind string, records []Record) []usage {
-	ask := map[string]*summary{}
-	for _, rec := range records {
-		switch obj := rec.Object().(type) {
-		case *corev1.Node:
-			ask[obj.Name] = nil
-		case *corev1.Pod:
-			if obj.Spec.NodeName != "" && obj.Status.Phase == corev1.PodRunning {
-				ask[obj.Spec.NodeName] = nil
-			}
-		}
-	}
+// summaries asks the nodes that are the keys. One that cannot be measured is left
+// with nothing.
+func (s *Server) summaries(ctx context.Context, ask map[string]*summary) {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, metricsAtOnce)
-	for name := range ask {
+	for _, name := range slices.Collect(maps.Keys(ask)) {
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			s, err := x.summaryOf(ctx, name)
+			found, err := s.summaryOf(ctx, name)
 			if err != nil {
-				x.s.log.Debug("a node cannot be measured", "node", name, "err", err)
+				s.log.Debug("a node cannot be measured", "node", name, "err", err)
 				return
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			ask[name] = s
+			ask[name] = found
 		})
 	}
 	wg.Wait()
+}
+
+// PodUsage is what the containers of a pod used, by their names: the average of
+// the Window before Time.
+type PodUsage struct {
+	Time       time.Time
+	Window     time.Duration
+	Containers map[string]corev1.ResourceList
+}
+
+// MeasurePods asks the nodes of pods what they use. A pod that does not run, or
+// cannot be measured, is not in the answer.
+func (s *Server) MeasurePods(ctx context.Context, pods []*corev1.Pod) map[types.UID]PodUsage {
+	ask := map[string]*summary{}
+	for _, pod := range pods {
+		if pod.Spec.NodeName != "" && pod.Status.Phase == corev1.PodRunning {
+			ask[pod.Spec.NodeName] = nil
+		}
+	}
+	s.summaries(ctx, ask)
+	all := map[types.UID]PodUsage{}
+	for _, pod := range pods {
+		of := ask[pod.Spec.NodeName]
+		if of == nil {
+			continue
+		}
+		at := slices.IndexFunc(of.Pods, func(p podConsumption) bool { return p.PodRef.UID == string(pod.UID) })
+		if at < 0 {
+			continue
+		}
+		u := PodUsage{Window: of.window, Containers: map[string]corev1.ResourceList{}}
+		for _, c := range of.Pods[at].Containers {
+			if c.CPU.UsageNanoCores != nil {
+				u.Time = c.CPU.Time.Time
+				u.Containers[c.Name] = c.list()
+			}
+		}
+		if len(u.Containers) > 0 {
+			all[pod.UID] = u
+		}
+	}
+	return all
+}
+
+// measure is of the nodes or the pods that records are. What cannot be measured
+// is left out.
+func (x *exchange) measure(ctx context.Context, kind string, records []Record) []usage {
+	nodes := map[string]*summary{}
+	var pods []*corev1.Pod
+	for _, rec := range records {
+		switch obj := rec.Object().(type) {
+		case *corev1.Node:
+			nodes[obj.Name] = nil
+		case *corev1.Pod:
+			pods = append(pods, obj)
+		}
+	}
+	x.s.summaries(ctx, nodes)
+	used := x.s.MeasurePods(ctx, pods)
 	items := []usage{}
-	add := func(obj Object, s *summary, at consumption) *usage {
+	add := func(obj Object, at time.Time, window time.Duration) *usage {
 		items = append(items, usage{
 			TypeMeta:   typeMeta(metricsVersion.WithKind(kind)),
-			ObjectMeta: metav1.ObjectMeta{Name: obj.GetName(), Namespace: obj.GetNamespace(), Labels: obj.GetLabels(), CreationTimestamp: at.CPU.Time},
-			Timestamp:  at.CPU.Time, Window: metav1.Duration{Duration: s.window},
+			ObjectMeta: metav1.ObjectMeta{Name: obj.GetName(), Namespace: obj.GetNamespace(), Labels: obj.GetLabels(), CreationTimestamp: metav1.NewTime(at)},
+			Timestamp:  metav1.NewTime(at), Window: metav1.Duration{Duration: window},
 		})
 		return &items[len(items)-1]
 	}
 	for _, rec := range records {
 		switch obj := rec.Object().(type) {
 		case *corev1.Node:
-			if s := ask[obj.Name]; s != nil && s.Node.CPU.UsageNanoCores != nil {
-				add(obj, s, s.Node).Usage = s.Node.list()
+			if s := nodes[obj.Name]; s != nil && s.Node.CPU.UsageNanoCores != nil {
+				add(obj, s.Node.CPU.Time.Time, s.window).Usage = s.Node.list()
 			}
 		case *corev1.Pod:
-			s := ask[obj.Spec.NodeName]
-			if s == nil {
+			u, ok := used[obj.UID]
+			if !ok {
 				continue
 			}
-			at := slices.IndexFunc(s.Pods, func(p podConsumption) bool { return p.PodRef.UID == string(obj.UID) })
-			if at < 0 {
-				continue
-			}
-			var containers []containerUsage
-			for _, c := range s.Pods[at].Containers {
-				if c.CPU.UsageNanoCores != nil {
-					containers = append(containers, containerUsage{c.Name, c.list()})
-				}
-			}
-			if len(containers) > 0 {
-				slices.SortFunc(containers, func(a, b containerUsage) int { return cmp.Compare(a.Name, b.Name) })
-				add(obj, s, s.Pods[at].Containers[0]).Containers = containers
+			item := add(obj, u.Time, u.Window)
+			for _, name := range slices.Sorted(maps.Keys(u.Containers)) {
+				item.Containers = append(item.Containers, containerUsage{name, u.Containers[name]})
 			}
 		}
 	}
 	return items
 }
 
-func (x *exchange) summaryOf(ctx context.Context, node string) (*summary, error) {
+func (s *Server) summaryOf(ctx context.Context, node string) (*summary, error) {
 	ctx, cancel := context.WithTimeout(ctx, metricsPatience)
 	defer cancel()
-	base, rt, err := x.kubelet(ctx, node)
+	base, rt, err := s.kubelet(ctx, node)
 	if err != nil {
 		return nil, err
+	}
+	if idle, ok := rt.(interface{ CloseIdleConnections() }); ok {
+		defer idle.CloseIdleConnections() // nobody else has this one
 	}
 	to := base.JoinPath("/stats/summary")
 	to.RawQuery = "only_cpu_and_memory=true"
@@ -353,12 +394,12 @@ func (x *exchange) summaryOf(ctx context.Context, node string) (*summary, error)
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("the kubelet answers %s", resp.Status)
 	}
-	var s summary
-	if err := json.NewDecoder(http.MaxBytesReader(nil, resp.Body, longestSummary)).Decode(&s); err != nil {
+	var of summary
+	if err := json.NewDecoder(http.MaxBytesReader(nil, resp.Body, longestSummary)).Decode(&of); err != nil {
 		return nil, fmt.Errorf("read the kubelet's summary: %w", err)
 	}
-	if s.window, err = time.ParseDuration(resp.Header.Get(summaryWindow)); err != nil {
+	if of.window, err = time.ParseDuration(resp.Header.Get(summaryWindow)); err != nil {
 		return nil, fmt.Errorf("the kubelet's summary says no window: %w", err)
 	}
-	return &s, nil
+	return &of, nil
 }

@@ -67,7 +67,7 @@ func (x *exchange) toNode(ctx context.Context, c *call) error {
 		}
 		return apierrors.NewBadRequest(fmt.Sprintf("pod %s does not have a host assigned", pod.Name))
 	}
-	base, rt, err := x.kubelet(ctx, pod.Spec.NodeName)
+	base, rt, err := x.s.kubelet(ctx, pod.Spec.NodeName)
 	if err != nil {
 		return err
 	}
@@ -177,11 +177,11 @@ func unreachable(err error) error {
 	return apierrors.NewServiceUnavailable(fmt.Sprintf("error trying to reach service: %v", err))
 }
 
-func (x *exchange) kubelet(ctx context.Context, node string) (*url.URL, http.RoundTripper, error) {
-	if x.s.cfg.Nodes == nil {
+func (s *Server) kubelet(ctx context.Context, node string) (*url.URL, http.RoundTripper, error) {
+	if s.cfg.Nodes == nil {
 		return nil, nil, apierrors.NewServiceUnavailable("this server does not reach nodes")
 	}
-	base, rt, err := x.s.cfg.Nodes.Kubelet(ctx, node)
+	base, rt, err := s.cfg.Nodes.Kubelet(ctx, node)
 	if err != nil {
 		return nil, nil, apierrors.NewServiceUnavailable(fmt.Sprintf("node %q cannot be reached: %v", node, err))
 	}

@@ -47,7 +47,7 @@ func (x *exchange) proxy(ctx context.Context, c *call) error {
 	switch obj := rec.Object().(type) {
 	case *corev1.Node:
 		if port == "" || port == "10250" {
-			base, rt, err := x.kubelet(ctx, name)
+			base, rt, err := x.s.kubelet(ctx, name)
 			if err != nil {
 				return err
 			}

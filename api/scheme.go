@@ -49,7 +49,7 @@ var builtScheme = sync.OnceValue(func() *runtime.Scheme {
 		networkingv1.AddToScheme, nodev1.AddToScheme, policyv1.AddToScheme, rbacv1.AddToScheme,
 		schedulingv1.AddToScheme, storagev1.AddToScheme, resourcev1.AddToScheme,
 		authenticationv1.AddToScheme, authorizationv1.AddToScheme, apiextensionsv1.AddToScheme, types.AddToScheme,
-		snapshotv1.AddToScheme,
+		snapshotv1.AddToScheme, kinds.AddAutoscalerConversions,
 		metav1.AddMetaToScheme,
 	} {
 		utilruntime.Must(add(s))

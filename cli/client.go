@@ -75,8 +75,8 @@ func (c *switchClient) at(ctx context.Context) (_ api.Client, switched <-chan st
 	}
 }
 
-func (c *switchClient) Get(ctx context.Context, r schema.GroupVersionResource, namespace, name string, o metav1.GetOptions) (api.Object, error) {
-	return c.now(ctx).Get(ctx, r, namespace, name, o)
+func (c *switchClient) Get(ctx context.Context, r schema.GroupVersionResource, namespace, name string, o metav1.GetOptions, sub ...string) (api.Object, error) {
+	return c.now(ctx).Get(ctx, r, namespace, name, o, sub...)
 }
 
 func (c *switchClient) List(ctx context.Context, r schema.GroupVersionResource, namespace string, o metav1.ListOptions) ([]api.Object, metav1.ListMeta, error) {

@@ -1030,6 +1030,7 @@ func (s *Server) lead(ctx context.Context, m *master) error {
 			return m.authority.SignClientRequest(request, usage, life, time.Now())
 		},
 		LocalAPIServices: m.api.LocalAPIServices, ProbeAPIService: m.api.ProbeAPIService, EmptyBehind: m.api.EmptyBehind,
+		MeasurePods:             m.api.MeasurePods,
 		ExtensionAuthentication: func() map[string]string { return m.extensions },
 		Log:                     s.log.With("room", "controller"),
 	})

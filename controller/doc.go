@@ -8,8 +8,9 @@
 //     after every resource has been listed, and again after every gap in a
 //     watch, because a gap ends in a list that is compared with what is known.
 //     So there is no periodic pass: a watch either delivers or says that it
-//     did not. What falls due by time alone (deadlines, tolerations, expiry) is
-//     asked for by the reconciliation that saw it.
+//     did not. What falls due by time alone (deadlines, tolerations, expiry, the
+//     next look of an autoscaler at what pods use) is asked for by the
+//     reconciliation that saw it.
 //   - A controller reads its own writes. The cache is an index of pointers to
 //     the store's immutable objects and takes in the result of each write
 //     before the write returns; older news that arrives later is dropped by
@@ -28,7 +29,8 @@
 // end with Run's context, and Run returns after them; a resource that cannot
 // be followed ends them all. A queue has no goroutine of its own, and a timer
 // only while something is due later. At rest nothing runs and nothing is
-// written.
+// written; while there is a HorizontalPodAutoscaler, its worker asks nodes every
+// 15 s what pods use, and writes what has changed.
 //
 // # Where it departs from Kubernetes
 //
@@ -41,4 +43,9 @@
 //   - When a node returns, its last reported conditions are put back, since
 //     an agent reports only changes.
 //   - At most 1,000 finished pods are kept, not 12,500.
+//   - An autoscaler that says no behavior has the default one in everything, where
+//     Kubernetes has an older rule for scaling up (to twice as many or to four).
+//     It looks at once when its spec changes, repeats a warning after five minutes,
+//     not after every look, and leaves a metric in its status that has moved by
+//     less than a hundredth of its target.
 package controller

@@ -11,9 +11,11 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	machinery "k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 
 	"golang.org/x/sync/errgroup"
@@ -87,6 +89,9 @@ type Config struct {
 	// EmptyBehind deletes what API servers behind ours keep in a namespace; unknown
 	// lists those that do not say what they have. Nil: there are none.
 	EmptyBehind func(ctx context.Context, namespace string) (left []api.RemoteRemains, unknown []string, err error)
+	// MeasurePods asks the nodes what pods use; what cannot be measured is not in the
+	// answer. Nil: nothing is measured here, and nothing scales by it.
+	MeasurePods func(ctx context.Context, pods []*corev1.Pod) map[machinery.UID]api.PodUsage
 	// ExtensionAuthentication is the data of the ConfigMap by which API servers
 	// behind ours know clients and us. Nil: it is not kept.
 	ExtensionAuthentication func() map[string]string
@@ -201,7 +206,7 @@ func New(c Config) (*Manager, error) {
 		newVolumes, newVolumeProtection, newEphemeral, newAttachDetach, newCSI, newSnapshots, newCSISnapshots, newEndpointSlices, newEndpoints, newMirror, newLoadBalancer,
 		newNodes, newTaintEviction, newPodGC, newGarbage, newNamespaces,
 		newServiceAccounts, newRootCA, newExpiry, newServiceCIDRs, newQuotas, newDefinitions, newCertificateSigner, newCertificateCleaner, newClusterRoles,
-		newAPIServices, newAPIAvailability, newAuthenticationConfig, newFlowSchemaStatus, newFlowSchemas, newPriorityLevels,
+		newAPIServices, newAPIAvailability, newAuthenticationConfig, newFlowSchemaStatus, newFlowSchemas, newPriorityLevels, newAutoscalers,
 	} {
 		if err := m.add(add(m.env)); err != nil {
 			return nil, err

@@ -38,6 +38,7 @@ type world struct {
 	driver   *fakeDriver
 	signer   *fakeSigner
 	behind   *fakeBehind
+	load     *load
 }
 
 type fakeLiveness struct {
@@ -110,10 +111,11 @@ func worldOf(t *testing.T, ranges []string, test func(w *world)) {
 		server := apitest.NewServer(t, func(c *api.Config) { c.ServiceCIDR, c.ServiceCIDR6 = of[1], of[3] })
 		client := server.Local(apitest.Admin)
 		liveness := &fakeLiveness{states: map[string]NodeState{}, since: map[string]time.Time{}, changed: make(chan struct{})}
-		driver, signer, behind := &fakeDriver{}, &fakeSigner{}, &fakeBehind{}
+		driver, signer, behind, load := &fakeDriver{}, &fakeSigner{}, &fakeBehind{}, &load{}
 		m, err := New(Config{
 			CallDriver: driver.call, SignClient: signer.sign, LocalAPIServices: server.LocalAPIServices, ProbeAPIService: behind.probe, EmptyBehind: behind.empty,
 			ExtensionAuthentication: func() map[string]string { return map[string]string{"client-ca-file": "CA"} },
+			MeasurePods:             load.measure,
 			Client:                  client, Kinds: resources(), Liveness: liveness,
 			RootCA: func() []byte { return []byte("-----BEGIN CERTIFICATE-----") }, PodCIDR: of[0], PodCIDR6: of[2],
 		})
@@ -121,7 +123,7 @@ func worldOf(t *testing.T, ranges []string, test func(w *world)) {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		w := &world{T: t, ctx: ctx, client: client, manager: m, liveness: liveness, driver: driver, signer: signer, behind: behind, agent: &agent{client: client, ctx: ctx, liveness: liveness, known: map[string]*corev1.Pod{}, wake: make(chan struct{}, 1)}}
+		w := &world{T: t, ctx: ctx, client: client, manager: m, liveness: liveness, driver: driver, signer: signer, behind: behind, load: load, agent: &agent{client: client, ctx: ctx, liveness: liveness, known: map[string]*corev1.Pod{}, wake: make(chan struct{}, 1)}}
 		var all sync.WaitGroup
 		all.Go(func() {
 			if err := m.Run(ctx); !errors.Is(err, context.Canceled) {
@@ -236,6 +238,9 @@ func (a *agent) sync(p *corev1.Pod) {
 	case p.DeletionTimestamp == nil && !podFinished(p) && (podReady(p) == hold || p.Status.PodIP == ""):
 		p = p.DeepCopy()
 		p.Status.Phase = corev1.PodRunning
+		if p.Status.StartTime == nil {
+			p.Status.StartTime = new(metav1.Now())
+		}
 		if p.Status.PodIP == "" {
 			a.mu.Lock()
 			a.ip++

@@ -158,7 +158,7 @@ func (m *memory) Watch(ctx context.Context, r schema.GroupVersionResource, names
 
 var errReadOnly = errors.New("this fake only reads")
 
-func (m *memory) Get(context.Context, schema.GroupVersionResource, string, string, metav1.GetOptions) (api.Object, error) {
+func (m *memory) Get(context.Context, schema.GroupVersionResource, string, string, metav1.GetOptions, ...string) (api.Object, error) {
 	return nil, errReadOnly
 }
 

@@ -12,7 +12,9 @@ import (
 var table = func() map[string]*Kind {
 	rows := map[string]*Kind{}
 	for _, k := range Builtin() {
-		rows[k.Resource()] = k
+		if k.Stored != k.Resource() { // not an older version of another row
+			rows[k.Resource()] = k
+		}
 	}
 	return rows
 }()

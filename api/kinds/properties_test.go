@@ -214,10 +214,13 @@ func TestTable(t *testing.T) {
 	}
 	seen := map[string]bool{}
 	for _, k := range Builtin() {
-		if seen[k.Resource()] {
-			t.Errorf("two rows %s", k.Resource())
+		if name := k.GVR().String(); seen[name] {
+			t.Errorf("two rows %s", name)
 		}
-		seen[k.Resource()] = true
+		if !seen[k.Resource()] && k.Stored == k.Resource() {
+			t.Errorf("%s is stored in another version, whose row does not come first", k.GVR())
+		}
+		seen[k.GVR().String()], seen[k.Resource()] = true, true
 		for _, of := range []struct {
 			obj  runtime.Object
 			kind string

@@ -128,7 +128,7 @@ func TestEveryKind(t *testing.T) {
 					found = name
 				}
 			}
-			if found == "" || !strings.HasPrefix(found, "io.k8s.") || !strings.HasSuffix(found, ".v1."+k.GVK.Kind) {
+			if found == "" || !strings.HasPrefix(found, "io.k8s.") || !strings.HasSuffix(found, "."+k.GVK.Version+"."+k.GVK.Kind) {
 				t.Errorf("version %s: the schema of %s is %q", version, k.GVK, found)
 			}
 			if d.definitions[found].Description == "" {

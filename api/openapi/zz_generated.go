@@ -3,73 +3,79 @@
 package openapi
 
 var documents = [...]Document{
-	{"v2", "121F539952B7C6D04AF43761CE16CDA5150D6ABF6CB45A4325A9357A67650314", &text_v2_json, &text_v2_pb},
-	{"v3/api/v1", "4E5E55C00D9B56425770341A4F054539A265E8CFF27624C68B8673336B731D5C", &text_v3_api_v1_json, &text_v3_api_v1_pb},
-	{"v3/apis/admissionregistration.k8s.io/v1", "980278B40C9A71EAEA24230473364AAAFEE846181A08011FE865A04DEBC26226", &text_v3_apis_admissionregistration_k8s_io_v1_json, &text_v3_apis_admissionregistration_k8s_io_v1_pb},
-	{"v3/apis/apiextensions.k8s.io/v1", "64C55718B7E6BA2831BB11CF994BCDED24F159DCF090FC2ADDCF0C84ADFC0949", &text_v3_apis_apiextensions_k8s_io_v1_json, &text_v3_apis_apiextensions_k8s_io_v1_pb},
-	{"v3/apis/apiregistration.k8s.io/v1", "65451E3C43EB8013A0027B5CBF36BB649EE3A2E163C304D620DF52DFAE00CC62", &text_v3_apis_apiregistration_k8s_io_v1_json, &text_v3_apis_apiregistration_k8s_io_v1_pb},
-	{"v3/apis/apps/v1", "905AA07FDDE2B28149181788EFDA5D4325DCC501B40A2F326E69104870359695", &text_v3_apis_apps_v1_json, &text_v3_apis_apps_v1_pb},
+	{"v2", "53E7586BEB297FE79B72142B860D3A4D95195C9CC6767A8F66A39B82737B950C", &text_v2_json, &text_v2_pb},
+	{"v3/api/v1", "D9AFD92C1E0975BC83C3F0D0CD613B11CB2FDCCD0C1EBAAF01F61BCB0E8222AD", &text_v3_api_v1_json, &text_v3_api_v1_pb},
+	{"v3/apis/admissionregistration.k8s.io/v1", "76043BF3A0E49D7C87FF30C1B61495AA474DC5E19C130439B33A89394EB9BC78", &text_v3_apis_admissionregistration_k8s_io_v1_json, &text_v3_apis_admissionregistration_k8s_io_v1_pb},
+	{"v3/apis/apiextensions.k8s.io/v1", "4FEBAB9BB9B5BDE3BD59FACECFE634A859BD53E4298CB48711126563C8FD86F0", &text_v3_apis_apiextensions_k8s_io_v1_json, &text_v3_apis_apiextensions_k8s_io_v1_pb},
+	{"v3/apis/apiregistration.k8s.io/v1", "56162B5FBDCA518E971C52F254BF876319570D7ED5ECB613762723F4C56E14BC", &text_v3_apis_apiregistration_k8s_io_v1_json, &text_v3_apis_apiregistration_k8s_io_v1_pb},
+	{"v3/apis/apps/v1", "C9844AEB596273AFF01046DBA671D702BFCB3743F598C3FF9F2C601AE6909F69", &text_v3_apis_apps_v1_json, &text_v3_apis_apps_v1_pb},
 	{"v3/apis/authentication.k8s.io/v1", "C030DC299035EE74136CACB4238B9CE3F229CC81C5B962C41F8594DA75021E0D", &text_v3_apis_authentication_k8s_io_v1_json, &text_v3_apis_authentication_k8s_io_v1_pb},
 	{"v3/apis/authorization.k8s.io/v1", "0A3367CA92AD487AD0E2B123D6D0ACD54A2BAF9D26302EC6604C7491465C7723", &text_v3_apis_authorization_k8s_io_v1_json, &text_v3_apis_authorization_k8s_io_v1_pb},
-	{"v3/apis/batch/v1", "9DF28E7F20B10699F505296E74E5C24D7AEEBB07BC84E9222D90945FD68AAB20", &text_v3_apis_batch_v1_json, &text_v3_apis_batch_v1_pb},
-	{"v3/apis/certificates.k8s.io/v1", "18330BCAC623C1C90A898D55B048B5866C7561BD922BA72EBC67DC9E82FA9FB5", &text_v3_apis_certificates_k8s_io_v1_json, &text_v3_apis_certificates_k8s_io_v1_pb},
-	{"v3/apis/coordination.k8s.io/v1", "12F0631FA14AD24ACD282024CE5DF5D4B316E38082490A57650FC2E160B35F77", &text_v3_apis_coordination_k8s_io_v1_json, &text_v3_apis_coordination_k8s_io_v1_pb},
-	{"v3/apis/discovery.k8s.io/v1", "2B29F86888C70D67C00A12F2E1EC89BE45590BF9D4678D17FE76CF269163CEC7", &text_v3_apis_discovery_k8s_io_v1_json, &text_v3_apis_discovery_k8s_io_v1_pb},
-	{"v3/apis/events.k8s.io/v1", "8CD413472BEC71DECC4BAC48F6FCCDCE40B73254BE1C60C53308917B50CC2DFC", &text_v3_apis_events_k8s_io_v1_json, &text_v3_apis_events_k8s_io_v1_pb},
-	{"v3/apis/flowcontrol.apiserver.k8s.io/v1", "E33AF43DDC25B76F9EF6FB253E86D1B8ACEA7AE02B183EA0AE5383A52482773E", &text_v3_apis_flowcontrol_apiserver_k8s_io_v1_json, &text_v3_apis_flowcontrol_apiserver_k8s_io_v1_pb},
-	{"v3/apis/networking.k8s.io/v1", "2DE5717AAE25E7AC8622A864C612670AD4D69273633E763F8EB1C2559EDCE5EF", &text_v3_apis_networking_k8s_io_v1_json, &text_v3_apis_networking_k8s_io_v1_pb},
-	{"v3/apis/node.k8s.io/v1", "70869409BD919237345F0600A3EC097C9BAAD8DEDF31020E7A30FB2F803F8A55", &text_v3_apis_node_k8s_io_v1_json, &text_v3_apis_node_k8s_io_v1_pb},
-	{"v3/apis/policy/v1", "2868E85C40153EF8C4A1B7AB2830C848DAA345F630DBC3BB98349CCD15EAB3A8", &text_v3_apis_policy_v1_json, &text_v3_apis_policy_v1_pb},
-	{"v3/apis/rbac.authorization.k8s.io/v1", "A638653B49A893FAE218E1619C00D70DC88C2303F10FCE5023062AAA6FB33CCA", &text_v3_apis_rbac_authorization_k8s_io_v1_json, &text_v3_apis_rbac_authorization_k8s_io_v1_pb},
-	{"v3/apis/resource.k8s.io/v1", "6CC975D58CBBE63EAAE863DCAB70B2C68A76A25405C8ACDE79D4C90161CF53E4", &text_v3_apis_resource_k8s_io_v1_json, &text_v3_apis_resource_k8s_io_v1_pb},
-	{"v3/apis/scheduling.k8s.io/v1", "E7002519D54AC803DB1FA8ECF54D90CE5FEA5A852B7EB283EA9E5681604164F5", &text_v3_apis_scheduling_k8s_io_v1_json, &text_v3_apis_scheduling_k8s_io_v1_pb},
-	{"v3/apis/snapshot.storage.k8s.io/v1", "226454EAB7467FFD50374EFAA7B53C8EA7BD08DAEC8684D44868587AB6130BE0", &text_v3_apis_snapshot_storage_k8s_io_v1_json, nil},
-	{"v3/apis/storage.k8s.io/v1", "12E7CB85E28CD5430D97B80FF2EB9CD00EDF390703EF858E63A62A1F12A7E186", &text_v3_apis_storage_k8s_io_v1_json, &text_v3_apis_storage_k8s_io_v1_pb},
+	{"v3/apis/autoscaling/v1", "929107BCE5FB21C46910364C9A92BC7136F2AB7A7607BB3A53955FAED1DDD198", &text_v3_apis_autoscaling_v1_json, &text_v3_apis_autoscaling_v1_pb},
+	{"v3/apis/autoscaling/v2", "F29B604A332E9D672D05037A2AEB9ED299A7CC06F04BDB64D4A3B1D57BB057B8", &text_v3_apis_autoscaling_v2_json, &text_v3_apis_autoscaling_v2_pb},
+	{"v3/apis/batch/v1", "418695575B41FCFF28E3C9F705B6A2AF310965F163CD2492723E9FE02CD37D9D", &text_v3_apis_batch_v1_json, &text_v3_apis_batch_v1_pb},
+	{"v3/apis/certificates.k8s.io/v1", "B1AAAE51AA07B3C847B67FCA33051A368C0825984A10C5B797D40CE556BF02EC", &text_v3_apis_certificates_k8s_io_v1_json, &text_v3_apis_certificates_k8s_io_v1_pb},
+	{"v3/apis/coordination.k8s.io/v1", "0F17CD72A3D2261EBE47AA09B5D4D445A9F62D94DD13693534D0753BFE24A421", &text_v3_apis_coordination_k8s_io_v1_json, &text_v3_apis_coordination_k8s_io_v1_pb},
+	{"v3/apis/discovery.k8s.io/v1", "D8C1021F23112E741A21159991767726DB232266133246EB584713A88CEDFC19", &text_v3_apis_discovery_k8s_io_v1_json, &text_v3_apis_discovery_k8s_io_v1_pb},
+	{"v3/apis/events.k8s.io/v1", "280C96787A04C1D68B5C131DF7927ECDA0AB0AF3B0F08104457745D048694823", &text_v3_apis_events_k8s_io_v1_json, &text_v3_apis_events_k8s_io_v1_pb},
+	{"v3/apis/flowcontrol.apiserver.k8s.io/v1", "025D5E218E49D17907CA0C8506E0F41056A4A67E6447FB229AF707952978F698", &text_v3_apis_flowcontrol_apiserver_k8s_io_v1_json, &text_v3_apis_flowcontrol_apiserver_k8s_io_v1_pb},
+	{"v3/apis/networking.k8s.io/v1", "2C7BAA35AE6C2949FDEA68D59F119DF265009871F1E02EB6A4CEC1FADB467A2A", &text_v3_apis_networking_k8s_io_v1_json, &text_v3_apis_networking_k8s_io_v1_pb},
+	{"v3/apis/node.k8s.io/v1", "3901BCC069EB20F4A98D197FFB29333F1D1BB67C7A1237AF433948E5181B069B", &text_v3_apis_node_k8s_io_v1_json, &text_v3_apis_node_k8s_io_v1_pb},
+	{"v3/apis/policy/v1", "B2EA7F8F8D58D684DD9BEBE153A4F253D2AF50A45957388FD06119496FA7BF42", &text_v3_apis_policy_v1_json, &text_v3_apis_policy_v1_pb},
+	{"v3/apis/rbac.authorization.k8s.io/v1", "3ACC263279B2F566A500856AC79A49DC617C686A2770FF565CAF3D3436490721", &text_v3_apis_rbac_authorization_k8s_io_v1_json, &text_v3_apis_rbac_authorization_k8s_io_v1_pb},
+	{"v3/apis/resource.k8s.io/v1", "9D9BD4E09C4E353B9532543F8713D0A3E03B258B2DAA2BC159C7AA556D2CB51D", &text_v3_apis_resource_k8s_io_v1_json, &text_v3_apis_resource_k8s_io_v1_pb},
+	{"v3/apis/scheduling.k8s.io/v1", "7D93E327184407759AE207B176AE66F3B7B1ECC52955BC368936627660FB172C", &text_v3_apis_scheduling_k8s_io_v1_json, &text_v3_apis_scheduling_k8s_io_v1_pb},
+	{"v3/apis/snapshot.storage.k8s.io/v1", "F58B2DE99B75CB92E54CDC5C19AD5F8AA492D64ED77FBACAAC872F80963DE258", &text_v3_apis_snapshot_storage_k8s_io_v1_json, nil},
+	{"v3/apis/storage.k8s.io/v1", "E3756BB03FDCD82F172E028565D5C09C2D2FC0015605D1B74D60F422B560A9C9", &text_v3_apis_storage_k8s_io_v1_json, &text_v3_apis_storage_k8s_io_v1_pb},
 }
 
 var (
-	text_v2_json                                      = Text{file: "v2.json.zst", size: 1870928}
-	text_v3_api_v1_json                               = Text{file: "v3/api/v1.json.zst", size: 1184699, on: &text_v2_json}
-	text_v3_api_v1_pb                                 = Text{file: "v3/api/v1.pb.zst", size: 1054875, on: &text_v2_json}
-	text_v2_pb                                        = Text{file: "v2.pb.zst", size: 1641330, on: &text_v3_api_v1_pb}
-	text_v3_apis_admissionregistration_k8s_io_v1_json = Text{file: "v3/apis/admissionregistration.k8s.io/v1.json.zst", size: 138922, on: &text_v3_api_v1_json}
-	text_v3_apis_admissionregistration_k8s_io_v1_pb   = Text{file: "v3/apis/admissionregistration.k8s.io/v1.pb.zst", size: 126240, on: &text_v3_api_v1_pb}
-	text_v3_apis_apiextensions_k8s_io_v1_json         = Text{file: "v3/apis/apiextensions.k8s.io/v1.json.zst", size: 121431, on: &text_v3_api_v1_json}
-	text_v3_apis_apiextensions_k8s_io_v1_pb           = Text{file: "v3/apis/apiextensions.k8s.io/v1.pb.zst", size: 110595, on: &text_v3_api_v1_pb}
-	text_v3_apis_apiregistration_k8s_io_v1_json       = Text{file: "v3/apis/apiregistration.k8s.io/v1.json.zst", size: 84300, on: &text_v3_api_v1_json}
-	text_v3_apis_apiregistration_k8s_io_v1_pb         = Text{file: "v3/apis/apiregistration.k8s.io/v1.pb.zst", size: 75813, on: &text_v3_api_v1_pb}
-	text_v3_apis_apps_v1_json                         = Text{file: "v3/apis/apps/v1.json.zst", size: 578388, on: &text_v3_api_v1_json}
-	text_v3_apis_apps_v1_pb                           = Text{file: "v3/apis/apps/v1.pb.zst", size: 519897, on: &text_v3_api_v1_pb}
+	text_v2_json                                      = Text{file: "v2.json.zst", size: 1943645}
+	text_v3_api_v1_json                               = Text{file: "v3/api/v1.json.zst", size: 1184823, on: &text_v2_json}
+	text_v3_api_v1_pb                                 = Text{file: "v3/api/v1.pb.zst", size: 1054989, on: &text_v2_json}
+	text_v2_pb                                        = Text{file: "v2.pb.zst", size: 1704320, on: &text_v3_api_v1_pb}
+	text_v3_apis_admissionregistration_k8s_io_v1_json = Text{file: "v3/apis/admissionregistration.k8s.io/v1.json.zst", size: 139046, on: &text_v3_api_v1_json}
+	text_v3_apis_admissionregistration_k8s_io_v1_pb   = Text{file: "v3/apis/admissionregistration.k8s.io/v1.pb.zst", size: 126354, on: &text_v3_api_v1_pb}
+	text_v3_apis_apiextensions_k8s_io_v1_json         = Text{file: "v3/apis/apiextensions.k8s.io/v1.json.zst", size: 121555, on: &text_v3_api_v1_json}
+	text_v3_apis_apiextensions_k8s_io_v1_pb           = Text{file: "v3/apis/apiextensions.k8s.io/v1.pb.zst", size: 110709, on: &text_v3_api_v1_pb}
+	text_v3_apis_apiregistration_k8s_io_v1_json       = Text{file: "v3/apis/apiregistration.k8s.io/v1.json.zst", size: 84424, on: &text_v3_api_v1_json}
+	text_v3_apis_apiregistration_k8s_io_v1_pb         = Text{file: "v3/apis/apiregistration.k8s.io/v1.pb.zst", size: 75927, on: &text_v3_api_v1_pb}
+	text_v3_apis_apps_v1_json                         = Text{file: "v3/apis/apps/v1.json.zst", size: 578512, on: &text_v3_api_v1_json}
+	text_v3_apis_apps_v1_pb                           = Text{file: "v3/apis/apps/v1.pb.zst", size: 520011, on: &text_v3_api_v1_pb}
 	text_v3_apis_authentication_k8s_io_v1_json        = Text{file: "v3/apis/authentication.k8s.io/v1.json.zst", size: 31816, on: &text_v3_api_v1_json}
 	text_v3_apis_authentication_k8s_io_v1_pb          = Text{file: "v3/apis/authentication.k8s.io/v1.pb.zst", size: 28682, on: &text_v3_api_v1_pb}
 	text_v3_apis_authorization_k8s_io_v1_json         = Text{file: "v3/apis/authorization.k8s.io/v1.json.zst", size: 55442, on: &text_v3_api_v1_json}
 	text_v3_apis_authorization_k8s_io_v1_pb           = Text{file: "v3/apis/authorization.k8s.io/v1.pb.zst", size: 49823, on: &text_v3_api_v1_pb}
-	text_v3_apis_batch_v1_json                        = Text{file: "v3/apis/batch/v1.json.zst", size: 382920, on: &text_v3_api_v1_json}
-	text_v3_apis_batch_v1_pb                          = Text{file: "v3/apis/batch/v1.pb.zst", size: 349080, on: &text_v3_api_v1_pb}
-	text_v3_apis_certificates_k8s_io_v1_json          = Text{file: "v3/apis/certificates.k8s.io/v1.json.zst", size: 97345, on: &text_v3_api_v1_json}
-	text_v3_apis_certificates_k8s_io_v1_pb            = Text{file: "v3/apis/certificates.k8s.io/v1.pb.zst", size: 87551, on: &text_v3_api_v1_pb}
-	text_v3_apis_coordination_k8s_io_v1_json          = Text{file: "v3/apis/coordination.k8s.io/v1.json.zst", size: 81032, on: &text_v3_api_v1_json}
-	text_v3_apis_coordination_k8s_io_v1_pb            = Text{file: "v3/apis/coordination.k8s.io/v1.pb.zst", size: 73030, on: &text_v3_api_v1_pb}
-	text_v3_apis_discovery_k8s_io_v1_json             = Text{file: "v3/apis/discovery.k8s.io/v1.json.zst", size: 89830, on: &text_v3_api_v1_json}
-	text_v3_apis_discovery_k8s_io_v1_pb               = Text{file: "v3/apis/discovery.k8s.io/v1.pb.zst", size: 81197, on: &text_v3_api_v1_pb}
-	text_v3_apis_events_k8s_io_v1_json                = Text{file: "v3/apis/events.k8s.io/v1.json.zst", size: 85186, on: &text_v3_api_v1_json}
-	text_v3_apis_events_k8s_io_v1_pb                  = Text{file: "v3/apis/events.k8s.io/v1.pb.zst", size: 76790, on: &text_v3_api_v1_pb}
-	text_v3_apis_flowcontrol_apiserver_k8s_io_v1_json = Text{file: "v3/apis/flowcontrol.apiserver.k8s.io/v1.json.zst", size: 147261, on: &text_v3_api_v1_json}
-	text_v3_apis_flowcontrol_apiserver_k8s_io_v1_pb   = Text{file: "v3/apis/flowcontrol.apiserver.k8s.io/v1.pb.zst", size: 131654, on: &text_v3_api_v1_pb}
-	text_v3_apis_networking_k8s_io_v1_json            = Text{file: "v3/apis/networking.k8s.io/v1.json.zst", size: 288594, on: &text_v3_api_v1_json}
-	text_v3_apis_networking_k8s_io_v1_pb              = Text{file: "v3/apis/networking.k8s.io/v1.pb.zst", size: 256754, on: &text_v3_api_v1_pb}
-	text_v3_apis_node_k8s_io_v1_json                  = Text{file: "v3/apis/node.k8s.io/v1.json.zst", size: 77627, on: &text_v3_api_v1_json}
-	text_v3_apis_node_k8s_io_v1_pb                    = Text{file: "v3/apis/node.k8s.io/v1.pb.zst", size: 70114, on: &text_v3_api_v1_pb}
-	text_v3_apis_policy_v1_json                       = Text{file: "v3/apis/policy/v1.json.zst", size: 98305, on: &text_v3_api_v1_json}
-	text_v3_apis_policy_v1_pb                         = Text{file: "v3/apis/policy/v1.pb.zst", size: 88415, on: &text_v3_api_v1_pb}
-	text_v3_apis_rbac_authorization_k8s_io_v1_json    = Text{file: "v3/apis/rbac.authorization.k8s.io/v1.json.zst", size: 208405, on: &text_v3_api_v1_json}
-	text_v3_apis_rbac_authorization_k8s_io_v1_pb      = Text{file: "v3/apis/rbac.authorization.k8s.io/v1.pb.zst", size: 185438, on: &text_v3_api_v1_pb}
-	text_v3_apis_resource_k8s_io_v1_json              = Text{file: "v3/apis/resource.k8s.io/v1.json.zst", size: 296127, on: &text_v3_api_v1_json}
-	text_v3_apis_resource_k8s_io_v1_pb                = Text{file: "v3/apis/resource.k8s.io/v1.pb.zst", size: 266455, on: &text_v3_api_v1_pb}
-	text_v3_apis_scheduling_k8s_io_v1_json            = Text{file: "v3/apis/scheduling.k8s.io/v1.json.zst", size: 71116, on: &text_v3_api_v1_json}
-	text_v3_apis_scheduling_k8s_io_v1_pb              = Text{file: "v3/apis/scheduling.k8s.io/v1.pb.zst", size: 64287, on: &text_v3_api_v1_pb}
-	text_v3_apis_snapshot_storage_k8s_io_v1_json      = Text{file: "v3/apis/snapshot.storage.k8s.io/v1.json.zst", size: 183261, on: &text_v3_api_v1_json}
-	text_v3_apis_storage_k8s_io_v1_json               = Text{file: "v3/apis/storage.k8s.io/v1.json.zst", size: 365252, on: &text_v3_api_v1_json}
-	text_v3_apis_storage_k8s_io_v1_pb                 = Text{file: "v3/apis/storage.k8s.io/v1.pb.zst", size: 325742, on: &text_v3_api_v1_pb}
-	merge                                             = Text{file: "merge.yaml.zst", size: 256467}
+	text_v3_apis_autoscaling_v1_json                  = Text{file: "v3/apis/autoscaling/v1.json.zst", size: 92172, on: &text_v3_api_v1_json}
+	text_v3_apis_autoscaling_v1_pb                    = Text{file: "v3/apis/autoscaling/v1.pb.zst", size: 82629, on: &text_v3_api_v1_pb}
+	text_v3_apis_autoscaling_v2_json                  = Text{file: "v3/apis/autoscaling/v2.json.zst", size: 118861, on: &text_v3_api_v1_json}
+	text_v3_apis_autoscaling_v2_pb                    = Text{file: "v3/apis/autoscaling/v2.pb.zst", size: 106408, on: &text_v3_api_v1_pb}
+	text_v3_apis_batch_v1_json                        = Text{file: "v3/apis/batch/v1.json.zst", size: 383044, on: &text_v3_api_v1_json}
+	text_v3_apis_batch_v1_pb                          = Text{file: "v3/apis/batch/v1.pb.zst", size: 349194, on: &text_v3_api_v1_pb}
+	text_v3_apis_certificates_k8s_io_v1_json          = Text{file: "v3/apis/certificates.k8s.io/v1.json.zst", size: 97469, on: &text_v3_api_v1_json}
+	text_v3_apis_certificates_k8s_io_v1_pb            = Text{file: "v3/apis/certificates.k8s.io/v1.pb.zst", size: 87665, on: &text_v3_api_v1_pb}
+	text_v3_apis_coordination_k8s_io_v1_json          = Text{file: "v3/apis/coordination.k8s.io/v1.json.zst", size: 81156, on: &text_v3_api_v1_json}
+	text_v3_apis_coordination_k8s_io_v1_pb            = Text{file: "v3/apis/coordination.k8s.io/v1.pb.zst", size: 73144, on: &text_v3_api_v1_pb}
+	text_v3_apis_discovery_k8s_io_v1_json             = Text{file: "v3/apis/discovery.k8s.io/v1.json.zst", size: 89954, on: &text_v3_api_v1_json}
+	text_v3_apis_discovery_k8s_io_v1_pb               = Text{file: "v3/apis/discovery.k8s.io/v1.pb.zst", size: 81311, on: &text_v3_api_v1_pb}
+	text_v3_apis_events_k8s_io_v1_json                = Text{file: "v3/apis/events.k8s.io/v1.json.zst", size: 85310, on: &text_v3_api_v1_json}
+	text_v3_apis_events_k8s_io_v1_pb                  = Text{file: "v3/apis/events.k8s.io/v1.pb.zst", size: 76904, on: &text_v3_api_v1_pb}
+	text_v3_apis_flowcontrol_apiserver_k8s_io_v1_json = Text{file: "v3/apis/flowcontrol.apiserver.k8s.io/v1.json.zst", size: 147385, on: &text_v3_api_v1_json}
+	text_v3_apis_flowcontrol_apiserver_k8s_io_v1_pb   = Text{file: "v3/apis/flowcontrol.apiserver.k8s.io/v1.pb.zst", size: 131768, on: &text_v3_api_v1_pb}
+	text_v3_apis_networking_k8s_io_v1_json            = Text{file: "v3/apis/networking.k8s.io/v1.json.zst", size: 288718, on: &text_v3_api_v1_json}
+	text_v3_apis_networking_k8s_io_v1_pb              = Text{file: "v3/apis/networking.k8s.io/v1.pb.zst", size: 256868, on: &text_v3_api_v1_pb}
+	text_v3_apis_node_k8s_io_v1_json                  = Text{file: "v3/apis/node.k8s.io/v1.json.zst", size: 77751, on: &text_v3_api_v1_json}
+	text_v3_apis_node_k8s_io_v1_pb                    = Text{file: "v3/apis/node.k8s.io/v1.pb.zst", size: 70228, on: &text_v3_api_v1_pb}
+	text_v3_apis_policy_v1_json                       = Text{file: "v3/apis/policy/v1.json.zst", size: 98429, on: &text_v3_api_v1_json}
+	text_v3_apis_policy_v1_pb                         = Text{file: "v3/apis/policy/v1.pb.zst", size: 88529, on: &text_v3_api_v1_pb}
+	text_v3_apis_rbac_authorization_k8s_io_v1_json    = Text{file: "v3/apis/rbac.authorization.k8s.io/v1.json.zst", size: 208529, on: &text_v3_api_v1_json}
+	text_v3_apis_rbac_authorization_k8s_io_v1_pb      = Text{file: "v3/apis/rbac.authorization.k8s.io/v1.pb.zst", size: 185552, on: &text_v3_api_v1_pb}
+	text_v3_apis_resource_k8s_io_v1_json              = Text{file: "v3/apis/resource.k8s.io/v1.json.zst", size: 296251, on: &text_v3_api_v1_json}
+	text_v3_apis_resource_k8s_io_v1_pb                = Text{file: "v3/apis/resource.k8s.io/v1.pb.zst", size: 266569, on: &text_v3_api_v1_pb}
+	text_v3_apis_scheduling_k8s_io_v1_json            = Text{file: "v3/apis/scheduling.k8s.io/v1.json.zst", size: 71240, on: &text_v3_api_v1_json}
+	text_v3_apis_scheduling_k8s_io_v1_pb              = Text{file: "v3/apis/scheduling.k8s.io/v1.pb.zst", size: 64401, on: &text_v3_api_v1_pb}
+	text_v3_apis_snapshot_storage_k8s_io_v1_json      = Text{file: "v3/apis/snapshot.storage.k8s.io/v1.json.zst", size: 183385, on: &text_v3_api_v1_json}
+	text_v3_apis_storage_k8s_io_v1_json               = Text{file: "v3/apis/storage.k8s.io/v1.json.zst", size: 365376, on: &text_v3_api_v1_json}
+	text_v3_apis_storage_k8s_io_v1_pb                 = Text{file: "v3/apis/storage.k8s.io/v1.pb.zst", size: 325856, on: &text_v3_api_v1_pb}
+	merge                                             = Text{file: "merge.yaml.zst", size: 268470}
 )

@@ -134,6 +134,8 @@ func AddToScheme(s *runtime.Scheme) error {
 	metav1.AddToGroupVersion(s, Registration)
 	s.AddKnownTypes(FlowControl, &FlowSchema{}, &FlowSchemaList{}, &PriorityLevelConfiguration{}, &PriorityLevelConfigurationList{})
 	metav1.AddToGroupVersion(s, FlowControl)
+	s.AddKnownTypes(Autoscaling, &HorizontalPodAutoscaler{}, &HorizontalPodAutoscalerList{})
+	metav1.AddToGroupVersion(s, Autoscaling)
 	return nil
 }
 

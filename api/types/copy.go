@@ -3,6 +3,7 @@ package types
 import (
 	"reflect"
 
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -37,8 +38,12 @@ func copyInto(to, from reflect.Value) {
 			}
 		}
 	case reflect.Struct:
-		if from.Type() == reflect.TypeFor[metav1.Time]() {
-			to.Set(from) // its insides are not ours to see, and are never changed
+		switch from.Type() { // their insides are not ours to see
+		case reflect.TypeFor[metav1.Time](): // and are never changed
+			to.Set(from)
+			return
+		case reflect.TypeFor[resource.Quantity]():
+			to.Set(reflect.ValueOf(from.Interface().(resource.Quantity).DeepCopy()))
 			return
 		}
 		for i := range from.NumField() {

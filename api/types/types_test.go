@@ -6,9 +6,11 @@ import (
 	"testing"
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	certificatesv1 "k8s.io/api/certificates/v1"
 	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/randfill"
@@ -33,12 +35,17 @@ func TestLikePublished(t *testing.T) {
 		{&FlowSchemaList{}, &flowcontrolv1.FlowSchemaList{}},
 		{&PriorityLevelConfiguration{}, &flowcontrolv1.PriorityLevelConfiguration{}},
 		{&PriorityLevelConfigurationList{}, &flowcontrolv1.PriorityLevelConfigurationList{}},
+		{&HorizontalPodAutoscaler{}, &autoscalingv2.HorizontalPodAutoscaler{}},
+		{&HorizontalPodAutoscalerList{}, &autoscalingv2.HorizontalPodAutoscalerList{}},
 	} {
 		fill := randfill.NewWithSeed(1).NilChance(0.3).NumElements(1, 3).Funcs(
 			func(f *metav1.FieldsV1, _ randfill.Continue) { f.Raw = []byte(`{}`) },
 			func(m *metav1.TypeMeta, _ randfill.Continue) {},
 			func(m *metav1.ObjectMeta, c randfill.Continue) {
 				m.Name, m.Labels = c.String(5), map[string]string{"a": c.String(3)}
+			},
+			func(q *resource.Quantity, c randfill.Continue) {
+				*q = *resource.NewMilliQuantity(c.Int63n(1e9), resource.DecimalSI)
 			},
 			func(m *metav1.Time, c randfill.Continue) { *m = metav1.Unix(c.Int63n(1e9), 0) },
 			// Protobuf cannot tell a list that is missing under its key from an empty one.
@@ -103,7 +110,7 @@ func exchange(t *testing.T, from, to message) {
 // TestDeepCopy looks for what a copy shares with its original.
 func TestDeepCopy(t *testing.T) {
 	fill := randfill.NewWithSeed(2).NilChance(0).NumElements(1, 2).Funcs(func(f *metav1.FieldsV1, _ randfill.Continue) { f.Raw = []byte(`{}`) })
-	for _, obj := range []runtime.Object{&MutatingWebhookConfigurationList{}, &ValidatingWebhookConfigurationList{}, &CertificateSigningRequestList{}, &FlowSchemaList{}, &PriorityLevelConfigurationList{}} {
+	for _, obj := range []runtime.Object{&MutatingWebhookConfigurationList{}, &ValidatingWebhookConfigurationList{}, &CertificateSigningRequestList{}, &HorizontalPodAutoscalerList{}, &FlowSchemaList{}, &PriorityLevelConfigurationList{}} {
 		fill.Fill(obj)
 		copied := obj.DeepCopyObject()
 		if !reflect.DeepEqual(obj, copied) {
