@@ -146,3 +146,40 @@ func TestCheck(t *testing.T) {
 	}
 	golden(t, "objects", b.String())
 }
+
+// Whatever is written as a rule, it is judged, and asked about a value: what is
+// wrong with it is an error and no panic, and a rule that was let in holds or does
+// not.
+func FuzzRule(f *testing.F) {
+	for _, seed := range []struct{ rule, message, path string }{
+		{"self.a > 1", `"a is " + string(self.a)`, ".a"}, {"self.l.all(x, x in self.m)", "self.s", ".m['k']"}, {"oldSelf.a < self.a", "", ".l"},
+		{"self.", "'", "['"}, {"self.l[9] == ''", `self.l.map(x, x + x).join("\n")`, ".m['\\"}, {"self.s.matches('(')", "self", "."}, {"size(self.m) / size(self.l) > 0", "self.?s.orValue('')", ".s"},
+		{"quantity(self.s).isGreaterThan(quantity('1'))", "format.named('x').value()", ""}, {"duration(self.s) > duration('1s')", "[1, 2].map(x, x)[3]", ".."},
+	} {
+		f.Add(seed.rule, seed.message, seed.path)
+	}
+	var base apiextensionsv1.JSONSchemaProps
+	if err := yaml.UnmarshalStrict([]byte(`{type: object, properties: {a: {type: integer}, s: {type: string, maxLength: 20}, l: {type: array, maxItems: 5, items: {type: string, maxLength: 20}}, m: {type: object, maxProperties: 5, additionalProperties: {type: string, maxLength: 20}}}}`), &base); err != nil {
+		f.Fatal(err)
+	}
+	value := map[string]any{"a": int64(1), "s": "1h", "l": []any{"p", "q"}, "m": map[string]any{"p": "q"}}
+	f.Fuzz(func(t *testing.T, text, message, path string) {
+		props := base
+		props.XValidations = apiextensionsv1.ValidationRules{{Rule: text, MessageExpression: message, FieldPath: path}}
+		s := schema(t, &props)
+		var j rules.Judge
+		j.Root(s).Judge(field.NewPath("root"))
+		refused := j.Errors(field.NewPath("root"))
+		for _, old := range []any{nil, value} {
+			errs, _, left := rules.Compile(s, true).Check(nil, value, old, old != nil, rules.Budget)
+			for _, e := range errs {
+				if len(refused) == 0 && strings.Contains(e.Detail, "compile error") {
+					t.Errorf("%q was let in: %v", text, e)
+				}
+			}
+			if len(refused) == 0 && left < rules.Budget/2 {
+				t.Errorf("%q was let in, and %d is left of the budget", text, left)
+			}
+		}
+	})
+}
