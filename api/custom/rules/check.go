@@ -20,7 +20,10 @@ import (
 // about a second.
 const Budget = limits.RuntimeCELCostBudget
 
-var errNoTypes = errors.New("failed to convert to declType for CEL validation rules")
+var (
+	errNoTypes = errors.New("failed to convert to declType for CEL validation rules")
+	errNoCost  = errors.New("runtime cost could not be calculated")
+)
 
 // Check says which rules a value breaks, from its root to its leaves. old is what
 // was there before, nil if nothing was. Where lenient, what is as it was may break
@@ -206,7 +209,7 @@ func (c *check) run(r *Rules, rule *rule, p *field.Path, with *variables) (holds
 	cost := details.ActualCost()
 	switch {
 	case cost == nil:
-		c.errs = append(c.errs, field.InternalError(p, fmt.Errorf("runtime cost could not be calculated for validation rule: %v, no further validation rules will be run", rule.text())))
+		c.errs = append(c.errs, field.InternalError(p, fmt.Errorf("%w for validation rule: %v, no further validation rules will be run", errNoCost, rule.text())))
 		c.budget = -1
 		return true
 	case *cost > math.MaxInt64 || int64(*cost) > c.budget:
@@ -240,7 +243,11 @@ func (c *check) broken(r *Rules, rule *rule, p *field.Path, value any, with *var
 	}
 	detail, fatal := c.detail(rule, with)
 	if fatal != nil {
-		*list = append(*list, fatal(p, r))
+		if errors.Is(fatal, errNoCost) {
+			*list = append(*list, field.InternalError(p, fatal))
+		} else {
+			*list = append(*list, field.Invalid(p, r.shape.Type(), fatal.Error()))
+		}
 		c.budget = -1
 		return
 	}
@@ -267,24 +274,19 @@ func failed(p *field.Path, value any, detail string, reason *apiextensionsv1.Fie
 // detail is what a broken rule says: what its expression says, or else its
 // message, or else the rule. fatal is of an expression after which nothing more
 // is run.
-func (c *check) detail(rule *rule, with *variables) (text string, fatal func(*field.Path, *Rules) *field.Error) {
+func (c *check) detail(rule *rule, with *variables) (text string, fatal error) {
 	if rule.message == nil {
 		return rule.saying(), nil
-	}
-	stop := func(why string) func(*field.Path, *Rules) *field.Error {
-		return func(p *field.Path, r *Rules) *field.Error { return field.Invalid(p, r.shape.Type(), why) }
 	}
 	out, details, err := rule.message.Eval(with)
 	cost := details.ActualCost()
 	switch {
 	case cost == nil:
-		return "", func(p *field.Path, _ *Rules) *field.Error {
-			return field.InternalError(p, fmt.Errorf("runtime cost could not be calculated for messageExpression: %q", rule.MessageExpression))
-		}
+		return "", fmt.Errorf("%w for messageExpression: %q", errNoCost, rule.MessageExpression)
 	case *cost > math.MaxInt64 || int64(*cost) > c.budget:
-		return "", stop("messageExpression evaluation failed due to running out of cost budget, no further validation rules will be run")
+		return "", errors.New("messageExpression evaluation failed due to running out of cost budget, no further validation rules will be run")
 	case err != nil && strings.HasPrefix(err.Error(), tooMuch):
-		return "", stop(fmt.Sprintf("no further validation rules will be run due to call cost exceeds limit for messageExpression: %q", rule.MessageExpression))
+		return "", fmt.Errorf("no further validation rules will be run due to call cost exceeds limit for messageExpression: %q", rule.MessageExpression)
 	}
 	c.budget -= int64(*cost)
 	if err == nil {

@@ -32,7 +32,7 @@ type world struct {
 	env   *celgo.Env
 }
 
-// newWorld has the types of a place; nil where it has none that CEL can know.
+// newWorld is that of a place whose values are of a type.
 func newWorld(t *apicel.DeclType) (*world, error) {
 	t = t.MaybeAssignTypeName(rootType)
 	env, err := cel.Env()
