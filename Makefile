@@ -6,11 +6,11 @@ VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo d
 LDFLAGS    := -s -w -X conclave/cli.version=$(VERSION)
 # What is inlined in these is 1.9 MB of the binary, and on no hot path.
 FLAT       := github.com/google/gnostic-models github.com/google/go-containerregistry github.com/aws github.com/fxamacker github.com/json-iterator \
-	go.yaml.in google.golang.org/protobuf conclave/lab conclave/cli
+	go.yaml.in google.golang.org/protobuf google.golang.org/genproto cel.dev/expr github.com/antlr4-go github.com/google/cel-go conclave/lab conclave/cli
 # In these, every type has a small map of what its fields mean. The linker leaves out
 # what nobody reads only of maps that are made by functions of their own, as large
 # ones are anyway: 0.4 MB of the binary, and those maps of the heap.
-DESCRIBED  := k8s.io/api k8s.io/apiextensions-apiserver k8s.io/client-go k8s.io/kube-openapi github.com/kubernetes-csi/external-snapshotter
+DESCRIBED  := k8s.io/api k8s.io/apiextensions-apiserver k8s.io/apiserver k8s.io/client-go k8s.io/kube-openapi github.com/kubernetes-csi/external-snapshotter
 GCFLAGS    := $(foreach m,$(FLAT),-gcflags='$(m)/...=-l') $(foreach m,$(DESCRIBED),-gcflags='$(m)/...=-l -d=wrapglobalmapctl=2') \
 	-gcflags='k8s.io/apimachinery/...=-d=wrapglobalmapctl=2'
 POD_TAGS   := seccomp netgo osusergo

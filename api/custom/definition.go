@@ -143,7 +143,6 @@ func definitionWarnings(d, old *Definition) []string {
 
 func definitionRemarks(d *Definition) []string {
 	var formats, sets []string
-	rules := false
 	for i := range d.Spec.Versions {
 		v := &d.Spec.Versions[i]
 		if v.Schema == nil {
@@ -158,16 +157,11 @@ func definitionRemarks(d *Definition) []string {
 					sets = append(sets, fmt.Sprintf("x-kubernetes-list-type: set for items of type %q is not supported by server-side apply or CEL validation rules", t))
 				}
 			}
-			rules = rules || len(s.XValidations) > 0
 		})
 	}
 	slices.Sort(sets)
 	slices.Sort(formats)
-	all := append(slices.Compact(formats), slices.Compact(sets)...)
-	if rules {
-		all = append(all, "x-kubernetes-validations: Conclave keeps CEL rules and does not evaluate them: objects that break a rule are accepted")
-	}
-	return all
+	return append(slices.Compact(formats), slices.Compact(sets)...)
 }
 
 // everySchema calls f for a schema and all below it.

@@ -11,6 +11,7 @@
 //
 // Structural schemas, pruning and the rules for lists are those of
 // k8s.io/apiextensions-apiserver/pkg/apiserver/schema. Of its other packages
-// none is used: those for defaulting, metadata and values link feature gates,
-// Prometheus and CEL, for what is a few hundred lines here.
+// none is used: those for defaulting, metadata and values link feature gates and
+// Prometheus, for what is a few hundred lines here. The rules in a schema are
+// those of package rules, which is below this one.
 package custom

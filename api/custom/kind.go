@@ -74,7 +74,7 @@ func NewKind(d *Definition, version string) (*kinds.Kind, error) {
 		Validate:               func(obj runtime.Object) field.ErrorList { return r.validate(of(obj), nil) },
 		ValidateUpdate:         func(obj, old runtime.Object) field.ErrorList { return r.validate(of(obj), of(old)) },
 		ValidateStatusUpdate:   func(obj, old runtime.Object) field.ErrorList { return r.validateStatus(of(obj), of(old)) },
-		Warnings:               func(obj, old runtime.Object) []string { return finalizerWarnings(obj, old) },
+		Warnings:               r.warnings,
 	}
 	if sub := v.Subresources; sub != nil {
 		r.status = sub.Status != nil
@@ -207,13 +207,14 @@ func (r *row) validate(u, old *unstructured.Unstructured) field.ErrorList {
 	}
 	errs = append(errs, r.schema.validate(u.Object, before)...)
 	errs = append(errs, r.validateScale(u, true)...)
-	return errs
+	return append(errs, r.schema.validateRules(u.Object, before, errs)...)
 }
 
 func (r *row) validateStatus(u, old *unstructured.Unstructured) field.ErrorList {
 	errs := r.validateMetadata(u, old)
 	errs = append(errs, r.schema.validateStatus(u.Object, old.Object)...)
-	return append(errs, r.validateScale(u, false)...)
+	errs = append(errs, r.validateScale(u, false)...)
+	return append(errs, r.schema.validateRules(u.Object, old.Object, errs)...)
 }
 
 func (r *row) validateMetadata(u, old *unstructured.Unstructured) field.ErrorList {
@@ -230,6 +231,14 @@ func (r *row) validateMetadata(u, old *unstructured.Unstructured) field.ErrorLis
 		return field.ErrorList{field.Invalid(p, old.Object["metadata"], err.Error())}
 	}
 	return kinds.ValidateMetadata(meta, before, r.namespaced, nil, p)
+}
+
+func (r *row) warnings(obj, old runtime.Object) []string {
+	all := finalizerWarnings(obj, old)
+	if old != nil {
+		all = append(all, r.schema.ruleWarnings(of(obj).Object, of(old).Object)...)
+	}
+	return all
 }
 
 // finalizerWarnings is of finalizers that are new and may be another's.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"k8s.io/apiextensions-apiserver/pkg/apis/apiextensions"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
@@ -21,21 +22,26 @@ import (
 
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 
+	"conclave/api/custom/rules"
 	"conclave/api/kinds"
 )
 
 // Schema is what a version says of its objects' form. It is read-only but for
-// the checks, which are compiled when the first value is validated.
+// the checks and the rules, which are compiled when the first value is validated.
 type Schema struct {
 	structural *structural.Structural // nil: nothing is said
 	root       *structural.Structural // the same, as a resource with its metadata
 	checks     func() *node
+	rules      func() *rules.Rules // nil: there are none
+	// lenient is true once a broken rule was let be, because nothing had changed
+	// where it stands: from then on, writers may have to be told of such.
+	lenient atomic.Bool
 }
 
 // newSchema reads a version's schema. Where the version says nothing, all
 // fields are kept (such definitions are older than ours can be).
 func newSchema(v *apiextensionsv1.CustomResourceValidation) (*Schema, error) {
-	s := &Schema{checks: func() *node { return nil }}
+	s := &Schema{checks: func() *node { return nil }, rules: func() *rules.Rules { return nil }}
 	if v == nil || v.OpenAPIV3Schema == nil {
 		return s, nil
 	}
@@ -47,6 +53,7 @@ func newSchema(v *apiextensionsv1.CustomResourceValidation) (*Schema, error) {
 	root.XEmbeddedResource = true
 	s.root = &root
 	s.checks = sync.OnceValue(func() *node { return compile(s.structural) })
+	s.rules = sync.OnceValue(func() *rules.Rules { return rules.Compile(s.structural, true) })
 	return s, nil
 }
 
@@ -258,6 +265,49 @@ func (s *Schema) validate(obj, old map[string]any) field.ErrorList {
 		errs = append(errs, s.lists(obj)...)
 	}
 	return errs
+}
+
+// blocking are the errors behind which rules are not asked: what is not as its
+// schema says may not be what a rule takes it for.
+var blocking = []field.ErrorType{field.ErrorTypeNotSupported, field.ErrorTypeRequired, field.ErrorTypeTooLong, field.ErrorTypeTooMany, field.ErrorTypeTypeInvalid}
+
+// validateRules says which rules an object breaks, given what is wrong with it
+// besides.
+func (s *Schema) validateRules(obj, old map[string]any, besides field.ErrorList) field.ErrorList {
+	all := s.rules()
+	if all == nil {
+		return nil
+	}
+	if slices.ContainsFunc(besides, func(e *field.Error) bool { return slices.Contains(blocking, e.Type) }) {
+		return field.ErrorList{field.Invalid(nil, nil, "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation")}
+	}
+	errs, let := s.askRules(all, obj, old)
+	if len(let) > 0 {
+		s.lenient.Store(true)
+	}
+	return errs
+}
+
+func (s *Schema) askRules(all *rules.Rules, obj, old map[string]any) (errs, let field.ErrorList) {
+	if old == nil {
+		errs, _, _ = all.Check(nil, obj, nil, false, rules.Budget)
+		return errs, nil
+	}
+	errs, let, _ = all.Check(nil, obj, old, true, rules.Budget)
+	return errs, let
+}
+
+// ruleWarnings tells of the rules that an object still breaks where it has not
+// changed. It asks them again, if there ever was such an object.
+func (s *Schema) ruleWarnings(obj, old map[string]any) (all []string) {
+	if !s.lenient.Load() {
+		return nil
+	}
+	_, let := s.askRules(s.rules(), obj, old)
+	for _, e := range let {
+		all = append(all, e.Error())
+	}
+	return all
 }
 
 // lists says what is wrong with lists that are sets and maps.

@@ -32,7 +32,7 @@ func ValidateDefinition(d *Definition) field.ErrorList {
 		return why
 	}
 	errs := kinds.ValidateMetadata(&d.ObjectMeta, nil, false, name, field.NewPath("metadata"))
-	errs = append(errs, validateSpec(&d.Spec)...)
+	errs = append(errs, validateSpec(&d.Spec, nil)...)
 	errs = append(errs, validateStatusOf(d)...)
 	return append(errs, validateApproval(d, nil)...)
 }
@@ -41,7 +41,7 @@ func ValidateDefinition(d *Definition) field.ErrorList {
 func ValidateDefinitionUpdate(d, old *Definition) field.ErrorList {
 	p := field.NewPath("spec")
 	errs := kinds.ValidateMetadata(&d.ObjectMeta, &old.ObjectMeta, false, nil, field.NewPath("metadata"))
-	errs = append(errs, validateSpec(&d.Spec)...)
+	errs = append(errs, validateSpec(&d.Spec, &old.Spec)...)
 	if IsTrue(old, Established) {
 		errs = append(errs, apivalidation.ValidateImmutableField(d.Spec.Scope, old.Spec.Scope, p.Child("scope"))...)
 		errs = append(errs, apivalidation.ValidateImmutableField(d.Spec.Names.Kind, old.Spec.Names.Kind, p.Child("names", "kind"))...)
@@ -76,7 +76,9 @@ func validateStatusOf(d *Definition) field.ErrorList {
 	return errs
 }
 
-func validateSpec(s *apiextensionsv1.CustomResourceDefinitionSpec) (errs field.ErrorList) {
+// validateSpec is of a definition that may have been another before: old is nil
+// for a new one.
+func validateSpec(s, old *apiextensionsv1.CustomResourceDefinitionSpec) (errs field.ErrorList) {
 	p := field.NewPath("spec")
 	add := func(e ...*field.Error) { errs = append(errs, e...) }
 	if s.Group == "" {
@@ -100,9 +102,9 @@ func validateSpec(s *apiextensionsv1.CustomResourceDefinitionSpec) (errs field.E
 		if why := validation.IsDNS1035Label(v.Name); len(why) > 0 {
 			add(field.Invalid(vp.Child("name"), v.Name, strings.Join(why, ",")))
 		}
-		add(validateVersion(s, v, vp)...)
+		add(validateVersion(s, old, v, vp)...)
 	}
-	add(validateShared(s, p)...)
+	add(validateShared(s, old, p)...)
 	if len(names) != len(s.Versions) {
 		add(field.Invalid(p.Child("versions"), s.Versions, "must contain unique version names"))
 	}
@@ -151,14 +153,14 @@ func sharedColumns(s *apiextensionsv1.CustomResourceDefinitionSpec) bool {
 	return alike(s, func(v *version) []apiextensionsv1.CustomResourceColumnDefinition { return v.AdditionalPrinterColumns }, func(x []apiextensionsv1.CustomResourceColumnDefinition) bool { return len(x) == 0 })
 }
 
-func validateShared(s *apiextensionsv1.CustomResourceDefinitionSpec, p *field.Path) (errs field.ErrorList) {
+func validateShared(s, old *apiextensionsv1.CustomResourceDefinitionSpec, p *field.Path) (errs field.ErrorList) {
 	if len(s.Versions) == 0 {
 		return nil
 	}
 	v := &s.Versions[0]
 	if sharedSchema(s) {
 		status := slices.ContainsFunc(s.Versions, func(v version) bool { return hasStatus(&v) })
-		errs = append(errs, validateSchema(v.Schema, status, p.Child("validation"))...)
+		errs = append(errs, validateSchema(v.Schema, status, knownSchema(v, old), p.Child("validation"))...)
 	}
 	if sharedSubresources(s) {
 		errs = append(errs, validateSubresources(v.Subresources, p.Child("subresources"))...)
@@ -169,14 +171,22 @@ func validateShared(s *apiextensionsv1.CustomResourceDefinitionSpec, p *field.Pa
 	return errs
 }
 
+// knownSchema says that a version had the same schema before: its rules were
+// judged then, and are not refused now for costing too much.
+func knownSchema(v *version, old *apiextensionsv1.CustomResourceDefinitionSpec) bool {
+	return old != nil && slices.ContainsFunc(old.Versions, func(o version) bool {
+		return o.Name == v.Name && equality.Semantic.DeepEqual(o.Schema, v.Schema)
+	})
+}
+
 func hasStatus(v *version) bool { return v.Subresources != nil && v.Subresources.Status != nil }
 
-func validateVersion(s *apiextensionsv1.CustomResourceDefinitionSpec, v *version, p *field.Path) (errs field.ErrorList) {
+func validateVersion(s, old *apiextensionsv1.CustomResourceDefinitionSpec, v *version, p *field.Path) (errs field.ErrorList) {
 	for _, why := range badDeprecation(v) {
 		errs = append(errs, field.Invalid(p.Child("deprecationWarning"), v.DeprecationWarning, why))
 	}
 	if !sharedSchema(s) {
-		errs = append(errs, validateSchema(v.Schema, hasStatus(v), p.Child("schema"))...)
+		errs = append(errs, validateSchema(v.Schema, hasStatus(v), knownSchema(v, old), p.Child("schema"))...)
 	}
 	if !sharedSubresources(s) {
 		errs = append(errs, validateSubresources(v.Subresources, p.Child("subresources"))...)

@@ -11,6 +11,8 @@ import (
 	"k8s.io/apiextensions-apiserver/pkg/apiserver/schema/pruning"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"conclave/api/custom/rules"
 )
 
 var (
@@ -23,8 +25,9 @@ var (
 	}
 )
 
-// validateSchema says what is wrong with the schema of a version.
-func validateSchema(v *apiextensionsv1.CustomResourceValidation, status bool, p *field.Path) (errs field.ErrorList) {
+// validateSchema says what is wrong with the schema of a version. Of a known one
+// the rules are not looked at again.
+func validateSchema(v *apiextensionsv1.CustomResourceValidation, status, known bool, p *field.Path) (errs field.ErrorList) {
 	if v == nil || v.OpenAPIV3Schema == nil {
 		return nil
 	}
@@ -35,19 +38,23 @@ func validateSchema(v *apiextensionsv1.CustomResourceValidation, status bool, p 
 	if s.Nullable {
 		errs = append(errs, field.Forbidden(p.Child("nullable"), "nullable cannot be true at the root"))
 	}
+	var judge rules.Judge
+	look := schemaJudge{root: true}
 	ss, err := toStructural(s)
 	if err == nil {
 		if bad := structural.ValidateStructural(p, ss); len(bad) > 0 {
 			errs = append(errs, bad...)
-		} else {
-			errs = append(errs, validateDefaults(ss, p)...)
+		} else if bad := (&defaults{known: known, budget: rules.Budget}).validate(ss, true, p); len(bad) > 0 {
+			errs = append(errs, bad...)
+		} else if !known {
+			look.rules = judge.Root(ss)
 		}
 	}
-	errs = append(errs, (&schemaJudge{root: true}).judge(s, p)...)
+	errs = append(errs, look.judge(s, p)...)
 	if len(errs) == 0 && err != nil {
 		errs = append(errs, field.Invalid(p, "", err.Error()))
 	}
-	return errs
+	return append(errs, judge.Errors(p)...)
 }
 
 func validateRoot(s *apiextensionsv1.JSONSchemaProps, p *field.Path) (errs field.ErrorList) {
@@ -70,40 +77,69 @@ func validateRoot(s *apiextensionsv1.JSONSchemaProps, p *field.Path) (errs field
 	return errs
 }
 
-// validateDefaults says which defaults would not be valid values.
-func validateDefaults(s *structural.Structural, p *field.Path) (errs field.ErrorList) {
-	if s == nil {
+// defaults says which defaults would not be valid values, and which break rules,
+// unless the rules are known.
+type defaults struct {
+	known  bool
+	budget int64 // what the rules may cost yet
+}
+
+func (d *defaults) validate(s *structural.Structural, root bool, p *field.Path) (errs field.ErrorList) {
+	if s == nil || d.budget < 0 {
 		return nil
 	}
-	if d := s.Default.Object; d != nil {
-		p := p.Child("default")
-		pruned := runtime.DeepCopyJSONValue(d)
-		pruning.Prune(pruned, s, s.XEmbeddedResource)
-		if !reflect.DeepEqual(pruned, d) {
-			errs = append(errs, field.Invalid(p, d, "must not have unknown fields"))
-		}
-		if _, err := coerceEmbedded(pruned, s, ""); err != nil {
-			errs = append(errs, field.Invalid(p, d, fmt.Sprintf("must result in valid metadata: %v", err)))
-		} else if bad := validateEmbedded(p, d, s); len(bad) > 0 {
-			errs = append(errs, bad...)
-		} else {
-			errs = append(errs, checkValue(p, d, nil, compile(s))...)
-		}
-	}
-	errs = append(errs, validateDefaults(s.Items, p.Child("items"))...)
+	errs = d.one(s, root, p)
+	errs = append(errs, d.validate(s.Items, false, p.Child("items"))...)
 	for _, name := range sortedKeys(s.Properties) {
 		below := s.Properties[name]
-		errs = append(errs, validateDefaults(&below, p.Child("properties").Key(name))...)
+		errs = append(errs, d.validate(&below, false, p.Child("properties").Key(name))...)
 	}
+	return errs
+}
+
+func (d *defaults) one(s *structural.Structural, root bool, p *field.Path) (errs field.ErrorList) {
+	value := s.Default.Object
+	if value == nil {
+		return nil
+	}
+	p = p.Child("default")
+	pruned := runtime.DeepCopyJSONValue(value)
+	pruning.Prune(pruned, s, s.XEmbeddedResource)
+	if !reflect.DeepEqual(pruned, value) {
+		errs = append(errs, field.Invalid(p, value, "must not have unknown fields"))
+	}
+	if _, err := coerceEmbedded(pruned, s, ""); err != nil {
+		return append(errs, field.Invalid(p, value, fmt.Sprintf("must result in valid metadata: %v", err)))
+	}
+	if bad := validateEmbedded(p, value, s); len(bad) > 0 {
+		return append(errs, bad...)
+	}
+	if bad := checkValue(p, value, nil, compile(s)); len(bad) > 0 || d.known {
+		return append(errs, bad...)
+	}
+	return append(errs, d.rules(s, root, value, p)...)
+}
+
+// rules asks the rules about a default twice: it may be there already when an
+// object changes, and it may come with the object.
+func (d *defaults) rules(s *structural.Structural, root bool, value any, p *field.Path) field.ErrorList {
+	all := rules.Compile(s, root || s.XEmbeddedResource)
+	errs, _, left := all.Check(p, value, value, false, d.budget)
+	if len(errs) == 0 {
+		bad, _, fresh := all.Check(p, value, nil, false, d.budget)
+		errs, left = bad, min(left, fresh)
+	}
+	d.budget = left
 	return errs
 }
 
 // schemaJudge walks through a schema. What it knows of the way down: whether it
 // is at the root, inside a resource's own fields, and why there may be no
-// defaults here, if there may not.
+// defaults here, if there may not, and whether rules are judged.
 type schemaJudge struct {
 	root, meta bool
 	noDefault  string
+	rules      *rules.Place
 }
 
 func (j schemaJudge) judge(s *apiextensionsv1.JSONSchemaProps, p *field.Path) (errs field.ErrorList) {
@@ -114,7 +150,7 @@ func (j schemaJudge) judge(s *apiextensionsv1.JSONSchemaProps, p *field.Path) (e
 	errs = append(errs, validateExtensions(s, p)...)
 	errs = append(errs, validateRules(s, p)...)
 	below := j
-	below.root = false
+	below.root, below.rules = false, nil
 	into := func(j schemaJudge, s *apiextensionsv1.JSONSchemaProps, p *field.Path) {
 		errs = append(errs, j.judge(s, p)...)
 	}
@@ -126,10 +162,12 @@ func (j schemaJudge) judge(s *apiextensionsv1.JSONSchemaProps, p *field.Path) (e
 		if j.meta {
 			inside.noDefault = "inside additionalProperties applying to object metadata"
 		}
+		inside.rules = j.rules.Values()
 		into(inside, a.Schema, p.Child("additionalProperties"))
 	}
 	for _, name := range sortedKeys(s.Properties) {
 		inside := below
+		inside.rules = j.rules.Property(name)
 		if (j.root || s.XEmbeddedResource) && slices.Contains([]string{"metadata", "kind", "apiVersion"}, name) {
 			inside.meta = true
 			if j.root {
@@ -149,7 +187,11 @@ func (j schemaJudge) judge(s *apiextensionsv1.JSONSchemaProps, p *field.Path) (e
 		}
 	}
 	if s.Items != nil {
+		below.rules = j.rules.Items(p)
 		into(below, s.Items.Schema, p.Child("items"))
+	}
+	if len(errs) == 0 { // else the types of CEL may not be what they will be
+		j.rules.Judge(p)
 	}
 	return errs
 }
@@ -287,6 +329,21 @@ func validateMap(s *apiextensionsv1.JSONSchemaProps, p *field.Path) (errs field.
 	return errs
 }
 
+var ruleReasons = []apiextensionsv1.FieldValueErrorReason{
+	apiextensionsv1.FieldValueDuplicate, apiextensionsv1.FieldValueForbidden, apiextensionsv1.FieldValueInvalid, apiextensionsv1.FieldValueRequired,
+}
+
+// hasPath says whether a schema knows a path; of one that cannot be read
+// something else is said.
+func hasPath(s *apiextensionsv1.JSONSchemaProps, path string) bool {
+	ss, err := toStructural(s)
+	if err != nil {
+		return true
+	}
+	_, err = rules.Path(path, ss)
+	return err == nil
+}
+
 // validateRules is of what can be said of a rule without running it.
 func validateRules(s *apiextensionsv1.JSONSchemaProps, p *field.Path) (errs field.ErrorList) {
 	lines := func(s string) bool { return strings.ContainsAny(s, "\n\r") }
@@ -306,14 +363,17 @@ func validateRules(s *apiextensionsv1.JSONSchemaProps, p *field.Path) (errs fiel
 		if r.MessageExpression != "" && strings.TrimSpace(r.MessageExpression) == "" {
 			errs = append(errs, field.Required(p.Child("messageExpression"), "messageExpression must be non-empty if specified"))
 		}
-		if r.Reason != nil {
-			errs = append(errs, oneOf(p.Child("reason"), *r.Reason, apiextensionsv1.FieldValueDuplicate, apiextensionsv1.FieldValueForbidden, apiextensionsv1.FieldValueInvalid, apiextensionsv1.FieldValueRequired)...)
+		if r.Reason != nil && !slices.Contains(ruleReasons, *r.Reason) {
+			errs = append(errs, field.NotSupported(p.Child("reason"), *r.Reason, ruleReasons))
 		}
 		if r.FieldPath != "" && strings.TrimSpace(r.FieldPath) == "" {
 			errs = append(errs, field.Invalid(p.Child("fieldPath"), r.FieldPath, "must be non-empty if specified"))
 		}
 		if lines(r.FieldPath) {
 			errs = append(errs, field.Invalid(p.Child("fieldPath"), r.FieldPath, "must not contain line breaks"))
+		}
+		if r.FieldPath != "" && !hasPath(s, r.FieldPath) {
+			errs = append(errs, field.Invalid(p.Child("fieldPath"), r.FieldPath, "must be a valid path"))
 		}
 	}
 	return errs

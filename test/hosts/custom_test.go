@@ -244,6 +244,7 @@ func TestCustomDefinitions(t *testing.T) {
 	t.Run("everywhere", func(t *testing.T) { customEverywhere(all.with(t)) })
 	t.Run("names", func(t *testing.T) { customNames(all.with(t)) })
 	t.Run("life", func(t *testing.T) { customLife(all.with(t)) })
+	t.Run("rules", func(t *testing.T) { customRules(all.with(t), namespace(t, c)) })
 }
 
 func customStatus(k customs) {
@@ -424,6 +425,48 @@ func customNames(k customs) {
 
 // customLife: owners, quotas, namespaces and definitions take custom resources
 // with them as they do all others.
+// customRules has kubectl apply definitions with rules in CEL, and objects.
+func customRules(k customs, ns string) {
+	const group = "rules.example.com"
+	apply := func(obj any, args ...string) (string, error) {
+		text, err := yaml.Marshal(obj)
+		if err != nil {
+			k.Fatal(err)
+		}
+		return k.c.KubectlInput(k.Context(), string(text), append([]string{"apply", "-f", "-"}, args...)...)
+	}
+	ruled := func(rule string) *unstructured.Unstructured {
+		schema := fmt.Sprintf(`{type: object, properties: {spec: {type: object, properties: {min: {type: integer}, max: {type: integer}, class: {type: string, x-kubernetes-validations: [{rule: self == oldSelf, message: the class is for good}]}}, x-kubernetes-validations: [{rule: %q, message: min is above max, fieldPath: .min}]}}}`, rule)
+		return loosely(k.T, definition(group, [2]string{"v1", schema}))
+	}
+	refused := func(out string, err error, want string) {
+		k.Helper()
+		if err == nil || !strings.Contains(err.Error(), want) {
+			k.Errorf("kubectl says %q (%v), not %q", out, err, want)
+		}
+	}
+	out, err := apply(ruled("self.low <= self.max"))
+	refused(out, err, "undefined field 'low'")
+	out, err = apply(ruled("self.min <= self.max"))
+	if err != nil || strings.Contains(out, "Warning") {
+		k.Fatalf("%v: %s", err, out)
+	}
+	k.Cleanup(func() { k.undefine("things." + group) })
+	kubectl(k.T, k.c, "wait", "--for=condition=established", "--timeout=60s", "crd/things."+group)
+	object := func(class string, low, high int64) *unstructured.Unstructured {
+		return thing(group, "v1", "a", map[string]any{"spec": map[string]any{"min": low, "max": high, "class": class}})
+	}
+	out, err = apply(object("one", 3, 2), "-n", ns)
+	refused(out, err, `The Thing "a" is invalid: spec.min: Invalid value: min is above max`)
+	if out, err := apply(object("one", 1, 2), "-n", ns); err != nil {
+		k.Fatalf("%v: %s", err, out)
+	}
+	out, err = apply(object("two", 1, 2), "-n", ns)
+	refused(out, err, `spec.class: Invalid value: "two": the class is for good`)
+	out, err = apply(object("one", 5, 2), "-n", ns, "--server-side", "--force-conflicts")
+	refused(out, err, "spec.min: Invalid value: min is above max")
+}
+
 func customLife(k customs) {
 	k.define(definition("life.example.com", [2]string{"v1", keepAll}))
 	ns := "custom-life"
