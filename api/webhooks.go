@@ -155,7 +155,7 @@ func (r *round) run(ctx context.Context, c *call, a *ask, hooks []*webhook.Hook)
 		if r.second && !r.again[h] {
 			continue
 		}
-		as, is, err := h.Concerns(c.subject(ctx, a))
+		as, is, err := c.concerns(ctx, h, c.subject(ctx, a), a)
 		if err != nil {
 			return err
 		}
@@ -188,7 +188,7 @@ func (c *call) judge(ctx context.Context, a *ask) error {
 	answers := make([]func() error, len(hooks))
 	var all sync.WaitGroup
 	for i, h := range hooks {
-		as, is, err := h.Concerns(subject)
+		as, is, err := c.concerns(ctx, h, subject, a)
 		if err != nil {
 			return err
 		}
@@ -214,9 +214,9 @@ func (c *call) judge(ctx context.Context, a *ask) error {
 
 // subject is what rules and selectors are compared with.
 func (c *call) subject(ctx context.Context, a *ask) *webhook.Subject {
-	s := &webhook.Subject{Operation: a.op, Version: webhook.Version{Resource: c.resource(), Kind: a.kind}, Subresource: c.sub, Namespace: c.namespace}
+	s := &webhook.Subject{Operation: a.op, Version: webhook.Version{Resource: c.resource(), Kind: a.kind}, Subresource: c.sub, Name: c.nameOf(a), Namespace: c.namespace}
 	if s.Resource == namespaces {
-		s.Namespace = c.nameOf(a)
+		s.Namespace = s.Name
 	}
 	for _, o := range []runtime.Object{a.obj, a.old} {
 		if m, ok := o.(metav1.Object); ok {
@@ -236,18 +236,50 @@ func (c *call) subject(ctx context.Context, a *ask) *webhook.Subject {
 		if ns, ok := a.obj.(*corev1.Namespace); ok && s.Resource == namespaces {
 			return ns.Labels, nil // what is stored may be another state of it
 		}
-		rec := c.s.cfg.Storage.Get(namespaces.Resource, "", s.Namespace)
-		if rec == nil { // this replica may be behind
-			if err := c.s.cfg.Storage.Sync(ctx); err != nil {
-				return nil, storageError(err, c.resource().GroupResource(), c.name)
-			}
-			if rec = c.s.cfg.Storage.Get(namespaces.Resource, "", s.Namespace); rec == nil {
-				return nil, apierrors.NewNotFound(namespaces.GroupResource(), s.Namespace)
-			}
+		ns, err := c.namespaceObject(ctx, s.Namespace)
+		if err != nil {
+			return nil, err
 		}
-		return rec.Object().GetLabels(), nil
+		return ns.GetLabels(), nil
 	}
 	return s
+}
+
+// namespaceObject is a namespace that is there.
+func (c *call) namespaceObject(ctx context.Context, name string) (Object, error) {
+	rec := c.s.cfg.Storage.Get(namespaces.Resource, "", name)
+	if rec == nil { // this replica may be behind
+		if err := c.s.cfg.Storage.Sync(ctx); err != nil {
+			return nil, storageError(err, c.resource().GroupResource(), c.name)
+		}
+		if rec = c.s.cfg.Storage.Get(namespaces.Resource, "", name); rec == nil {
+			return nil, apierrors.NewNotFound(namespaces.GroupResource(), name)
+		}
+	}
+	return rec.Object(), nil
+}
+
+// concerns says whether a webhook is to be asked, and in which version: by its
+// rules and selectors, then by its matchConditions.
+func (c *call) concerns(ctx context.Context, h *webhook.Hook, s *webhook.Subject, a *ask) (as webhook.Version, is bool, err error) {
+	as, is, err = h.Concerns(s)
+	if err != nil || !is || len(h.Conditions) == 0 {
+		return as, is, err
+	}
+	in, err := c.input(ctx, a, as)
+	if err != nil {
+		return as, false, err
+	}
+	switch is, err = h.Conditions.Match(ctx, in); {
+	case err == nil:
+		return as, is, nil
+	case ctx.Err() != nil:
+		return as, false, ctx.Err()
+	case h.Ignores:
+		c.s.log.Warn("a webhook's matchConditions failed and it is not asked, as its failurePolicy says", "webhook", h.Name, "error", err)
+		return as, false, nil
+	}
+	return as, false, apierrors.NewForbidden(c.resource().GroupResource(), c.nameOf(a), err)
 }
 
 // nameOf is the name of the object that is asked about, as far as it has one.
@@ -319,20 +351,23 @@ func (c *call) askHook(ctx context.Context, h *webhook.Hook, as webhook.Version,
 
 // documentOf is an object as it is sent to a webhook that asked for a version.
 func (c *call) documentOf(ctx context.Context, obj runtime.Object, is, as webhook.Version) ([]byte, error) {
-	if obj == nil {
-		return nil, nil
-	}
-	if is.Kind != as.Kind {
-		var err error
-		if obj, err = c.s.convert(ctx, obj.(Object), is.Resource, as.Resource); err != nil {
-			return nil, err
-		}
+	obj, err := c.objectAs(ctx, obj, is, as)
+	if err != nil || obj == nil {
+		return nil, err
 	}
 	doc, err := json.Marshal(obj)
 	if err != nil {
 		return nil, fmt.Errorf("encode an object for a webhook: %w", err)
 	}
 	return doc, nil
+}
+
+// objectAs is an object in the version that was asked for, nil if it is.
+func (c *call) objectAs(ctx context.Context, obj runtime.Object, is, as webhook.Version) (runtime.Object, error) {
+	if obj == nil || is.Kind == as.Kind {
+		return obj, nil
+	}
+	return c.s.convert(ctx, obj.(Object), is.Resource, as.Resource)
 }
 
 // took passes on what a webhook has to tell, and returns its refusal. A nil
