@@ -92,8 +92,10 @@ func (c *call) hooksOf(set *hookSet, stored string) []*webhook.Hook {
 	return set.of(c.s, stored)
 }
 
-// asks says whether there are any.
-func (c *call) asks() bool { return len(c.mutating()) > 0 || len(c.validating()) > 0 }
+// asks says whether there are any, or policies.
+func (c *call) asks() bool {
+	return len(c.mutating()) > 0 || len(c.validating()) > 0 || len(c.mutates()) > 0 || len(c.judges()) > 0
+}
 
 // resource is what the call is about, also where it is no row of the table.
 func (c *call) resource() schema.GroupVersionResource {
@@ -103,10 +105,11 @@ func (c *call) resource() schema.GroupVersionResource {
 	return c.res.gvr
 }
 
-// admit lets own, which is what the kind itself has to say of obj, and the
-// mutating webhooks complete or refuse what is asked for. What they changed,
-// own is shown again; and what was changed after webhooks had seen it, those of
-// them that want to. a.obj is the outcome, which is another object if changed.
+// admit lets own, which is what the kind itself has to say of obj, the mutating
+// policies and the mutating webhooks complete or refuse what is asked for. What
+// they changed, own is shown again; and what was changed after policies and
+// webhooks had seen it, those of them that want to. a.obj is the outcome, which is
+// another object if changed.
 func (c *call) admit(ctx context.Context, a *ask, own func(Object) error) (changed bool, err error) {
 	once := func() error {
 		if own == nil {
@@ -117,12 +120,18 @@ func (c *call) admit(ctx context.Context, a *ask, own func(Object) error) (chang
 	if err := once(); err != nil {
 		return false, err
 	}
-	hooks := c.mutating()
-	if len(hooks) == 0 {
+	policies, hooks := c.mutates(), c.mutating()
+	if len(policies) == 0 && len(hooks) == 0 {
 		return false, nil
 	}
-	r := round{again: map[*webhook.Hook]bool{}}
-	if err := r.run(ctx, c, a, hooks); err != nil || !r.changed {
+	r := round{again: map[any]bool{}}
+	ask := func() error {
+		if err := r.runPolicies(ctx, c, a, policies); err != nil {
+			return err
+		}
+		return r.run(ctx, c, a, hooks)
+	}
+	if err := ask(); err != nil || !r.changed {
 		return false, err
 	}
 	seen := a.obj.DeepCopyObject()
@@ -133,20 +142,32 @@ func (c *call) admit(ctx context.Context, a *ask, own func(Object) error) (chang
 		r.mark()
 	}
 	r.second = true
-	return true, r.run(ctx, c, a, hooks)
+	return true, ask()
 }
 
-// round is the state of asking mutating webhooks, which is done at most twice.
+// round is the state of asking mutating policies and webhooks, which is done at
+// most twice. They are known by their keys: a useKey, a *webhook.Hook.
 type round struct {
 	second  bool
 	changed bool
-	asked   []*webhook.Hook // of those that want to know what others change
-	again   map[*webhook.Hook]bool
+	asked   []any // of those that want to know what others change
+	again   map[any]bool
 }
 
 func (r *round) mark() {
 	for _, h := range r.asked {
 		r.again[h] = true
+	}
+}
+
+// took notes that somebody was asked.
+func (r *round) took(key any, again, changed bool) {
+	if changed {
+		r.changed = true
+		r.mark()
+	}
+	if again && !slices.Contains(r.asked, key) {
+		r.asked = append(r.asked, key)
 	}
 }
 
@@ -166,20 +187,17 @@ func (r *round) run(ctx context.Context, c *call, a *ask, hooks []*webhook.Hook)
 		if err != nil {
 			return err
 		}
-		if changed {
-			r.changed = true
-			r.mark()
-		}
-		if h.Again && !slices.Contains(r.asked, h) {
-			r.asked = append(r.asked, h)
-		}
+		r.took(h, h.Again, changed)
 	}
 	return nil
 }
 
-// judge asks the validating webhooks, all at once. Of several refusals the
-// first in the order of the webhooks is the answer.
+// judge asks the validating policies, then the validating webhooks, all at once.
+// Of several refusals the first in the order of the webhooks is the answer.
 func (c *call) judge(ctx context.Context, a *ask) error {
+	if err := c.judgeByPolicies(ctx, a); err != nil {
+		return err
+	}
 	hooks := c.validating()
 	if len(hooks) == 0 {
 		return nil
@@ -411,13 +429,24 @@ func (c *call) mutateBy(ctx context.Context, h *webhook.Hook, as webhook.Version
 }
 
 func (c *call) patchedBy(ctx context.Context, patch, doc []byte, as webhook.Version, a *ask) (runtime.Object, error) {
+	doc, err := patched(doc, patch)
+	if err != nil {
+		return nil, err
+	}
+	return c.decodeAdmitted(ctx, doc, as, a)
+}
+
+// patched is a document after a JSON patch.
+func patched(doc, patch []byte) ([]byte, error) {
 	p, err := jsonpatch.DecodePatch(patch)
 	if err != nil {
 		return nil, err
 	}
-	if doc, err = p.Apply(doc); err != nil {
-		return nil, err
-	}
+	return p.Apply(doc)
+}
+
+// decodeAdmitted is what admission made, in the version as, of a.obj.
+func (c *call) decodeAdmitted(ctx context.Context, doc []byte, as webhook.Version, a *ask) (runtime.Object, error) {
 	of := c
 	if as.Kind != a.kind { // it speaks of another version
 		other := *c
@@ -450,7 +479,7 @@ func (c *call) patchedBy(ctx context.Context, patch, doc []byte, as webhook.Vers
 	return obj, nil
 }
 
-// keepManagedFields undoes what a webhook did to the managed fields, if nobody
+// keepManagedFields undoes what admission did to the managed fields, if nobody
 // can read it.
 func (c *call) keepManagedFields(obj, was Object) {
 	if err := managedfields.ValidateManagedFields(obj.GetManagedFields()); err != nil {
@@ -531,7 +560,7 @@ func (c *call) admitUpdate(ctx context.Context, u update, obj, old Object, own f
 	}
 	obj = a.obj.(Object)
 	if obj.GetName() != old.GetName() || obj.GetNamespace() != old.GetNamespace() {
-		return nil, apierrors.NewBadRequest("a webhook may not change an object's name or namespace")
+		return nil, apierrors.NewBadRequest("admission may not change an object's name or namespace")
 	}
 	if err := c.inherit(obj, old); err != nil {
 		return nil, err

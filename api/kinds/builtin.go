@@ -268,7 +268,7 @@ func Builtin() []*Kind {
 			Columns: attributesClassColumns, Cells: cells(attributesClassCells),
 		},
 	}
-	rows = slices.Concat(rows, storedRows(), workloadRows(), policyRows(), admissionRows(), certificateRows(), registrationRows(), snapshotRows(), rbacRows())
+	rows = slices.Concat(rows, storedRows(), workloadRows(), policyRows(), admissionRows(), admissionPolicyRows(), certificateRows(), registrationRows(), snapshotRows(), rbacRows())
 	for _, k := range rows {
 		k.Complete()
 	}

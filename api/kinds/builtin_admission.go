@@ -55,7 +55,7 @@ func admissionRows() []*Kind {
 			PrepareForUpdate: func(o, old runtime.Object) {
 				countGeneration(hooksOf(o).meta, hooksOf(o).spec, hooksOf(old).spec)
 			},
-			Validate:       func(o runtime.Object) field.ErrorList { return validateHooks(hooksOf(o), nil) },
+			Validate: func(o runtime.Object) field.ErrorList { return validateHooks(hooksOf(o), nil) },
 			ValidateUpdate: func(o, old runtime.Object) field.ErrorList {
 				was := hooksOf(old)
 				return validateHooks(hooksOf(o), &was)

@@ -3,9 +3,9 @@
 package openapi
 
 var documents = [...]Document{
-	{"v2", "C5E962D497A7480B687231A6620A8D6030DE52DAFE95DB2E8888B7389CF4A102", &text_v2_json, &text_v2_pb},
+	{"v2", "BBF685CE42AF022B72AD9B3ABFF5D9019F97E407DD1B61661847605070F9ABB9", &text_v2_json, &text_v2_pb},
 	{"v3/api/v1", "C6FECA7B0EDDC68DB46CCF7DE520C12278E6BA5FD0CBA3AC06AA154DE2154699", &text_v3_api_v1_json, &text_v3_api_v1_pb},
-	{"v3/apis/admissionregistration.k8s.io/v1", "0742A2F0BF53841BB5132864941630B3FB6227015384C0E3478DEED4A40C9C6B", &text_v3_apis_admissionregistration_k8s_io_v1_json, &text_v3_apis_admissionregistration_k8s_io_v1_pb},
+	{"v3/apis/admissionregistration.k8s.io/v1", "222FB9CA3E28ABB44C3313DD4B325BD69257AF837004919A7CE29FC69A821C92", &text_v3_apis_admissionregistration_k8s_io_v1_json, &text_v3_apis_admissionregistration_k8s_io_v1_pb},
 	{"v3/apis/apiextensions.k8s.io/v1", "3C6B7350A2925BFC6984FDF6D9DF9389D121B3E624193F80F3C6CAAD1E0E4460", &text_v3_apis_apiextensions_k8s_io_v1_json, &text_v3_apis_apiextensions_k8s_io_v1_pb},
 	{"v3/apis/apiregistration.k8s.io/v1", "9B1F3C46392C48DAA123C5AA09CCA54174C74622840416710147FB2EDF216D66", &text_v3_apis_apiregistration_k8s_io_v1_json, &text_v3_apis_apiregistration_k8s_io_v1_pb},
 	{"v3/apis/apps/v1", "B066E6444B3BE8C61109B7078A9890805890C2C37CB7A68DD93F22B1143B77DA", &text_v3_apis_apps_v1_json, &text_v3_apis_apps_v1_pb},
@@ -27,12 +27,12 @@ var documents = [...]Document{
 }
 
 var (
-	text_v2_json                                      = Text{file: "v2.json.zst", size: 1807860}
+	text_v2_json                                      = Text{file: "v2.json.zst", size: 1921239}
 	text_v3_api_v1_json                               = Text{file: "v3/api/v1.json.zst", size: 1184620, on: &text_v2_json}
 	text_v3_api_v1_pb                                 = Text{file: "v3/api/v1.pb.zst", size: 1054801, on: &text_v2_json}
-	text_v2_pb                                        = Text{file: "v2.pb.zst", size: 1586361, on: &text_v3_api_v1_pb}
-	text_v3_apis_admissionregistration_k8s_io_v1_json = Text{file: "v3/apis/admissionregistration.k8s.io/v1.json.zst", size: 138843, on: &text_v3_api_v1_json}
-	text_v3_apis_admissionregistration_k8s_io_v1_pb   = Text{file: "v3/apis/admissionregistration.k8s.io/v1.pb.zst", size: 126166, on: &text_v3_api_v1_pb}
+	text_v2_pb                                        = Text{file: "v2.pb.zst", size: 1687852, on: &text_v3_api_v1_pb}
+	text_v3_apis_admissionregistration_k8s_io_v1_json = Text{file: "v3/apis/admissionregistration.k8s.io/v1.json.zst", size: 353668, on: &text_v3_api_v1_json}
+	text_v3_apis_admissionregistration_k8s_io_v1_pb   = Text{file: "v3/apis/admissionregistration.k8s.io/v1.pb.zst", size: 319489, on: &text_v3_api_v1_pb}
 	text_v3_apis_apiextensions_k8s_io_v1_json         = Text{file: "v3/apis/apiextensions.k8s.io/v1.json.zst", size: 121352, on: &text_v3_api_v1_json}
 	text_v3_apis_apiextensions_k8s_io_v1_pb           = Text{file: "v3/apis/apiextensions.k8s.io/v1.pb.zst", size: 110521, on: &text_v3_api_v1_pb}
 	text_v3_apis_apiregistration_k8s_io_v1_json       = Text{file: "v3/apis/apiregistration.k8s.io/v1.json.zst", size: 84221, on: &text_v3_api_v1_json}
@@ -68,5 +68,5 @@ var (
 	text_v3_apis_snapshot_storage_k8s_io_v1_json      = Text{file: "v3/apis/snapshot.storage.k8s.io/v1.json.zst", size: 183182, on: &text_v3_api_v1_json}
 	text_v3_apis_storage_k8s_io_v1_json               = Text{file: "v3/apis/storage.k8s.io/v1.json.zst", size: 365173, on: &text_v3_api_v1_json}
 	text_v3_apis_storage_k8s_io_v1_pb                 = Text{file: "v3/apis/storage.k8s.io/v1.pb.zst", size: 325668, on: &text_v3_api_v1_pb}
-	merge                                             = Text{file: "merge.yaml.zst", size: 248036}
+	merge                                             = Text{file: "merge.yaml.zst", size: 259777}
 )
