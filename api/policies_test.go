@@ -10,6 +10,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
+
+	"conclave/api/types"
 )
 
 const policiesPath = "/apis/admissionregistration.k8s.io/v1/"
@@ -318,5 +320,56 @@ func TestPolicyOfDeployments(t *testing.T) {
 	a := deployment("m", 2)
 	if a.into(t, &d); a.code != 201 || *d.Spec.Replicas != 3 || d.Annotations["by"] != "policy" || len(d.Spec.Template.Spec.Containers) != 1 {
 		t.Errorf("%d %s", a.code, a.body)
+	}
+}
+
+// TestPolicyTypes is of what a policy's expressions have to do with the types of
+// what it is about.
+func TestPolicyTypes(t *testing.T) {
+	st := newSite(t)
+	st.define(crontab)
+	of := func(group, version string, resources ...string) *types.MatchResources {
+		r := types.Rule{APIGroups: []string{group}, APIVersions: []string{version}, Resources: resources}
+		return &types.MatchResources{ResourceRules: []types.NamedRuleWithOperations{{RuleWithOperations: types.RuleWithOperations{Operations: []string{"*"}, Rule: r}}}}
+	}
+	params := &types.ParamKind{APIVersion: "v1", Kind: "ConfigMap"}
+	for name, tc := range map[string]struct {
+		of         *types.MatchResources
+		params     *types.ParamKind
+		expression string
+		message    string
+		variable   string
+		want       []string // what the warning of the expression says of which kind
+	}{
+		"fits":             {of("apps", "v1", "deployments"), nil, "object.spec.replicas > 1 && object.metadata.name != '' && namespaceObject.metadata.name != ''", "object.kind", "object.spec.template", nil},
+		"no such field":    {of("apps", "v1", "deployments", "replicasets"), nil, "object.spec.replicants > 1", "", "1", []string{"apps/v1, Kind=Deployment: ERROR: <input>:1:12: undefined field 'replicants'", "apps/v1, Kind=ReplicaSet: "}},
+		"another type":     {of("apps", "v1", "deployments"), nil, "object.spec.replicas > '1'", "", "1", []string{"found no matching overload for '_>_' applied to '(int, string)'"}},
+		"by a variable":    {of("apps", "v1", "deployments"), nil, "variables.v > '1'", "", "object.spec.replicas", []string{"'(int, string)'"}},
+		"parameters":       {of("apps", "v1", "deployments"), params, "params.nodata == ''", "", "1", []string{"undefined field 'nodata'"}},
+		"of parameters":    {of("", "v1", "configmaps"), params, "params.data.x == object.data.x", "", "1", nil},
+		"anything":         {of("apps", "*", "deployments"), nil, "object.nosuch", "", "1", nil},
+		"an unknown kind":  {of("example.com", "v1", "things"), nil, "object.nosuch", "", "1", nil},
+		"its own version":  {of("stable.example.com", "v1", "crontabs"), nil, "object.spec.cronSpec != '' && object.spec.replicas > 1", "", "1", nil},
+		"a custom mistake": {of("stable.example.com", "v1", "crontabs"), nil, "object.spec.cronSpeck != ''", "", "1", []string{"stable.example.com/v1, Kind=CronTab: ERROR: <input>:1:12: undefined field 'cronSpeck'"}},
+		"itself in itself": {of("apiextensions.k8s.io", "v1", "customresourcedefinitions"), nil, "object.spec.group != ''", "", "1", nil},
+	} {
+		p := &types.ValidatingAdmissionPolicy{Spec: types.ValidatingAdmissionPolicySpec{
+			MatchConstraints: tc.of, ParamKind: tc.params, Variables: []types.Variable{{Name: "v", Expression: tc.variable}},
+			Validations: []types.Validation{{Expression: tc.expression, MessageExpression: tc.message}},
+		}}
+		warnings, err := st.CheckPolicy(p)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if len(tc.want) == 0 != (len(warnings) == 0) || len(warnings) > 0 && warnings[0].FieldRef != "spec.validations[0].expression" {
+			t.Errorf("%s: %+v", name, warnings)
+			continue
+		}
+		for _, want := range tc.want {
+			if !strings.Contains(warnings[0].Warning, want) {
+				t.Errorf("%s: %s", name, warnings[0].Warning)
+			}
+		}
 	}
 }

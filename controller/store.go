@@ -44,6 +44,7 @@ var (
 	daemonSets             = appsv1.SchemeGroupVersion.WithResource("daemonsets")
 	budgets                = policyv1.SchemeGroupVersion.WithResource("poddisruptionbudgets")
 	definitions            = custom.Definitions
+	validatingPolicies     = types.Admission.WithResource("validatingadmissionpolicies")
 	apiServices            = types.Registration.WithResource("apiservices")
 	quotas                 = corev1.SchemeGroupVersion.WithResource("resourcequotas")
 	jobs                   = batchv1.SchemeGroupVersion.WithResource("jobs")
@@ -69,7 +70,7 @@ var (
 		events, deployments, replicaSets, endpointSlices,
 		statefulSets, revisions, claims, volumes, storageClasses, attachments, csiNodes, csiDrivers,
 		serviceCIDRs, ipAddresses, replicationControllers, daemonSets, budgets, jobs, cronJobs, quotas, definitions,
-		snapshots, snapshotContents, snapshotClasses, signingRequests, clusterRoles, apiServices,
+		snapshots, snapshotContents, snapshotClasses, signingRequests, clusterRoles, apiServices, validatingPolicies,
 	}
 )
 

@@ -112,7 +112,7 @@ func worldOf(t *testing.T, ranges []string, test func(w *world)) {
 		liveness := &fakeLiveness{states: map[string]NodeState{}, since: map[string]time.Time{}, changed: make(chan struct{})}
 		driver, signer, behind := &fakeDriver{}, &fakeSigner{}, &fakeBehind{}
 		m, err := New(Config{
-			CallDriver: driver.call, SignClient: signer.sign, LocalAPIServices: server.LocalAPIServices, ProbeAPIService: behind.probe, EmptyBehind: behind.empty,
+			CallDriver: driver.call, SignClient: signer.sign, LocalAPIServices: server.LocalAPIServices, CheckPolicy: server.CheckPolicy, ProbeAPIService: behind.probe, EmptyBehind: behind.empty,
 			ExtensionAuthentication: func() map[string]string { return map[string]string{"client-ca-file": "CA"} },
 			Client:                  client, Kinds: resources(), Liveness: liveness,
 			RootCA: func() []byte { return []byte("-----BEGIN CERTIFICATE-----") }, PodCIDR: of[0], PodCIDR6: of[2],
