@@ -28,8 +28,8 @@
 // The rows of custom resources are made of the definitions that this replica
 // stores, and compared with them at each request (custom.go).
 //
-// Admission webhooks (webhooks.go) are asked here, too, while a write is
-// computed, and the webhooks by which custom resources are converted
+// Admission policies (policies.go) and webhooks (webhooks.go) are asked here, too,
+// while a write is computed, and the webhooks by which custom resources are converted
 // (custom_convert.go): the calls themselves are package webhook's. What the
 // server writes on its own account (own) is asked of nobody.
 //

@@ -95,6 +95,10 @@ func hooksOf(r *resource) hooks {
 		return hooks{permit: permitRole}
 	case roleBindings, clusterRoleBindings:
 		return hooks{permit: permitBinding}
+	case validatingPolicies, mutatingPolicies:
+		return hooks{permit: permitPolicy}
+	case validatingBindings, mutatingBindings:
+		return hooks{permit: permitPolicyBinding}
 	case apiServices:
 		return hooks{admit: admitAPIService}
 	case leases:

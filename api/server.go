@@ -125,6 +125,8 @@ type Server struct {
 	remotes  remotes
 	// The webhooks that are asked about writes.
 	mutating, validating hookSet
+	// The policies that are.
+	mutates, judges policySet
 	// ending ends when Run does, and with it all watches.
 	ending context.Context
 	end    context.CancelFunc

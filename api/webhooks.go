@@ -92,8 +92,10 @@ func (c *call) hooksOf(set *hookSet, stored string) []*webhook.Hook {
 	return set.of(c.s, stored)
 }
 
-// asks says whether there are any.
-func (c *call) asks() bool { return len(c.mutating()) > 0 || len(c.validating()) > 0 }
+// asks says whether there are any, or policies.
+func (c *call) asks() bool {
+	return len(c.mutating()) > 0 || len(c.validating()) > 0 || len(c.mutates()) > 0 || len(c.judges()) > 0
+}
 
 // resource is what the call is about, also where it is no row of the table.
 func (c *call) resource() schema.GroupVersionResource {
@@ -103,10 +105,11 @@ func (c *call) resource() schema.GroupVersionResource {
 	return c.res.gvr
 }
 
-// admit lets own, which is what the kind itself has to say of obj, and the
-// mutating webhooks complete or refuse what is asked for. What they changed,
-// own is shown again; and what was changed after webhooks had seen it, those of
-// them that want to. a.obj is the outcome, which is another object if changed.
+// admit lets own, which is what the kind itself has to say of obj, the mutating
+// policies and the mutating webhooks complete or refuse what is asked for. What
+// they changed, own is shown again; and what was changed after policies and
+// webhooks had seen it, those of them that want to. a.obj is the outcome, which is
+// another object if changed.
 func (c *call) admit(ctx context.Context, a *ask, own func(Object) error) (changed bool, err error) {
 	once := func() error {
 		if own == nil {
@@ -117,12 +120,18 @@ func (c *call) admit(ctx context.Context, a *ask, own func(Object) error) (chang
 	if err := once(); err != nil {
 		return false, err
 	}
-	hooks := c.mutating()
-	if len(hooks) == 0 {
+	policies, hooks := c.mutates(), c.mutating()
+	if len(policies) == 0 && len(hooks) == 0 {
 		return false, nil
 	}
-	r := round{again: map[*webhook.Hook]bool{}}
-	if err := r.run(ctx, c, a, hooks); err != nil || !r.changed {
+	r := round{again: map[any]bool{}}
+	ask := func() error {
+		if err := r.runPolicies(ctx, c, a, policies); err != nil {
+			return err
+		}
+		return r.run(ctx, c, a, hooks)
+	}
+	if err := ask(); err != nil || !r.changed {
 		return false, err
 	}
 	seen := a.obj.DeepCopyObject()
@@ -133,15 +142,16 @@ func (c *call) admit(ctx context.Context, a *ask, own func(Object) error) (chang
 		r.mark()
 	}
 	r.second = true
-	return true, r.run(ctx, c, a, hooks)
+	return true, ask()
 }
 
-// round is the state of asking mutating webhooks, which is done at most twice.
+// round is the state of asking mutating policies and webhooks, which is done at
+// most twice. They are known by their keys: a useKey, a *webhook.Hook.
 type round struct {
 	second  bool
 	changed bool
-	asked   []*webhook.Hook // of those that want to know what others change
-	again   map[*webhook.Hook]bool
+	asked   []any // of those that want to know what others change
+	again   map[any]bool
 }
 
 func (r *round) mark() {
@@ -150,12 +160,23 @@ func (r *round) mark() {
 	}
 }
 
+// took notes that somebody was asked.
+func (r *round) took(key any, again, changed bool) {
+	if changed {
+		r.changed = true
+		r.mark()
+	}
+	if again && !slices.Contains(r.asked, key) {
+		r.asked = append(r.asked, key)
+	}
+}
+
 func (r *round) run(ctx context.Context, c *call, a *ask, hooks []*webhook.Hook) error {
 	for _, h := range hooks {
 		if r.second && !r.again[h] {
 			continue
 		}
-		as, is, err := h.Concerns(c.subject(ctx, a))
+		as, is, err := c.concerns(ctx, h, c.subject(ctx, a), a)
 		if err != nil {
 			return err
 		}
@@ -166,20 +187,17 @@ func (r *round) run(ctx context.Context, c *call, a *ask, hooks []*webhook.Hook)
 		if err != nil {
 			return err
 		}
-		if changed {
-			r.changed = true
-			r.mark()
-		}
-		if h.Again && !slices.Contains(r.asked, h) {
-			r.asked = append(r.asked, h)
-		}
+		r.took(h, h.Again, changed)
 	}
 	return nil
 }
 
-// judge asks the validating webhooks, all at once. Of several refusals the
-// first in the order of the webhooks is the answer.
+// judge asks the validating policies, then the validating webhooks, all at once.
+// Of several refusals the first in the order of the webhooks is the answer.
 func (c *call) judge(ctx context.Context, a *ask) error {
+	if err := c.judgeByPolicies(ctx, a); err != nil {
+		return err
+	}
 	hooks := c.validating()
 	if len(hooks) == 0 {
 		return nil
@@ -188,7 +206,7 @@ func (c *call) judge(ctx context.Context, a *ask) error {
 	answers := make([]func() error, len(hooks))
 	var all sync.WaitGroup
 	for i, h := range hooks {
-		as, is, err := h.Concerns(subject)
+		as, is, err := c.concerns(ctx, h, subject, a)
 		if err != nil {
 			return err
 		}
@@ -214,9 +232,9 @@ func (c *call) judge(ctx context.Context, a *ask) error {
 
 // subject is what rules and selectors are compared with.
 func (c *call) subject(ctx context.Context, a *ask) *webhook.Subject {
-	s := &webhook.Subject{Operation: a.op, Version: webhook.Version{Resource: c.resource(), Kind: a.kind}, Subresource: c.sub, Namespace: c.namespace}
+	s := &webhook.Subject{Operation: a.op, Version: webhook.Version{Resource: c.resource(), Kind: a.kind}, Subresource: c.sub, Name: c.nameOf(a), Namespace: c.namespace}
 	if s.Resource == namespaces {
-		s.Namespace = c.nameOf(a)
+		s.Namespace = s.Name
 	}
 	for _, o := range []runtime.Object{a.obj, a.old} {
 		if m, ok := o.(metav1.Object); ok {
@@ -236,18 +254,50 @@ func (c *call) subject(ctx context.Context, a *ask) *webhook.Subject {
 		if ns, ok := a.obj.(*corev1.Namespace); ok && s.Resource == namespaces {
 			return ns.Labels, nil // what is stored may be another state of it
 		}
-		rec := c.s.cfg.Storage.Get(namespaces.Resource, "", s.Namespace)
-		if rec == nil { // this replica may be behind
-			if err := c.s.cfg.Storage.Sync(ctx); err != nil {
-				return nil, storageError(err, c.resource().GroupResource(), c.name)
-			}
-			if rec = c.s.cfg.Storage.Get(namespaces.Resource, "", s.Namespace); rec == nil {
-				return nil, apierrors.NewNotFound(namespaces.GroupResource(), s.Namespace)
-			}
+		ns, err := c.namespaceObject(ctx, s.Namespace)
+		if err != nil {
+			return nil, err
 		}
-		return rec.Object().GetLabels(), nil
+		return ns.GetLabels(), nil
 	}
 	return s
+}
+
+// namespaceObject is a namespace that is there.
+func (c *call) namespaceObject(ctx context.Context, name string) (Object, error) {
+	rec := c.s.cfg.Storage.Get(namespaces.Resource, "", name)
+	if rec == nil { // this replica may be behind
+		if err := c.s.cfg.Storage.Sync(ctx); err != nil {
+			return nil, storageError(err, c.resource().GroupResource(), c.name)
+		}
+		if rec = c.s.cfg.Storage.Get(namespaces.Resource, "", name); rec == nil {
+			return nil, apierrors.NewNotFound(namespaces.GroupResource(), name)
+		}
+	}
+	return rec.Object(), nil
+}
+
+// concerns says whether a webhook is to be asked, and in which version: by its
+// rules and selectors, then by its matchConditions.
+func (c *call) concerns(ctx context.Context, h *webhook.Hook, s *webhook.Subject, a *ask) (as webhook.Version, is bool, err error) {
+	as, is, err = h.Concerns(s)
+	if err != nil || !is || len(h.Conditions) == 0 {
+		return as, is, err
+	}
+	in, err := c.input(ctx, a, as)
+	if err != nil {
+		return as, false, err
+	}
+	switch is, err = h.Conditions.Match(ctx, in); {
+	case err == nil:
+		return as, is, nil
+	case ctx.Err() != nil:
+		return as, false, ctx.Err()
+	case h.Ignores:
+		c.s.log.Warn("a webhook's matchConditions failed and it is not asked, as its failurePolicy says", "webhook", h.Name, "error", err)
+		return as, false, nil
+	}
+	return as, false, apierrors.NewForbidden(c.resource().GroupResource(), c.nameOf(a), err)
 }
 
 // nameOf is the name of the object that is asked about, as far as it has one.
@@ -319,20 +369,23 @@ func (c *call) askHook(ctx context.Context, h *webhook.Hook, as webhook.Version,
 
 // documentOf is an object as it is sent to a webhook that asked for a version.
 func (c *call) documentOf(ctx context.Context, obj runtime.Object, is, as webhook.Version) ([]byte, error) {
-	if obj == nil {
-		return nil, nil
-	}
-	if is.Kind != as.Kind {
-		var err error
-		if obj, err = c.s.convert(ctx, obj.(Object), is.Resource, as.Resource); err != nil {
-			return nil, err
-		}
+	obj, err := c.objectAs(ctx, obj, is, as)
+	if err != nil || obj == nil {
+		return nil, err
 	}
 	doc, err := json.Marshal(obj)
 	if err != nil {
 		return nil, fmt.Errorf("encode an object for a webhook: %w", err)
 	}
 	return doc, nil
+}
+
+// objectAs is an object in the version that was asked for, nil if it is.
+func (c *call) objectAs(ctx context.Context, obj runtime.Object, is, as webhook.Version) (runtime.Object, error) {
+	if obj == nil || is.Kind == as.Kind {
+		return obj, nil
+	}
+	return c.s.convert(ctx, obj.(Object), is.Resource, as.Resource)
 }
 
 // took passes on what a webhook has to tell, and returns its refusal. A nil
@@ -376,13 +429,24 @@ func (c *call) mutateBy(ctx context.Context, h *webhook.Hook, as webhook.Version
 }
 
 func (c *call) patchedBy(ctx context.Context, patch, doc []byte, as webhook.Version, a *ask) (runtime.Object, error) {
+	doc, err := patched(doc, patch)
+	if err != nil {
+		return nil, err
+	}
+	return c.decodeAdmitted(ctx, doc, as, a)
+}
+
+// patched is a document after a JSON patch.
+func patched(doc, patch []byte) ([]byte, error) {
 	p, err := jsonpatch.DecodePatch(patch)
 	if err != nil {
 		return nil, err
 	}
-	if doc, err = p.Apply(doc); err != nil {
-		return nil, err
-	}
+	return p.Apply(doc)
+}
+
+// decodeAdmitted is what admission made, in the version as, of a.obj.
+func (c *call) decodeAdmitted(ctx context.Context, doc []byte, as webhook.Version, a *ask) (runtime.Object, error) {
 	of := c
 	if as.Kind != a.kind { // it speaks of another version
 		other := *c
@@ -415,7 +479,7 @@ func (c *call) patchedBy(ctx context.Context, patch, doc []byte, as webhook.Vers
 	return obj, nil
 }
 
-// keepManagedFields undoes what a webhook did to the managed fields, if nobody
+// keepManagedFields undoes what admission did to the managed fields, if nobody
 // can read it.
 func (c *call) keepManagedFields(obj, was Object) {
 	if err := managedfields.ValidateManagedFields(obj.GetManagedFields()); err != nil {
@@ -496,7 +560,7 @@ func (c *call) admitUpdate(ctx context.Context, u update, obj, old Object, own f
 	}
 	obj = a.obj.(Object)
 	if obj.GetName() != old.GetName() || obj.GetNamespace() != old.GetNamespace() {
-		return nil, apierrors.NewBadRequest("a webhook may not change an object's name or namespace")
+		return nil, apierrors.NewBadRequest("admission may not change an object's name or namespace")
 	}
 	if err := c.inherit(obj, old); err != nil {
 		return nil, err

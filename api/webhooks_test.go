@@ -413,7 +413,14 @@ func TestWebhookConfigurations(t *testing.T) {
 		t.Errorf("made %+v", c)
 	}
 	for want, body := range map[string]string{
-		`webhooks[0].matchConditions: Forbidden: Conclave does not evaluate CEL`:                                                        h.config("Mutating", "x", of, `,"matchConditions":[{"name":"a","expression":"true"}]`, "a"),
+		`webhooks[0].matchConditions[0].expression: Invalid value: "object.n +": compilation failed: `:                                  h.config("Mutating", "x", of, `,"matchConditions":[{"name":"a","expression":"object.n +"}]`, "a"),
+		`webhooks[0].matchConditions[0].expression: Invalid value: "'a'": must evaluate to bool but got string`:                         h.config("Mutating", "x", of, `,"matchConditions":[{"name":"a","expression":"'a'"}]`, "a"),
+		`webhooks[0].matchConditions[0].expression: Invalid value: "params.a": compilation failed: `:                                    h.config("Mutating", "x", of, `,"matchConditions":[{"name":"a","expression":"params.a"}]`, "a"),
+		`webhooks[0].matchConditions[0].expression: Required value`:                                                                     h.config("Mutating", "x", of, `,"matchConditions":[{"name":"a","expression":" "}]`, "a"),
+		`webhooks[0].matchConditions[0].name: Required value`:                                                                           h.config("Mutating", "x", of, `,"matchConditions":[{"name":"","expression":"true"}]`, "a"),
+		`webhooks[0].matchConditions[0].name: Invalid value: "a b": name part must consist of alphanumeric characters`:                  h.config("Mutating", "x", of, `,"matchConditions":[{"name":"a b","expression":"true"}]`, "a"),
+		`webhooks[0].matchConditions[1].name: Duplicate value: "a"`:                                                                     h.config("Mutating", "x", of, `,"matchConditions":[{"name":"a","expression":"true"},{"name":"a","expression":"true"}]`, "a"),
+		`webhooks[0].matchConditions: Too many: 65: must have at most 64 items`:                                                         h.config("Mutating", "x", of, `,"matchConditions":[`+many(65)+`]`, "a"),
 		`webhooks[0].timeoutSeconds: Invalid value: 31: the timeout value must be between 1 and 30 seconds`:                             h.config("Mutating", "x", of, `,"timeoutSeconds":31`, "a"),
 		`webhooks[0].rules[0].resources: Invalid value: ["*/*","pods"]: if '*/*' is present, must not specify other resources`:          h.config("Mutating", "x", rule(`"CREATE"`, "", "v1", `"*/*","pods"`), "", "a"),
 		`webhooks[1].name: Duplicate value: "a.example.com"`:                                                                            h.config("Mutating", "x", of, "", "a", "a"),

@@ -1029,7 +1029,7 @@ func (s *Server) lead(ctx context.Context, m *master) error {
 		SignClient: func(request []byte, usage x509.KeyUsage, life time.Duration) ([]byte, error) {
 			return m.authority.SignClientRequest(request, usage, life, time.Now())
 		},
-		LocalAPIServices: m.api.LocalAPIServices, ProbeAPIService: m.api.ProbeAPIService, EmptyBehind: m.api.EmptyBehind,
+		LocalAPIServices: m.api.LocalAPIServices, CheckPolicy: m.api.CheckPolicy, ProbeAPIService: m.api.ProbeAPIService, EmptyBehind: m.api.EmptyBehind,
 		MeasurePods:             m.api.MeasurePods,
 		ExtensionAuthentication: func() map[string]string { return m.extensions },
 		Log:                     s.log.With("room", "controller"),

@@ -83,6 +83,9 @@ type Config struct {
 	// LocalAPIServices are the APIServices of what the cluster serves itself, for
 	// whoever asks to see them. Nil: none are kept.
 	LocalAPIServices func() []*types.APIService
+	// CheckPolicy says what in an admission policy does not fit to the kinds that it
+	// is about. Nil: nobody looks.
+	CheckPolicy func(*types.ValidatingAdmissionPolicy) ([]types.ExpressionWarning, error)
 	// ProbeAPIService asks the server of an APIService what it serves, and says why
 	// it does not answer. Nil: endpoints alone decide.
 	ProbeAPIService func(ctx context.Context, o *types.APIService) error
@@ -206,7 +209,7 @@ func New(c Config) (*Manager, error) {
 		newVolumes, newVolumeProtection, newEphemeral, newAttachDetach, newCSI, newSnapshots, newCSISnapshots, newEndpointSlices, newEndpoints, newMirror, newLoadBalancer,
 		newNodes, newTaintEviction, newPodGC, newGarbage, newNamespaces,
 		newServiceAccounts, newRootCA, newExpiry, newServiceCIDRs, newQuotas, newDefinitions, newCertificateSigner, newCertificateCleaner, newClusterRoles,
-		newAPIServices, newAPIAvailability, newAuthenticationConfig, newFlowSchemaStatus, newFlowSchemas, newPriorityLevels, newAutoscalers,
+		newAPIServices, newAPIAvailability, newAuthenticationConfig, newFlowSchemaStatus, newFlowSchemas, newPriorityLevels, newAutoscalers, newPolicyStatus,
 	} {
 		if err := m.add(add(m.env)); err != nil {
 			return nil, err

@@ -45,6 +45,7 @@ var (
 	budgets                = policyv1.SchemeGroupVersion.WithResource("poddisruptionbudgets")
 	definitions            = custom.Definitions
 	autoscalers            = types.Autoscaling.WithResource("horizontalpodautoscalers")
+	validatingPolicies     = types.Admission.WithResource("validatingadmissionpolicies")
 	apiServices            = types.Registration.WithResource("apiservices")
 	quotas                 = corev1.SchemeGroupVersion.WithResource("resourcequotas")
 	jobs                   = batchv1.SchemeGroupVersion.WithResource("jobs")
@@ -73,7 +74,7 @@ var (
 		events, deployments, replicaSets, endpointSlices,
 		statefulSets, revisions, claims, volumes, storageClasses, attachments, csiNodes, csiDrivers,
 		serviceCIDRs, ipAddresses, replicationControllers, daemonSets, budgets, jobs, cronJobs, quotas, definitions,
-		snapshots, snapshotContents, snapshotClasses, signingRequests, clusterRoles, apiServices, flowSchemas, priorityLevels, autoscalers,
+		snapshots, snapshotContents, snapshotClasses, signingRequests, clusterRoles, apiServices, flowSchemas, priorityLevels, autoscalers, validatingPolicies,
 	}
 )
 

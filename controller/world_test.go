@@ -113,7 +113,7 @@ func worldOf(t *testing.T, ranges []string, test func(w *world)) {
 		liveness := &fakeLiveness{states: map[string]NodeState{}, since: map[string]time.Time{}, changed: make(chan struct{})}
 		driver, signer, behind, load := &fakeDriver{}, &fakeSigner{}, &fakeBehind{}, &load{}
 		m, err := New(Config{
-			CallDriver: driver.call, SignClient: signer.sign, LocalAPIServices: server.LocalAPIServices, ProbeAPIService: behind.probe, EmptyBehind: behind.empty,
+			CallDriver: driver.call, SignClient: signer.sign, LocalAPIServices: server.LocalAPIServices, CheckPolicy: server.CheckPolicy, ProbeAPIService: behind.probe, EmptyBehind: behind.empty,
 			ExtensionAuthentication: func() map[string]string { return map[string]string{"client-ca-file": "CA"} },
 			MeasurePods:             load.measure,
 			Client:                  client, Kinds: resources(), Liveness: liveness,

@@ -1,10 +1,12 @@
 // Package cel owns in which dialect of CEL (the Common Expression Language) rules,
 // policies and conditions are written: the functions and the limits that
-// Kubernetes gives them (KEP-2876, KEP-3488).
+// Kubernetes gives them (KEP-2876, KEP-3488), and what expressions about a request
+// for admission are told of it (admission.go, evaluate.go).
 //
-// It has no state but the one environment that all others extend, which is made
-// when the first expression is looked at: a cluster without expressions pays
-// nothing. Everything here may be used by any number of goroutines.
+// It has no state but the environments that others extend, which are made when the
+// first expression is looked at: a cluster without expressions pays nothing. A
+// Compiler and a Run are each of one goroutine; everything else here may be used by
+// any number of them, and is never changed.
 package cel
 
 import (

@@ -268,7 +268,7 @@ func Builtin() []*Kind {
 			Columns: attributesClassColumns, Cells: cells(attributesClassCells),
 		},
 	}
-	rows = slices.Concat(rows, storedRows(), workloadRows(), autoscalingRows(), policyRows(), admissionRows(), certificateRows(), registrationRows(), snapshotRows(), rbacRows(), flowRows())
+	rows = slices.Concat(rows, storedRows(), workloadRows(), autoscalingRows(), policyRows(), admissionRows(), admissionPolicyRows(), certificateRows(), registrationRows(), snapshotRows(), rbacRows(), flowRows())
 	for _, k := range rows {
 		k.Complete()
 	}

@@ -55,8 +55,11 @@ func admissionRows() []*Kind {
 			PrepareForUpdate: func(o, old runtime.Object) {
 				countGeneration(hooksOf(o).meta, hooksOf(o).spec, hooksOf(old).spec)
 			},
-			Validate:       func(o runtime.Object) field.ErrorList { return validateHooks(hooksOf(o), nil) },
-			ValidateUpdate: func(o, old runtime.Object) field.ErrorList { return validateHooks(hooksOf(o), hooksOf(old).meta) },
+			Validate: func(o runtime.Object) field.ErrorList { return validateHooks(hooksOf(o), nil) },
+			ValidateUpdate: func(o, old runtime.Object) field.ErrorList {
+				was := hooksOf(old)
+				return validateHooks(hooksOf(o), &was)
+			},
 			Columns: []metav1.TableColumnDefinition{
 				nameColumn,
 				number("Webhooks", "Webhooks indicates the number of webhooks registered in this configuration"),

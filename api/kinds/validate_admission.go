@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"conclave/api/cel"
 	"conclave/api/types"
 )
 
@@ -18,12 +19,22 @@ import (
 // the server speaks, the one that it likes best first.
 var ReviewVersions = []string{"v1", "v1beta1"}
 
-func validateHooks(c hookConfig, old *metav1.ObjectMeta) field.ErrorList {
-	e := metadata(c.meta, old, false, apivalidation.NameIsDNSSubdomain)
+// validateHooks is of a configuration; old is nil of a new one.
+func validateHooks(c hookConfig, old *hookConfig) field.ErrorList {
+	var was *metav1.ObjectMeta
+	sameConditions := false
+	if old != nil {
+		was = old.meta
+		sameConditions = slices.EqualFunc(c.hooks, old.hooks, func(a, b hook) bool { return slices.Equal(a.matchConditions, b.matchConditions) })
+	}
+	e := metadata(c.meta, was, false, apivalidation.NameIsDNSSubdomain)
 	names := map[string]bool{}
 	for i, w := range c.hooks {
 		p := field.NewPath("webhooks").Index(i)
 		e.hook(p, w)
+		if !sameConditions {
+			e.matchConditions(p.Child("matchConditions"), w.matchConditions, false)
+		}
 		if names[w.Name] {
 			e.duplicate(p.Child("name"), w.Name)
 		}
@@ -57,12 +68,40 @@ func (e *problems) hook(p *field.Path, w hook) {
 	}
 	labelSelector(e, p.Child("namespaceSelector"), w.NamespaceSelector)
 	labelSelector(e, p.Child("objectSelector"), *w.objectSelector)
-	if len(w.matchConditions) > 0 {
-		// A condition that were kept and not evaluated would have webhooks
-		// called that must not be.
-		e.forbidden(p.Child("matchConditions"), "Conclave does not evaluate CEL: select by rules, namespaceSelector and objectSelector, or decide in the webhook")
-	}
 	*e = append(*e, ValidateClientConfig(&w.ClientConfig, p.Child("clientConfig"))...)
+}
+
+// maxMatchConditions is how many there may be of one webhook or policy.
+const maxMatchConditions = 64
+
+// matchConditions is of the conditions of a webhook or, with parameters, of a
+// policy.
+func (e *problems) matchConditions(p *field.Path, list []types.MatchCondition, params bool) {
+	if len(list) > maxMatchConditions {
+		e.add(field.TooMany(p, len(list), maxMatchConditions))
+	}
+	names := map[string]bool{}
+	for i, m := range list {
+		p := p.Index(i)
+		if text := strings.TrimSpace(m.Expression); e.nonEmpty(p.Child("expression"), text) {
+			e.compiled(p.Child("expression"), cel.Condition(text, params))
+		}
+		if !e.nonEmpty(p.Child("name"), m.Name) {
+			continue
+		}
+		e.qualifiedName(p.Child("name"), m.Name)
+		if names[m.Name] {
+			e.duplicate(p.Child("name"), m.Name)
+		}
+		names[m.Name] = true
+	}
+}
+
+// compiled says Invalid of an expression that is none.
+func (e *problems) compiled(p *field.Path, x *cel.Expression) {
+	if err := x.Err(); err != nil {
+		e.invalid(p, x.Text, err.Error())
+	}
 }
 
 func (e *problems) reviewVersions(p *field.Path, versions []string) {

@@ -3,9 +3,9 @@
 package openapi
 
 var documents = [...]Document{
-	{"v2", "53E7586BEB297FE79B72142B860D3A4D95195C9CC6767A8F66A39B82737B950C", &text_v2_json, &text_v2_pb},
+	{"v2", "C63628956655DD5C88A1D6926B9A42F6761E3BEC258C6925B02E2D0ECACEC232", &text_v2_json, &text_v2_pb},
 	{"v3/api/v1", "D9AFD92C1E0975BC83C3F0D0CD613B11CB2FDCCD0C1EBAAF01F61BCB0E8222AD", &text_v3_api_v1_json, &text_v3_api_v1_pb},
-	{"v3/apis/admissionregistration.k8s.io/v1", "76043BF3A0E49D7C87FF30C1B61495AA474DC5E19C130439B33A89394EB9BC78", &text_v3_apis_admissionregistration_k8s_io_v1_json, &text_v3_apis_admissionregistration_k8s_io_v1_pb},
+	{"v3/apis/admissionregistration.k8s.io/v1", "1F450F1106C84818B05DAEB361CF0276427002C80BC54C61D68F436994C5DF82", &text_v3_apis_admissionregistration_k8s_io_v1_json, &text_v3_apis_admissionregistration_k8s_io_v1_pb},
 	{"v3/apis/apiextensions.k8s.io/v1", "4FEBAB9BB9B5BDE3BD59FACECFE634A859BD53E4298CB48711126563C8FD86F0", &text_v3_apis_apiextensions_k8s_io_v1_json, &text_v3_apis_apiextensions_k8s_io_v1_pb},
 	{"v3/apis/apiregistration.k8s.io/v1", "56162B5FBDCA518E971C52F254BF876319570D7ED5ECB613762723F4C56E14BC", &text_v3_apis_apiregistration_k8s_io_v1_json, &text_v3_apis_apiregistration_k8s_io_v1_pb},
 	{"v3/apis/apps/v1", "C9844AEB596273AFF01046DBA671D702BFCB3743F598C3FF9F2C601AE6909F69", &text_v3_apis_apps_v1_json, &text_v3_apis_apps_v1_pb},
@@ -30,12 +30,12 @@ var documents = [...]Document{
 }
 
 var (
-	text_v2_json                                      = Text{file: "v2.json.zst", size: 1943645}
+	text_v2_json                                      = Text{file: "v2.json.zst", size: 2057024}
 	text_v3_api_v1_json                               = Text{file: "v3/api/v1.json.zst", size: 1184823, on: &text_v2_json}
 	text_v3_api_v1_pb                                 = Text{file: "v3/api/v1.pb.zst", size: 1054989, on: &text_v2_json}
-	text_v2_pb                                        = Text{file: "v2.pb.zst", size: 1704320, on: &text_v3_api_v1_pb}
-	text_v3_apis_admissionregistration_k8s_io_v1_json = Text{file: "v3/apis/admissionregistration.k8s.io/v1.json.zst", size: 139046, on: &text_v3_api_v1_json}
-	text_v3_apis_admissionregistration_k8s_io_v1_pb   = Text{file: "v3/apis/admissionregistration.k8s.io/v1.pb.zst", size: 126354, on: &text_v3_api_v1_pb}
+	text_v2_pb                                        = Text{file: "v2.pb.zst", size: 1805811, on: &text_v3_api_v1_pb}
+	text_v3_apis_admissionregistration_k8s_io_v1_json = Text{file: "v3/apis/admissionregistration.k8s.io/v1.json.zst", size: 353871, on: &text_v3_api_v1_json}
+	text_v3_apis_admissionregistration_k8s_io_v1_pb   = Text{file: "v3/apis/admissionregistration.k8s.io/v1.pb.zst", size: 319677, on: &text_v3_api_v1_pb}
 	text_v3_apis_apiextensions_k8s_io_v1_json         = Text{file: "v3/apis/apiextensions.k8s.io/v1.json.zst", size: 121555, on: &text_v3_api_v1_json}
 	text_v3_apis_apiextensions_k8s_io_v1_pb           = Text{file: "v3/apis/apiextensions.k8s.io/v1.pb.zst", size: 110709, on: &text_v3_api_v1_pb}
 	text_v3_apis_apiregistration_k8s_io_v1_json       = Text{file: "v3/apis/apiregistration.k8s.io/v1.json.zst", size: 84424, on: &text_v3_api_v1_json}
@@ -77,5 +77,5 @@ var (
 	text_v3_apis_snapshot_storage_k8s_io_v1_json      = Text{file: "v3/apis/snapshot.storage.k8s.io/v1.json.zst", size: 183385, on: &text_v3_api_v1_json}
 	text_v3_apis_storage_k8s_io_v1_json               = Text{file: "v3/apis/storage.k8s.io/v1.json.zst", size: 365376, on: &text_v3_api_v1_json}
 	text_v3_apis_storage_k8s_io_v1_pb                 = Text{file: "v3/apis/storage.k8s.io/v1.pb.zst", size: 325856, on: &text_v3_api_v1_pb}
-	merge                                             = Text{file: "merge.yaml.zst", size: 268470}
+	merge                                             = Text{file: "merge.yaml.zst", size: 280211}
 )

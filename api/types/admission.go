@@ -8,7 +8,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
-// Admission is the group and version of webhook configurations.
+// Admission is the group and version of webhook configurations and of admission
+// policies.
 var Admission = schema.GroupVersion{Group: "admissionregistration.k8s.io", Version: "v1"}
 
 // Values of a webhook's fields.
@@ -127,6 +128,8 @@ type ValidatingWebhookConfigurationList struct {
 // AddToScheme registers the types of this package.
 func AddToScheme(s *runtime.Scheme) error {
 	s.AddKnownTypes(Admission, &MutatingWebhookConfiguration{}, &MutatingWebhookConfigurationList{}, &ValidatingWebhookConfiguration{}, &ValidatingWebhookConfigurationList{})
+	s.AddKnownTypes(Admission, &ValidatingAdmissionPolicy{}, &ValidatingAdmissionPolicyList{}, &ValidatingAdmissionPolicyBinding{}, &ValidatingAdmissionPolicyBindingList{},
+		&MutatingAdmissionPolicy{}, &MutatingAdmissionPolicyList{}, &MutatingAdmissionPolicyBinding{}, &MutatingAdmissionPolicyBindingList{})
 	s.AddKnownTypes(Certificates, &CertificateSigningRequest{}, &CertificateSigningRequestList{})
 	metav1.AddToGroupVersion(s, Admission)
 	metav1.AddToGroupVersion(s, Certificates)

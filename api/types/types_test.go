@@ -29,6 +29,14 @@ func TestLikePublished(t *testing.T) {
 		{&MutatingWebhookConfigurationList{}, &admissionregistrationv1.MutatingWebhookConfigurationList{}},
 		{&ValidatingWebhookConfiguration{}, &admissionregistrationv1.ValidatingWebhookConfiguration{}},
 		{&ValidatingWebhookConfigurationList{}, &admissionregistrationv1.ValidatingWebhookConfigurationList{}},
+		{&ValidatingAdmissionPolicy{}, &admissionregistrationv1.ValidatingAdmissionPolicy{}},
+		{&ValidatingAdmissionPolicyList{}, &admissionregistrationv1.ValidatingAdmissionPolicyList{}},
+		{&ValidatingAdmissionPolicyBinding{}, &admissionregistrationv1.ValidatingAdmissionPolicyBinding{}},
+		{&ValidatingAdmissionPolicyBindingList{}, &admissionregistrationv1.ValidatingAdmissionPolicyBindingList{}},
+		{&MutatingAdmissionPolicy{}, &admissionregistrationv1.MutatingAdmissionPolicy{}},
+		{&MutatingAdmissionPolicyList{}, &admissionregistrationv1.MutatingAdmissionPolicyList{}},
+		{&MutatingAdmissionPolicyBinding{}, &admissionregistrationv1.MutatingAdmissionPolicyBinding{}},
+		{&MutatingAdmissionPolicyBindingList{}, &admissionregistrationv1.MutatingAdmissionPolicyBindingList{}},
 		{&CertificateSigningRequest{}, &certificatesv1.CertificateSigningRequest{}},
 		{&CertificateSigningRequestList{}, &certificatesv1.CertificateSigningRequestList{}},
 		{&FlowSchema{}, &flowcontrolv1.FlowSchema{}},
@@ -110,7 +118,7 @@ func exchange(t *testing.T, from, to message) {
 // TestDeepCopy looks for what a copy shares with its original.
 func TestDeepCopy(t *testing.T) {
 	fill := randfill.NewWithSeed(2).NilChance(0).NumElements(1, 2).Funcs(func(f *metav1.FieldsV1, _ randfill.Continue) { f.Raw = []byte(`{}`) })
-	for _, obj := range []runtime.Object{&MutatingWebhookConfigurationList{}, &ValidatingWebhookConfigurationList{}, &CertificateSigningRequestList{}, &HorizontalPodAutoscalerList{}, &FlowSchemaList{}, &PriorityLevelConfigurationList{}} {
+	for _, obj := range []runtime.Object{&MutatingWebhookConfigurationList{}, &ValidatingWebhookConfigurationList{}, &ValidatingAdmissionPolicyList{}, &MutatingAdmissionPolicyBindingList{}, &CertificateSigningRequestList{}, &HorizontalPodAutoscalerList{}, &FlowSchemaList{}, &PriorityLevelConfigurationList{}} {
 		fill.Fill(obj)
 		copied := obj.DeepCopyObject()
 		if !reflect.DeepEqual(obj, copied) {

@@ -10,6 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"conclave/api/cel"
 	"conclave/api/types"
 )
 
@@ -21,20 +22,49 @@ const (
 	Connect = "CONNECT"
 )
 
+// Match is which requests are meant: rules and selectors, of a webhook or of an
+// admission policy.
+type Match struct {
+	all        bool // where there are no rules
+	exact      bool
+	rules      []types.NamedRuleWithOperations
+	excluded   []types.NamedRuleWithOperations
+	namespaces labels.Selector
+	objects    labels.Selector
+}
+
+// NewMatch is of a policy or, where it has no rules, of all that a binding's
+// policy means.
+func NewMatch(m *types.MatchResources) (*Match, error) {
+	match := &Match{
+		all: len(m.ResourceRules) == 0, exact: m.MatchPolicy != nil && *m.MatchPolicy == types.Exact,
+		rules: m.ResourceRules, excluded: m.ExcludeResourceRules,
+	}
+	return match, match.selectBy(m.NamespaceSelector, m.ObjectSelector)
+}
+
+func (m *Match) selectBy(namespaces, objects *metav1.LabelSelector) (err error) {
+	if m.namespaces, err = selector(namespaces); err != nil {
+		return fmt.Errorf("namespaceSelector: %w", err)
+	}
+	if m.objects, err = selector(objects); err != nil {
+		return fmt.Errorf("objectSelector: %w", err)
+	}
+	return nil
+}
+
 // Hook is one admission webhook, ready for use.
 type Hook struct {
-	Name    string
-	Config  *types.WebhookClientConfig
-	Ignores bool // failurePolicy: what it cannot be asked about is let through
-	Again   bool // reinvocationPolicy IfNeeded
-	Timeout time.Duration
+	*Match
+	Name       string
+	Config     *types.WebhookClientConfig
+	Conditions cel.Conditions
+	Ignores    bool // failurePolicy: what it cannot be asked about is let through
+	Again      bool // reinvocationPolicy IfNeeded
+	Timeout    time.Duration
 
 	sideEffects string
 	version     string // of AdmissionReview
-	exact       bool
-	rules       []types.RuleWithOperations
-	namespaces  labels.Selector
-	objects     labels.Selector
 }
 
 // Mutating are the webhooks of a configuration.
@@ -42,7 +72,7 @@ func Mutating(c *types.MutatingWebhookConfiguration) ([]*Hook, error) {
 	var all []*Hook
 	for i := range c.Webhooks {
 		w := &c.Webhooks[i]
-		h, err := newHook(&w.Webhook, w.ObjectSelector)
+		h, err := newHook(&w.Webhook, w.ObjectSelector, w.MatchConditions)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", c.Name, err)
 		}
@@ -56,7 +86,8 @@ func Mutating(c *types.MutatingWebhookConfiguration) ([]*Hook, error) {
 func Validating(c *types.ValidatingWebhookConfiguration) ([]*Hook, error) {
 	var all []*Hook
 	for i := range c.Webhooks {
-		h, err := newHook(&c.Webhooks[i].Webhook, c.Webhooks[i].ObjectSelector)
+		w := &c.Webhooks[i]
+		h, err := newHook(&w.Webhook, w.ObjectSelector, w.MatchConditions)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", c.Name, err)
 		}
@@ -65,11 +96,15 @@ func Validating(c *types.ValidatingWebhookConfiguration) ([]*Hook, error) {
 	return all, nil
 }
 
-func newHook(w *types.Webhook, objects *metav1.LabelSelector) (*Hook, error) {
+func newHook(w *types.Webhook, objects *metav1.LabelSelector, conditions []types.MatchCondition) (*Hook, error) {
 	is := func(p *string, value string) bool { return p != nil && *p == value }
 	h := &Hook{
-		Name: w.Name, Config: &w.ClientConfig, Ignores: is(w.FailurePolicy, types.Ignore), exact: is(w.MatchPolicy, types.Exact),
-		Timeout: 10 * time.Second, rules: w.Rules,
+		Match: &Match{exact: is(w.MatchPolicy, types.Exact)},
+		Name:  w.Name, Config: &w.ClientConfig, Conditions: cel.NewConditions(conditions, false), Ignores: is(w.FailurePolicy, types.Ignore),
+		Timeout: 10 * time.Second,
+	}
+	for _, r := range w.Rules {
+		h.rules = append(h.rules, types.NamedRuleWithOperations{RuleWithOperations: r})
 	}
 	if w.TimeoutSeconds != nil {
 		h.Timeout = time.Duration(*w.TimeoutSeconds) * time.Second
@@ -83,12 +118,8 @@ func newHook(w *types.Webhook, objects *metav1.LabelSelector) (*Hook, error) {
 			break
 		}
 	}
-	var err error
-	if h.namespaces, err = selector(w.NamespaceSelector); err != nil {
-		return nil, fmt.Errorf("webhook %s: namespaceSelector: %w", w.Name, err)
-	}
-	if h.objects, err = selector(objects); err != nil {
-		return nil, fmt.Errorf("webhook %s: objectSelector: %w", w.Name, err)
+	if err := h.selectBy(w.NamespaceSelector, objects); err != nil {
+		return nil, fmt.Errorf("webhook %s: %w", w.Name, err)
 	}
 	return h, nil
 }
@@ -113,6 +144,7 @@ type Subject struct {
 	Operation string
 	Version
 	Subresource string
+	Name        string // empty where one is still to be made
 	Namespace   string // of a Namespace, its own name
 	// Others are the other versions that the resource is served in.
 	Others []Version
@@ -120,35 +152,48 @@ type Subject struct {
 	// metadata.
 	Labels []map[string]string
 	// NamespaceLabels are those of the namespace. It is asked where there is a
-	// namespace and a webhook's selector wants to know.
+	// namespace and a selector wants to know.
 	NamespaceLabels func() (map[string]string, error)
 }
 
 var namespaces = schema.GroupResource{Resource: "namespaces"}
 
-// Concerns says whether a webhook is to be asked about a request, and in which
-// version. An error is of the namespace's labels.
-func (h *Hook) Concerns(s *Subject) (as Version, is bool, err error) {
-	as, is = h.versionFor(s)
-	if !is || !h.selects(s.Labels) {
+// Concerns says whether a request is meant, and in which version. An error is of
+// the namespace's labels.
+func (m *Match) Concerns(s *Subject) (as Version, is bool, err error) {
+	as, is = m.versionFor(s)
+	if !is || !m.selects(s.Labels) {
 		return as, false, nil
 	}
-	if h.namespaces.Empty() || s.Namespace == "" {
+	if m.namespaces.Empty() || s.Namespace == "" {
 		return as, true, nil
 	}
 	of, err := s.NamespaceLabels()
-	return as, err == nil && h.namespaces.Matches(labels.Set(of)), err
+	return as, err == nil && m.namespaces.Matches(labels.Set(of)), err
 }
 
 // versionFor is the version of the request that the rules mean.
-func (h *Hook) versionFor(s *Subject) (Version, bool) {
+func (m *Match) versionFor(s *Subject) (Version, bool) {
+	if _, out := m.oneOf(m.excluded, s); out {
+		return Version{}, false
+	}
+	if m.all {
+		return s.Version, true
+	}
+	return m.oneOf(m.rules, s)
+}
+
+// oneOf is the version that one of some rules means.
+func (m *Match) oneOf(rules []types.NamedRuleWithOperations, s *Subject) (Version, bool) {
 	means := func(v Version) bool {
-		return slices.ContainsFunc(h.rules, func(r types.RuleWithOperations) bool { return ruleMeans(&r, s, v.Resource) })
+		return slices.ContainsFunc(rules, func(r types.NamedRuleWithOperations) bool {
+			return (len(r.ResourceNames) == 0 || slices.Contains(r.ResourceNames, s.Name)) && ruleMeans(&r.RuleWithOperations, s, v.Resource)
+		})
 	}
 	if means(s.Version) {
 		return s.Version, true
 	}
-	if h.exact {
+	if m.exact {
 		return Version{}, false
 	}
 	i := slices.IndexFunc(s.Others, means)
@@ -177,6 +222,6 @@ func ruleMeans(r *types.RuleWithOperations, s *Subject, resource schema.GroupVer
 
 // selects says whether one of the labels is selected. What has no labels to
 // speak of is selected by nothing but an empty selector.
-func (h *Hook) selects(all []map[string]string) bool {
-	return h.objects.Empty() || slices.ContainsFunc(all, func(of map[string]string) bool { return h.objects.Matches(labels.Set(of)) })
+func (m *Match) selects(all []map[string]string) bool {
+	return m.objects.Empty() || slices.ContainsFunc(all, func(of map[string]string) bool { return m.objects.Matches(labels.Set(of)) })
 }

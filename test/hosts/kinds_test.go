@@ -41,6 +41,9 @@ func of(group, version, resource string) schema.GroupVersionResource {
 
 const condition = `{"conditions":[{"type":"StatusPatched","status":"True","reason":"Tested","message":"by a test","lastTransitionTime":"2026-01-01T00:00:00Z"}]}`
 
+// ofNothing is of a resource that there is not.
+const ofNothing = `matchConstraints: {resourceRules: [{apiGroups: [conclave.test], apiVersions: [v1], operations: [CREATE], resources: [nothings]}]}`
+
 var operatedKinds = []operated{
 	{codename: "[sig-network] Ingress API should support creating Ingress API operations [Conformance]",
 		resource: of("networking.k8s.io", "v1", "ingresses"), kind: "Ingress", namespaced: true,
@@ -81,6 +84,18 @@ var operatedKinds = []operated{
 	{codename: "[sig-api-machinery] ResourceQuota should manage the lifecycle of a ResourceQuota [Conformance]",
 		resource: of("", "v1", "resourcequotas"), kind: "ResourceQuota", namespaced: true,
 		object: `spec: {hard: {"count/nothing.conclave.test": "1"}}`, status: `{"hard":{"count/nothing.conclave.test":"1"}}`},
+	{codename: "[sig-api-machinery] ValidatingAdmissionPolicy [Privileged:ClusterAdmin] should support ValidatingAdmissionPolicy API operations [Conformance]",
+		resource: of("admissionregistration.k8s.io", "v1", "validatingadmissionpolicies"), kind: "ValidatingAdmissionPolicy",
+		object: `spec: {` + ofNothing + `, validations: [{expression: "object.spec.replicas <= 100"}]}`, status: condition},
+	{codename: "[sig-api-machinery] ValidatingAdmissionPolicy [Privileged:ClusterAdmin] should support ValidatingAdmissionPolicyBinding API operations [Conformance]",
+		resource: of("admissionregistration.k8s.io", "v1", "validatingadmissionpolicybindings"), kind: "ValidatingAdmissionPolicyBinding",
+		object: `spec: {policyName: none.conclave.test, validationActions: [Deny]}`},
+	{codename: "[sig-api-machinery] MutatingAdmissionPolicy [Privileged:ClusterAdmin] should support MutatingAdmissionPolicy API operations [Conformance]",
+		resource: of("admissionregistration.k8s.io", "v1", "mutatingadmissionpolicies"), kind: "MutatingAdmissionPolicy",
+		object: `spec: {` + ofNothing + `, mutations: [{patchType: JSONPatch, jsonPatch: {expression: "[JSONPatch{op: 'remove', path: '/spec'}]"}}]}`},
+	{codename: "[sig-api-machinery] MutatingAdmissionPolicy [Privileged:ClusterAdmin] should support MutatingAdmissionPolicyBinding API operations [Conformance]",
+		resource: of("admissionregistration.k8s.io", "v1", "mutatingadmissionpolicybindings"), kind: "MutatingAdmissionPolicyBinding",
+		object: `spec: {policyName: none.conclave.test}`},
 	{codename: "[sig-scheduling] LimitRange should list, patch and delete a LimitRange by collection [Conformance]",
 		resource: of("", "v1", "limitranges"), kind: "LimitRange", namespaced: true,
 		object: `spec: {limits: [{type: Container, default: {cpu: 100m}}]}`, lax: true},

@@ -154,6 +154,7 @@ func (k *hookTest) validating(name string, hooks ...admissionv1.MutatingWebhook)
 		c.Webhooks = append(c.Webhooks, admissionv1.ValidatingWebhook{
 			Name: w.Name, ClientConfig: w.ClientConfig, Rules: w.Rules, FailurePolicy: w.FailurePolicy, NamespaceSelector: w.NamespaceSelector,
 			ObjectSelector: w.ObjectSelector, SideEffects: w.SideEffects, TimeoutSeconds: w.TimeoutSeconds, AdmissionReviewVersions: w.AdmissionReviewVersions,
+			MatchConditions: w.MatchConditions,
 		})
 	}
 	made, err := k.client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Create(k.Context(), c, metav1.CreateOptions{})
@@ -223,6 +224,11 @@ func TestWebhooks(t *testing.T) {
 			"list mutating":   {"listing mutating webhooks should work", hookListMutating},
 			"edit validating": {"patching/updating a validating webhook should work", hookEditValidating},
 			"edit mutating":   {"patching/updating a mutating webhook should work", hookEditMutating},
+			"conditions":      {"should mutate everything except 'skip-me' configmaps", hookConditions},
+			"keep validating": {"should be able to create and update validating webhook configurations with match conditions", hookKeepValidating},
+			"keep mutating":   {"should be able to create and update mutating webhook configurations with match conditions", hookKeepMutating},
+			"bad validating":  {"should reject validating webhook configurations with invalid match conditions", func(k *hookTest) { hookBadConditions(k, "Validating") }},
+			"bad mutating":    {"should reject mutating webhook configurations with invalid match conditions", func(k *hookTest) { hookBadConditions(k, "Mutating") }},
 			"everywhere":      {"", hookEverywhere},
 		} {
 			t.Run(name, func(t *testing.T) {
