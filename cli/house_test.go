@@ -38,11 +38,16 @@ var may = map[string][]string{
 }
 
 // isLanguage says of a package of k8s.io/apiserver that it is Kubernetes' CEL,
-// whose functions and costs must be the same to the letter; but not that which
-// makes its environment, for it links feature gates and Prometheus.
+// whose functions and costs must be the same to the letter, or one of the two small
+// ones by which its authorizer asks; but not that which makes its environment, for it
+// links feature gates and Prometheus.
 func isLanguage(imported string) bool {
-	const apis, cel = "k8s.io/apiserver/pkg/apis/cel", "k8s.io/apiserver/pkg/cel"
-	return imported == apis || imported == cel || strings.HasPrefix(imported, cel+"/") && imported != cel+"/environment"
+	const cel = "k8s.io/apiserver/pkg/cel"
+	switch imported {
+	case cel, "k8s.io/apiserver/pkg/apis/cel", "k8s.io/apiserver/pkg/authentication/user", "k8s.io/apiserver/pkg/authorization/authorizer":
+		return true
+	}
+	return strings.HasPrefix(imported, cel+"/") && imported != cel+"/environment"
 }
 
 type goPackage struct {
