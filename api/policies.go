@@ -30,6 +30,11 @@ var (
 	validatingBindings = types.Admission.WithResource("validatingadmissionpolicybindings")
 	mutatingPolicies   = types.Admission.WithResource("mutatingadmissionpolicies")
 	mutatingBindings   = types.Admission.WithResource("mutatingadmissionpolicybindings")
+
+	// Policies and their bindings, as Storage names them: asked about with each
+	// write.
+	validatingStored = []string{validatingPolicies.GroupResource().String(), validatingBindings.GroupResource().String()}
+	mutatingStored   = []string{mutatingPolicies.GroupResource().String(), mutatingBindings.GroupResource().String()}
 )
 
 // policySet is the policies of one kind that are bound, as they were when somebody
@@ -54,10 +59,9 @@ type boundPolicy struct {
 	bindings []*policy.Binding
 }
 
-// of are the policies that this replica knows, by name. Where there are none, it
-// costs a look at a number.
-func (set *policySet) of(s *Server, policies, bindings schema.GroupVersionResource) []*boundPolicy {
-	stored := []string{policies.GroupResource().String(), bindings.GroupResource().String()}
+// of are the policies that this replica knows, by name; stored are the names of
+// their kind and their bindings'. Where there are none, it costs a look at a number.
+func (set *policySet) of(s *Server, stored []string) []*boundPolicy {
 	changed := s.cfg.Storage.Changed(stored...)
 	if at := set.newest.Load(); at != nil && at.changed == changed {
 		return at.bound
@@ -132,14 +136,14 @@ func (c *call) judges() []*boundPolicy {
 	if !c.asksPolicies() {
 		return nil
 	}
-	return c.s.judges.of(c.s, validatingPolicies, validatingBindings)
+	return c.s.judges.of(c.s, validatingStored)
 }
 
 func (c *call) mutates() []*boundPolicy {
 	if !c.asksPolicies() {
 		return nil
 	}
-	return c.s.mutates.of(c.s, mutatingPolicies, mutatingBindings)
+	return c.s.mutates.of(c.s, mutatingStored)
 }
 
 // use is one use of a policy in a request: with a binding and one of its

@@ -285,6 +285,15 @@ func TestPolicyKinds(t *testing.T) {
 			t.Errorf("%s: %d %s", want, a.code, a.body)
 		}
 	}
+	for want, tc := range map[string][3]string{
+		`299 - "spec.auditAnnotations: nothing is written: Conclave keeps no audit log"`:            {validating, "ValidatingAdmissionPolicy", `{` + ofConfigMaps + `, auditAnnotations: [{key: k, valueExpression: "'v'"}]}`},
+		`299 - "spec.validationActions[1]: Audit: nothing is written: Conclave keeps no audit log"`: {policiesPath + "validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding", `{policyName: p, validationActions: [Deny, Audit]}`},
+	} {
+		a := st.sends(tc[0], fmt.Sprintf("{apiVersion: admissionregistration.k8s.io/v1, kind: %s, metadata: {name: audits}, spec: %s}", tc[1], tc[2]))
+		if got := a.header.Get("Warning"); a.code != 201 || got != want {
+			t.Errorf("%d, warned %q", a.code, got)
+		}
+	}
 	if a := st.request(st.admin(), "GET", validating, "", "Accept", "application/json;as=Table;v=v1;g=meta.k8s.io"); !strings.Contains(string(a.body), `"cells":["d",1,"\u003cunset\u003e",`) {
 		t.Errorf("%s", a.body)
 	}
