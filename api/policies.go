@@ -170,39 +170,55 @@ func (m *misuse) Error() string {
 }
 
 // uses are those of all policies that a request concerns, in order, and what
-// cannot be used though the request concerns it.
-func (c *call) uses(ctx context.Context, bound []*boundPolicy, a *ask) (uses []use, misuses []misuse) {
+// cannot be used though the request concerns it. An error is of this replica, which
+// has to catch up and cannot: no policy is to blame.
+func (c *call) uses(ctx context.Context, bound []*boundPolicy, a *ask) (uses []use, misuses []misuse, err error) {
 	subject := c.subject(ctx, a)
+	blame := func(p *policy.Policy, b *policy.Binding, err error) error {
+		if ctx.Err() != nil || apierrors.IsServiceUnavailable(err) {
+			return err
+		}
+		misuses = append(misuses, misuse{p, b, err})
+		return nil
+	}
 	for _, b := range bound {
 		if b.policy == nil {
 			continue
 		}
 		as, is, err := b.policy.Concerns(subject)
 		if err != nil {
-			misuses = append(misuses, misuse{b.policy, nil, err})
+			if err := blame(b.policy, nil, err); err != nil {
+				return nil, nil, err
+			}
 			continue
 		}
 		if !is {
 			continue
 		}
 		for _, binding := range b.bindings {
-			if binding.Match != nil {
-				_, is, err = binding.Concerns(subject)
-			}
-			var params []Object
-			if is && err == nil {
-				params, err = c.params(ctx, b.policy.ParamKind, binding.Param)
-			}
+			params, err := c.bound(ctx, subject, b.policy, binding)
 			if err != nil {
-				misuses = append(misuses, misuse{b.policy, binding, err})
-				continue
+				if err := blame(b.policy, binding, err); err != nil {
+					return nil, nil, err
+				}
 			}
 			for _, param := range params {
 				uses = append(uses, use{b.policy, binding, as, param})
 			}
 		}
 	}
-	return uses, misuses
+	return uses, misuses, nil
+}
+
+// bound are the parameters that a binding uses a policy with in a request: none
+// where the binding does not mean the request.
+func (c *call) bound(ctx context.Context, s *webhook.Subject, p *policy.Policy, b *policy.Binding) ([]Object, error) {
+	if b.Match != nil {
+		if _, is, err := b.Concerns(s); err != nil || !is {
+			return nil, err
+		}
+	}
+	return c.params(ctx, p.ParamKind, b.Param)
 }
 
 // params are what a binding takes its parameters from: one nil where it takes
@@ -329,11 +345,11 @@ func (c *call) judgeByPolicies(ctx context.Context, a *ask) error {
 			refusal = c.deniedBy(a, p, b, d)
 		}
 	}
-	uses, misuses := c.uses(ctx, bound, a)
+	uses, misuses, err := c.uses(ctx, bound, a)
+	if err != nil {
+		return err
+	}
 	for _, m := range misuses {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
 		if !m.policy.Ignores {
 			refuse(m.policy, m.binding, policy.Denial{Message: m.Error(), Reason: metav1.StatusReasonInvalid})
 		}

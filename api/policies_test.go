@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
+	"conclave/api"
 	"conclave/api/types"
 )
 
@@ -132,6 +133,30 @@ func TestValidatingPolicies(t *testing.T) {
 			}
 		}
 		st.noPolicy("Validating", "p")
+	}
+}
+
+// TestPolicyBindings has each binding decide for itself, and a replica that cannot
+// catch up blame no policy.
+func TestPolicyBindings(t *testing.T) {
+	st := newSite(t)
+	st.policy("Validating", "p", "{"+ofConfigMaps+`, paramKind: {apiVersion: v1, kind: ConfigMap}, validations: [{expression: "false", message: m}]}`, denies+`, matchResources: {objectSelector: {matchLabels: {team: none}}}`)
+	bind := func(name, more string) {
+		t.Helper()
+		st.post(policiesPath+"validatingadmissionpolicybindings", fmt.Sprintf("{apiVersion: admissionregistration.k8s.io/v1, kind: ValidatingAdmissionPolicyBinding, metadata: {name: %s}, spec: {policyName: p%s}}", name, more), 201)
+	}
+	st.post(cms, configMap("a", "{}"), 201)
+	bind("q", `, validationActions: [Warn]`) // everywhere
+	if a := st.sends(cms, configMap("b", "{}")); a.code != 201 || a.header.Get("Warning") != `299 - "Validation failed for ValidatingAdmissionPolicy 'p' with binding 'q': m"` {
+		t.Errorf("%d %v", a.code, a.header)
+	}
+	bind("r", denies+`, paramRef: {name: gone, parameterNotFoundAction: Deny}`)
+	if a := st.sends(cms, configMap("c", "{}")); a.code != 422 || !strings.Contains(a.status(t).Message, "with binding 'r' denied request: failed to configure binding: no params found") {
+		t.Errorf("%d %s", a.code, a.body)
+	}
+	st.store.FailSync(api.ErrNoLeader)
+	if a := st.sends(cms, configMap("d", "{}")); a.code != 503 {
+		t.Errorf("%d %s", a.code, a.body)
 	}
 }
 
