@@ -40,16 +40,28 @@ func BenchmarkCreate(b *testing.B) {
 }
 
 // BenchmarkUpdateInProcess is an update of a ConfigMap without a connection: what
-// a write costs where no webhook is configured, and where one is that does not
-// concern it.
+// a write costs where no webhook is configured, where there are a webhook or a
+// policy that do not concern it, and where a policy does.
 func BenchmarkUpdateInProcess(b *testing.B) {
-	for name, hooked := range map[string]bool{"no webhook": false, "one of no concern": true} {
-		b.Run(name, func(b *testing.B) {
+	for _, bench := range []struct {
+		name  string
+		setUp func(*site)
+	}{
+		{"no webhook", func(*site) {}},
+		{"one of no concern", func(st *site) {
+			h := newHooks(b, nil)
+			st.hook("Validating", h.config("Validating", "v", rule(`"*"`, "apps", "v1", `"*"`), "", "v"))
+		}},
+		{"a policy of no concern", func(st *site) {
+			st.policy("Validating", "p", `{matchConstraints: {resourceRules: [{apiGroups: [apps], apiVersions: [v1], operations: ["*"], resources: [deployments]}]}, validations: [{expression: "false"}]}`, denies)
+		}},
+		{"a policy", func(st *site) {
+			st.policy("Validating", "p", `{`+ofConfigMaps+`, validations: [{expression: "!has(object.data) || object.data.all(k, k != 'secret')"}]}`, denies)
+		}},
+	} {
+		b.Run(bench.name, func(b *testing.B) {
 			st := newSite(b)
-			if hooked {
-				h := newHooks(b, nil)
-				st.hook("Validating", h.config("Validating", "v", rule(`"*"`, "apps", "v1", `"*"`), "", "v"))
-			}
+			bench.setUp(st)
 			c := st.Local(apitest.Admin)
 			r := corev1.SchemeGroupVersion.WithResource("configmaps")
 			cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "c", Namespace: "default"}}

@@ -78,12 +78,13 @@ func TestWebhookConditions(t *testing.T) {
 		}
 	}
 	// An update and a deletion: what was before.
+	st.post(cms, `{apiVersion: v1, kind: ConfigMap, metadata: {name: was}, data: {a: b}}`, 201)
 	st.hook("Validating", h.config("Validating", "x", of, condition(`request.operation == 'UPDATE' ? oldObject.data.a == 'b' && object.data.a == 'c' : object == null && oldObject.data.a == 'c'`), "a"))
 	for _, do := range []struct{ method, body string }{
-		{"PUT", `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"c1"},"data":{"a":"c"}}`},
+		{"PUT", `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"was"},"data":{"a":"c"}}`},
 		{"DELETE", ""},
 	} {
-		if a := st.request(st.admin(), do.method, cms+"/c1", do.body); a.code != 200 || a.header.Get("Warning") != `299 - "asked"` {
+		if a := st.request(st.admin(), do.method, cms+"/was", do.body); a.code != 200 || a.header.Get("Warning") != `299 - "asked"` {
 			t.Errorf("%s: %d %v %s", do.method, a.code, a.header, a.body)
 		}
 	}

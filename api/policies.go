@@ -30,6 +30,11 @@ var (
 	validatingBindings = types.Admission.WithResource("validatingadmissionpolicybindings")
 	mutatingPolicies   = types.Admission.WithResource("mutatingadmissionpolicies")
 	mutatingBindings   = types.Admission.WithResource("mutatingadmissionpolicybindings")
+
+	// Policies and their bindings, as Storage names them: asked about with each
+	// write.
+	validatingStored = []string{validatingPolicies.GroupResource().String(), validatingBindings.GroupResource().String()}
+	mutatingStored   = []string{mutatingPolicies.GroupResource().String(), mutatingBindings.GroupResource().String()}
 )
 
 // policySet is the policies of one kind that are bound, as they were when somebody
@@ -54,10 +59,9 @@ type boundPolicy struct {
 	bindings []*policy.Binding
 }
 
-// of are the policies that this replica knows, by name. Where there are none, it
-// costs a look at a number.
-func (set *policySet) of(s *Server, policies, bindings schema.GroupVersionResource) []*boundPolicy {
-	stored := []string{policies.GroupResource().String(), bindings.GroupResource().String()}
+// of are the policies that this replica knows, by name; stored are the names of
+// their kind and their bindings'. Where there are none, it costs a look at a number.
+func (set *policySet) of(s *Server, stored []string) []*boundPolicy {
 	changed := s.cfg.Storage.Changed(stored...)
 	if at := set.newest.Load(); at != nil && at.changed == changed {
 		return at.bound
@@ -132,14 +136,14 @@ func (c *call) judges() []*boundPolicy {
 	if !c.asksPolicies() {
 		return nil
 	}
-	return c.s.judges.of(c.s, validatingPolicies, validatingBindings)
+	return c.s.judges.of(c.s, validatingStored)
 }
 
 func (c *call) mutates() []*boundPolicy {
 	if !c.asksPolicies() {
 		return nil
 	}
-	return c.s.mutates.of(c.s, mutatingPolicies, mutatingBindings)
+	return c.s.mutates.of(c.s, mutatingStored)
 }
 
 // use is one use of a policy in a request: with a binding and one of its
@@ -166,39 +170,55 @@ func (m *misuse) Error() string {
 }
 
 // uses are those of all policies that a request concerns, in order, and what
-// cannot be used though the request concerns it.
-func (c *call) uses(ctx context.Context, bound []*boundPolicy, a *ask) (uses []use, misuses []misuse) {
+// cannot be used though the request concerns it. An error is of this replica, which
+// has to catch up and cannot: no policy is to blame.
+func (c *call) uses(ctx context.Context, bound []*boundPolicy, a *ask) (uses []use, misuses []misuse, err error) {
 	subject := c.subject(ctx, a)
+	blame := func(p *policy.Policy, b *policy.Binding, err error) error {
+		if ctx.Err() != nil || apierrors.IsServiceUnavailable(err) {
+			return err
+		}
+		misuses = append(misuses, misuse{p, b, err})
+		return nil
+	}
 	for _, b := range bound {
 		if b.policy == nil {
 			continue
 		}
 		as, is, err := b.policy.Concerns(subject)
 		if err != nil {
-			misuses = append(misuses, misuse{b.policy, nil, err})
+			if err := blame(b.policy, nil, err); err != nil {
+				return nil, nil, err
+			}
 			continue
 		}
 		if !is {
 			continue
 		}
 		for _, binding := range b.bindings {
-			if binding.Match != nil {
-				_, is, err = binding.Concerns(subject)
-			}
-			var params []Object
-			if is && err == nil {
-				params, err = c.params(ctx, b.policy.ParamKind, binding.Param)
-			}
+			params, err := c.bound(ctx, subject, b.policy, binding)
 			if err != nil {
-				misuses = append(misuses, misuse{b.policy, binding, err})
-				continue
+				if err := blame(b.policy, binding, err); err != nil {
+					return nil, nil, err
+				}
 			}
 			for _, param := range params {
 				uses = append(uses, use{b.policy, binding, as, param})
 			}
 		}
 	}
-	return uses, misuses
+	return uses, misuses, nil
+}
+
+// bound are the parameters that a binding uses a policy with in a request: none
+// where the binding does not mean the request.
+func (c *call) bound(ctx context.Context, s *webhook.Subject, p *policy.Policy, b *policy.Binding) ([]Object, error) {
+	if b.Match != nil {
+		if _, is, err := b.Concerns(s); err != nil || !is {
+			return nil, err
+		}
+	}
+	return c.params(ctx, p.ParamKind, b.Param)
 }
 
 // params are what a binding takes its parameters from: one nil where it takes
@@ -325,11 +345,11 @@ func (c *call) judgeByPolicies(ctx context.Context, a *ask) error {
 			refusal = c.deniedBy(a, p, b, d)
 		}
 	}
-	uses, misuses := c.uses(ctx, bound, a)
+	uses, misuses, err := c.uses(ctx, bound, a)
+	if err != nil {
+		return err
+	}
 	for _, m := range misuses {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
 		if !m.policy.Ignores {
 			refuse(m.policy, m.binding, policy.Denial{Message: m.Error(), Reason: metav1.StatusReasonInvalid})
 		}

@@ -35,7 +35,10 @@ func (r *round) runPolicies(ctx context.Context, c *call, a *ask, bound []*bound
 	if len(bound) == 0 {
 		return nil
 	}
-	uses, misuses := c.uses(ctx, bound, a)
+	uses, misuses, err := c.uses(ctx, bound, a)
+	if err != nil {
+		return err
+	}
 	var failed []string
 	fail := func(p *policy.Policy, b *policy.Binding, err error) {
 		switch {
@@ -63,12 +66,12 @@ func (r *round) runPolicies(ctx context.Context, c *call, a *ask, bound []*bound
 	if len(failed) == 0 {
 		return nil
 	}
-	err := c.forbiddenBy(a, failed[0])
-	err.ErrStatus.Message, err.ErrStatus.Reason = failed[0], metav1.StatusReasonInvalid
+	refusal := c.forbiddenBy(a, failed[0])
+	refusal.ErrStatus.Message, refusal.ErrStatus.Reason = failed[0], metav1.StatusReasonInvalid
 	for _, message := range failed {
-		err.ErrStatus.Details.Causes = append(err.ErrStatus.Details.Causes, metav1.StatusCause{Message: message})
+		refusal.ErrStatus.Details.Causes = append(refusal.ErrStatus.Details.Causes, metav1.StatusCause{Message: message})
 	}
-	return err
+	return refusal
 }
 
 // mutateByPolicy does to a.obj what one use of a policy says. What goes wrong with

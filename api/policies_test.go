@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
+	"conclave/api"
 	"conclave/api/types"
 )
 
@@ -132,6 +133,30 @@ func TestValidatingPolicies(t *testing.T) {
 			}
 		}
 		st.noPolicy("Validating", "p")
+	}
+}
+
+// TestPolicyBindings has each binding decide for itself, and a replica that cannot
+// catch up blame no policy.
+func TestPolicyBindings(t *testing.T) {
+	st := newSite(t)
+	st.policy("Validating", "p", "{"+ofConfigMaps+`, paramKind: {apiVersion: v1, kind: ConfigMap}, validations: [{expression: "false", message: m}]}`, denies+`, matchResources: {objectSelector: {matchLabels: {team: none}}}`)
+	bind := func(name, more string) {
+		t.Helper()
+		st.post(policiesPath+"validatingadmissionpolicybindings", fmt.Sprintf("{apiVersion: admissionregistration.k8s.io/v1, kind: ValidatingAdmissionPolicyBinding, metadata: {name: %s}, spec: {policyName: p%s}}", name, more), 201)
+	}
+	st.post(cms, configMap("a", "{}"), 201)
+	bind("q", `, validationActions: [Warn]`) // everywhere
+	if a := st.sends(cms, configMap("b", "{}")); a.code != 201 || a.header.Get("Warning") != `299 - "Validation failed for ValidatingAdmissionPolicy 'p' with binding 'q': m"` {
+		t.Errorf("%d %v", a.code, a.header)
+	}
+	bind("r", denies+`, paramRef: {name: gone, parameterNotFoundAction: Deny}`)
+	if a := st.sends(cms, configMap("c", "{}")); a.code != 422 || !strings.Contains(a.status(t).Message, "with binding 'r' denied request: failed to configure binding: no params found") {
+		t.Errorf("%d %s", a.code, a.body)
+	}
+	st.store.FailSync(api.ErrNoLeader)
+	if a := st.sends(cms, configMap("d", "{}")); a.code != 503 {
+		t.Errorf("%d %s", a.code, a.body)
 	}
 }
 
@@ -283,6 +308,15 @@ func TestPolicyKinds(t *testing.T) {
 		a := st.sends(tc.path, fmt.Sprintf("{apiVersion: admissionregistration.k8s.io/v1, kind: %s, metadata: {name: x}, spec: %s}", tc.kind, tc.spec))
 		if a.code != 422 || !strings.Contains(a.status(t).Message, want) {
 			t.Errorf("%s: %d %s", want, a.code, a.body)
+		}
+	}
+	for want, tc := range map[string][3]string{
+		`299 - "spec.auditAnnotations: nothing is written: Conclave keeps no audit log"`:            {validating, "ValidatingAdmissionPolicy", `{` + ofConfigMaps + `, auditAnnotations: [{key: k, valueExpression: "'v'"}]}`},
+		`299 - "spec.validationActions[1]: Audit: nothing is written: Conclave keeps no audit log"`: {policiesPath + "validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding", `{policyName: p, validationActions: [Deny, Audit]}`},
+	} {
+		a := st.sends(tc[0], fmt.Sprintf("{apiVersion: admissionregistration.k8s.io/v1, kind: %s, metadata: {name: audits}, spec: %s}", tc[1], tc[2]))
+		if got := a.header.Get("Warning"); a.code != 201 || got != want {
+			t.Errorf("%d, warned %q", a.code, got)
 		}
 	}
 	if a := st.request(st.admin(), "GET", validating, "", "Accept", "application/json;as=Table;v=v1;g=meta.k8s.io"); !strings.Contains(string(a.body), `"cells":["d",1,"\u003cunset\u003e",`) {

@@ -208,7 +208,8 @@ func (c *call) judge(ctx context.Context, a *ask) error {
 	for i, h := range hooks {
 		as, is, err := c.concerns(ctx, h, subject, a)
 		if err != nil {
-			return err
+			answers[i] = func() error { return err }
+			continue
 		}
 		if !is {
 			continue

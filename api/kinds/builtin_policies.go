@@ -1,6 +1,8 @@
 package kinds
 
 import (
+	"fmt"
+	"slices"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -69,6 +71,7 @@ func admissionPolicyRows() []*Kind {
 			}
 			countGeneration(policyOf(o).meta, policyOf(o).spec, policyOf(old).spec)
 		}
+		k.Warnings = func(o, _ runtime.Object) []string { return auditWarnings(o) }
 		k.Columns = []metav1.TableColumnDefinition{
 			nameColumn, number(counted, about), text("ParamKind", "ParamKind specifies the kind of resources used to parameterize this policy"), ageColumn,
 		}
@@ -90,6 +93,7 @@ func admissionPolicyRows() []*Kind {
 		}
 		k.Validate = func(o runtime.Object) field.ErrorList { return validateBinding(o, nil) }
 		k.ValidateUpdate = func(o, old runtime.Object) field.ErrorList { return validateBinding(o, bindingOf(old).meta) }
+		k.Warnings = func(o, _ runtime.Object) []string { return auditWarnings(o) }
 		k.Columns = []metav1.TableColumnDefinition{
 			nameColumn, text("PolicyName", "PolicyName indicates the policy definition which the policy binding binded to"),
 			text("ParamRef", "ParamRef indicates the param resource which sets the configration param"), ageColumn,
@@ -129,6 +133,22 @@ func admissionPolicyRows() []*Kind {
 			New: empty[types.MutatingAdmissionPolicyBinding], NewList: empty[types.MutatingAdmissionPolicyBindingList],
 		}),
 	}
+}
+
+// auditWarnings tells who counts on an audit log that there is none.
+func auditWarnings(o runtime.Object) []string {
+	const none = ": nothing is written: Conclave keeps no audit log"
+	switch o := o.(type) {
+	case *types.ValidatingAdmissionPolicy:
+		if len(o.Spec.AuditAnnotations) > 0 {
+			return []string{"spec.auditAnnotations" + none}
+		}
+	case *types.ValidatingAdmissionPolicyBinding:
+		if i := slices.Index(o.Spec.ValidationActions, types.Audit); i >= 0 {
+			return []string{fmt.Sprintf("spec.validationActions[%d]: %s%s", i, types.Audit, none)}
+		}
+	}
+	return nil
 }
 
 // paramCell names the parameters of a binding.

@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	"k8s.io/apimachinery/pkg/api/validation/path"
@@ -183,16 +184,19 @@ func validatePolicy(p policySpec, old *policySpec) (problems, *policy.Compiler) 
 	return e, compiled
 }
 
+// celIdentifier and celReserved are made when the first policy is written.
 var (
-	celIdentifier = regexp.MustCompile("^[_a-zA-Z][_a-zA-Z0-9]*$")
-	celReserved   = strings.Fields("true false null in as break const continue else for function if import let loop package namespace return var void while")
+	celIdentifier = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile("^[_a-zA-Z][_a-zA-Z0-9]*$") })
+	celReserved   = sync.OnceValue(func() []string {
+		return strings.Fields("true false null in as break const continue else for function if import let loop package namespace return var void while")
+	})
 )
 
 func (e *problems) variable(p *field.Path, v types.Variable, compiled *policy.Compiler) {
 	switch {
 	case strings.TrimSpace(v.Name) == "":
 		e.required(p.Child("name"), "name is not specified")
-	case !celIdentifier.MatchString(v.Name), slices.Contains(celReserved, v.Name):
+	case !celIdentifier().MatchString(v.Name), slices.Contains(celReserved(), v.Name):
 		e.invalid(p.Child("name"), v.Name, "name is not a valid CEL identifier")
 	}
 	if strings.TrimSpace(v.Expression) == "" {
@@ -320,7 +324,9 @@ func (e *problems) validationActions(p *field.Path, actions []string) {
 }
 
 // fieldReference is a path as the leader writes it.
-var fieldReference = regexp.MustCompile(`^[a-zA-Z]+(\[[0-9]+\])?(\.[a-zA-Z]+(\[[0-9]+\])?)*$`)
+var fieldReference = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[a-zA-Z]+(\[[0-9]+\])?(\.[a-zA-Z]+(\[[0-9]+\])?)*$`)
+})
 
 func validatePolicyStatus(p, old *types.ValidatingAdmissionPolicy) field.ErrorList {
 	e := metadata(&p.ObjectMeta, &old.ObjectMeta, false, nil)
@@ -329,7 +335,7 @@ func validatePolicyStatus(p, old *types.ValidatingAdmissionPolicy) field.ErrorLi
 		for i, w := range t.ExpressionWarnings {
 			at := status.Child("typeChecking", "expressionWarnings").Index(i)
 			e.nonEmpty(at.Child("warning"), w.Warning)
-			if ref := strings.TrimSpace(w.FieldRef); e.nonEmpty(at.Child("fieldRef"), ref) && !fieldReference.MatchString(ref) {
+			if ref := strings.TrimSpace(w.FieldRef); e.nonEmpty(at.Child("fieldRef"), ref) && !fieldReference().MatchString(ref) {
 				e.invalid(at.Child("fieldRef"), ref, "invalid JSONPath: must be a path of fields, as in spec.validations[0].expression")
 			}
 		}
