@@ -32,7 +32,7 @@ func (u *use) key() useKey {
 // before it did. What cannot be done of it refuses the request, unless the
 // policy's failurePolicy is Ignore.
 func (r *round) runPolicies(ctx context.Context, c *call, a *ask, bound []*boundPolicy) error {
-	if len(bound) == 0 {
+	if len(bound) == 0 || a.obj == nil { // of a deletion there is nothing to change
 		return nil
 	}
 	uses, misuses, err := c.uses(ctx, bound, a)
@@ -89,7 +89,7 @@ func (c *call) mutateByPolicy(ctx context.Context, u *use, a *ask, fail func(err
 			if err != nil && ctx.Err() == nil {
 				fail(err)
 			}
-			if !is || a.obj == nil {
+			if !is {
 				return false, ctx.Err()
 			}
 		}

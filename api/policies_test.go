@@ -256,6 +256,16 @@ func TestMutatingPoliciesAgain(t *testing.T) {
 	if cm.Data["num"] != "3" || cm.Data["a"] != "b" {
 		t.Errorf("%v", cm.Data)
 	}
+	// A deletion is no business of policies that change, though * means it.
+	st.namespace("apart")
+	st.policy("Mutating", "d", `{matchConstraints: {resourceRules: [{apiGroups: [""], apiVersions: [v1], operations: ["*"], resources: [namespaces]}]}, mutations: [{patchType: JSONPatch, jsonPatch: {expression: "[JSONPatch{op: 'remove', path: object.nosuch}]"}}]}`, "")
+	if a := st.request(st.admin(), "DELETE", "/api/v1/namespaces/apart", ""); a.code != 200 {
+		t.Errorf("%d %s", a.code, a.body)
+	}
+	if a := st.sends("/api/v1/namespaces", `{apiVersion: v1, kind: Namespace, metadata: {name: more}}`); a.code != 403 {
+		t.Errorf("%d %s", a.code, a.body)
+	}
+	st.noPolicy("Mutating", "d")
 	// An update, by server-side apply, and a custom resource by its own schema.
 	if a := st.request(st.admin(), "PATCH", cms+"/x?fieldManager=me", `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"x"},"data":{"z":"z"}}`, "Content-Type", applyType); a.code != 422 || !strings.HasSuffix(a.status(t).Message, ": 6") {
 		t.Errorf("%d %s", a.code, a.body)
