@@ -8,6 +8,8 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
@@ -414,6 +416,51 @@ func TestPolicyTypes(t *testing.T) {
 			if !strings.Contains(warnings[0].Warning, want) {
 				t.Errorf("%s: %s", name, warnings[0].Warning)
 			}
+		}
+	}
+}
+
+// TestPolicyWritersReadTheirParameters: a policy shows parameters to whoever writes it.
+func TestPolicyWritersReadTheirParameters(t *testing.T) {
+	st := newSite(t)
+	ctx, cs := t.Context(), st.clientset("")
+	for name, rules := range map[string][]rbacv1.PolicyRule{
+		"writer": {right("create", "admissionregistration.k8s.io", "validatingadmissionpolicies,validatingadmissionpolicybindings")},
+		"reader": {right("create", "admissionregistration.k8s.io", "validatingadmissionpolicies,validatingadmissionpolicybindings"), right("get", "", "configmaps")},
+	} {
+		must(cs.RbacV1().ClusterRoles().Create(ctx, clusterRole(name, rules...), metav1.CreateOptions{}))(t)
+		must(cs.RbacV1().ClusterRoleBindings().Create(ctx, clusterBinding(name, name, user(name)), metav1.CreateOptions{}))(t)
+	}
+	st.policy("Validating", "taken", `{paramKind: {apiVersion: v1, kind: ConfigMap}, `+ofConfigMaps+`, validations: [{expression: "params != null"}]}`, denies+`, paramRef: {name: p, namespace: default, parameterNotFoundAction: Allow}`)
+	send := func(who, plural, kind, spec string) error {
+		body, err := yaml.YAMLToJSON([]byte(fmt.Sprintf("{apiVersion: admissionregistration.k8s.io/v1, kind: %s, metadata: {name: mine}, spec: %s}", kind, spec)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.as(who).AdmissionregistrationV1().RESTClient().Post().Resource(plural).Param("dryRun", "All").Body(body).Do(ctx).Error()
+	}
+	const (
+		policies, policy  = "validatingadmissionpolicies", "ValidatingAdmissionPolicy"
+		bindings, binding = "validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding"
+		withParams        = `{paramKind: {apiVersion: v1, kind: ConfigMap}, ` + ofConfigMaps + `, validations: [{expression: "true"}]}`
+		without           = `{` + ofConfigMaps + `, validations: [{expression: "true"}]}`
+		ofTaken           = `{policyName: taken, validationActions: [Deny], paramRef: {name: p, namespace: default, parameterNotFoundAction: Allow}}`
+	)
+	for name, tc := range map[string]struct {
+		err  error
+		want string // empty: allowed
+	}{
+		"a policy without parameters": {send("writer", policies, policy, without), ""},
+		"a policy with parameters":    {send("writer", policies, policy, withParams), `user "writer" must have "get" permission on all objects of the referenced paramKind (kind=ConfigMap, apiVersion=v1)`},
+		"by who reads them":           {send("reader", policies, policy, withParams), ""},
+		"a binding with parameters":   {send("writer", bindings, binding, ofTaken), `user "writer" must have "get" permission on the objects that paramRef refers to`},
+		"a binding by who reads them": {send("reader", bindings, binding, ofTaken), ""},
+	} {
+		switch {
+		case tc.want == "" && tc.err != nil, tc.want != "" && tc.err == nil:
+			t.Errorf("%s: %v", name, tc.err)
+		case tc.want != "" && (!apierrors.IsInvalid(tc.err) || !strings.Contains(tc.err.Error(), tc.want)):
+			t.Errorf("%s: %v", name, tc.err)
 		}
 	}
 }
