@@ -118,30 +118,28 @@ func (x *exchange) patience() time.Duration {
 func ensureFlow(ctx context.Context, c Client) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(rolesAtOnce)
-	schemas, levels := flow.Schemas(), flow.Levels()
-	for _, want := range levels {
-		g.Go(func() error {
-			return keepUp(ctx, c, want, func(have Object) (Object, bool) {
-				next := flow.ReconcileLevel(have.(*types.PriorityLevelConfiguration), want)
-				return next, next != nil
-			})
-		})
-	}
-	for _, want := range schemas {
-		g.Go(func() error {
-			return keepUp(ctx, c, want, func(have Object) (Object, bool) {
-				next := flow.ReconcileSchema(have.(*types.FlowSchema), want)
-				return next, next != nil
-			})
-		})
-	}
-	g.Go(func() error {
-		return dropOutdated(ctx, c, flowSchemas, func(o Object) bool { return flow.Outdated(o, schemas) })
-	})
-	g.Go(func() error {
-		return dropOutdated(ctx, c, priorityLevels, func(o Object) bool { return flow.Outdated(o, levels) })
-	})
+	keepFlow(ctx, g, c, priorityLevels, flow.Levels(), flow.ReconcileLevel)
+	keepFlow(ctx, g, c, flowSchemas, flow.Schemas(), flow.ReconcileSchema)
 	return g.Wait()
+}
+
+// keepFlow is ensureFlow of one kind.
+func keepFlow[T interface {
+	comparable
+	Object
+}](ctx context.Context, g *errgroup.Group, c Client, r schema.GroupVersionResource, system []T, reconcile func(have, want T) T) {
+	for _, want := range system {
+		g.Go(func() error {
+			return keepUp(ctx, c, want, func(have Object) (Object, bool) {
+				var none T
+				next := reconcile(have.(T), want)
+				return next, next != none
+			})
+		})
+	}
+	g.Go(func() error {
+		return dropOutdated(ctx, c, r, func(o Object) bool { return flow.Outdated(o, system) })
+	})
 }
 
 func dropOutdated(ctx context.Context, c Client, r schema.GroupVersionResource, outdated func(Object) bool) error {

@@ -24,16 +24,23 @@ type policySpec struct {
 	rules       int // that it is made of
 }
 
-func policyOf(o runtime.Object) policySpec {
+// policyOf is nil of no policy: of a new one, there is no older.
+func policyOf(o runtime.Object) *policySpec {
 	switch p := o.(type) {
 	case *types.ValidatingAdmissionPolicy:
+		if p == nil {
+			return nil
+		}
 		s := &p.Spec
-		return policySpec{&p.ObjectMeta, s.ParamKind, s.MatchConstraints, s.MatchConditions, s.Variables, &s.FailurePolicy, s, len(s.Validations)}
+		return &policySpec{&p.ObjectMeta, s.ParamKind, s.MatchConstraints, s.MatchConditions, s.Variables, &s.FailurePolicy, s, len(s.Validations)}
 	case *types.MutatingAdmissionPolicy:
+		if p == nil {
+			return nil
+		}
 		s := &p.Spec
-		return policySpec{&p.ObjectMeta, s.ParamKind, s.MatchConstraints, s.MatchConditions, s.Variables, &s.FailurePolicy, s, len(s.Mutations)}
+		return &policySpec{&p.ObjectMeta, s.ParamKind, s.MatchConstraints, s.MatchConditions, s.Variables, &s.FailurePolicy, s, len(s.Mutations)}
 	}
-	return policySpec{} // rows are only handed what their New makes
+	return nil // rows are only handed what their New makes
 }
 
 // bindingSpec is what bindings of both kinds have alike.
@@ -164,14 +171,14 @@ func paramCell(r *types.ParamRef) string {
 	return "*/" + r.Name
 }
 
-func defaultPolicy(p policySpec) {
+func defaultPolicy(p *policySpec) {
 	defaultPtr(p.failure, types.Fail)
 	defaultMatch(p.constraints)
 }
 
 func defaultPolicyBinding(b bindingSpec) {
 	defaultMatch(b.match)
-	if b.param != nil && b.param.ParameterNotFoundAction == nil {
+	if b.param != nil {
 		defaultPtr(&b.param.ParameterNotFoundAction, types.Deny)
 	}
 }

@@ -136,11 +136,7 @@ func (e *problems) flowConditions(s *types.FlowStatus) {
 }
 
 func validateFlowSchema(o, old *types.FlowSchema) field.ErrorList {
-	var was *metav1.ObjectMeta
-	if old != nil {
-		was = &old.ObjectMeta
-	}
-	e := flowMetadata(&o.ObjectMeta, was)
+	e := flowMetadata(&o.ObjectMeta, metaOf(old))
 	spec, p := &o.Spec, field.NewPath("spec")
 	precedence := p.Child("matchingPrecedence")
 	if spec.MatchingPrecedence <= 0 {
@@ -293,11 +289,7 @@ func (e *problems) flowAccount(p *field.Path, s *types.ServiceAccountSubject) {
 }
 
 func validatePriorityLevel(o, old *types.PriorityLevelConfiguration) field.ErrorList {
-	var was *metav1.ObjectMeta
-	if old != nil {
-		was = &old.ObjectMeta
-	}
-	e := flowMetadata(&o.ObjectMeta, was)
+	e := flowMetadata(&o.ObjectMeta, metaOf(old))
 	spec, p := &o.Spec, field.NewPath("spec")
 	if (o.Name == flow.Exempt) != (spec.Type == types.Exempt) {
 		e.invalid(p.Child("type"), spec.Type, "type must be 'Exempt' if and only if name is 'exempt'")

@@ -66,12 +66,8 @@ const (
 )
 
 func validateAPIService(o, old *types.APIService) field.ErrorList {
-	var was *metav1.ObjectMeta
-	if old != nil {
-		was = &old.ObjectMeta
-	}
 	wanted := o.Spec.Version + "." + o.Spec.Group
-	e := metadata(&o.ObjectMeta, was, false, func(name string, _ bool) []string {
+	e := metadata(&o.ObjectMeta, metaOf(old), false, func(name string, _ bool) []string {
 		if why := path.IsValidPathSegmentName(name); len(why) > 0 {
 			return why
 		}

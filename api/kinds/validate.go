@@ -141,6 +141,17 @@ func ValidateMetadata(meta, old *metav1.ObjectMeta, namespaced bool, name apival
 	return apivalidation.ValidateObjectMetaDeclaratively(context.Background(), op, meta, old, namespaced, name, p, true)
 }
 
+// metaOf is the metadata of what there was before, nil if there was nothing.
+func metaOf[T any, P interface {
+	*T
+	GetObjectMeta() metav1.Object
+}](old P) *metav1.ObjectMeta {
+	if old == nil {
+		return nil
+	}
+	return old.GetObjectMeta().(*metav1.ObjectMeta)
+}
+
 // metadata of the object to be created, and of an update if old is not nil.
 func metadata(meta, old *metav1.ObjectMeta, namespaced bool, name apivalidation.ValidateNameFunc) problems {
 	return problems(ValidateMetadata(meta, old, namespaced, name, field.NewPath("metadata")))

@@ -26,12 +26,7 @@ const (
 )
 
 func validateValidatingPolicy(p, old *types.ValidatingAdmissionPolicy) field.ErrorList {
-	var was *policySpec
-	if old != nil {
-		s := policyOf(old)
-		was = &s
-	}
-	e, compiled := validatePolicy(policyOf(p), was)
+	e, compiled := validatePolicy(policyOf(p), policyOf(old))
 	spec := field.NewPath("spec")
 	if len(p.Spec.Validations) == 0 && len(p.Spec.AuditAnnotations) == 0 {
 		e.required(spec.Child("validations"), "validations or auditAnnotations must contain at least one item")
@@ -92,12 +87,7 @@ func (e *problems) validation(p *field.Path, v types.Validation, compiled *polic
 }
 
 func validateMutatingPolicy(p, old *types.MutatingAdmissionPolicy) field.ErrorList {
-	var was *policySpec
-	if old != nil {
-		s := policyOf(old)
-		was = &s
-	}
-	e, compiled := validatePolicy(policyOf(p), was)
+	e, compiled := validatePolicy(policyOf(p), policyOf(old))
 	spec := field.NewPath("spec")
 	if m := p.Spec.MatchConstraints; m != nil {
 		for i, r := range m.ResourceRules {
@@ -150,7 +140,7 @@ func (e *problems) mutation(p *field.Path, m types.Mutation, compiled *policy.Co
 
 // validatePolicy is of what policies of both kinds have alike. The compiler knows
 // the variables.
-func validatePolicy(p policySpec, old *policySpec) (problems, *policy.Compiler) {
+func validatePolicy(p, old *policySpec) (problems, *policy.Compiler) {
 	var was *metav1.ObjectMeta
 	if old != nil {
 		was = old.meta
