@@ -3,8 +3,6 @@ package api
 import (
 	"context"
 	"slices"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -100,19 +98,13 @@ func (s *Server) decideNow(u User, a *Attributes) decision {
 	return d
 }
 
-// rights is the index of all roles and bindings that this replica has. It is asked
-// at each use whether it still is, which costs little, and made anew when it is
-// not: so it is never older than the replica, whether or not anybody runs.
-type rights struct {
-	mu     sync.Mutex // of whoever makes a new one
-	newest atomic.Pointer[rightsAt]
-}
+// rights is the index of all roles and bindings that this replica has.
+type rights struct{ derived[rightsAt] }
 
-// rightsAt is an index with what Storage.Changed said of all that it was made of,
-// and of each. It is not changed.
+// rightsAt is an index with what Storage.Changed said of each of the kinds that it
+// was made of.
 type rightsAt struct {
 	of    *rbac.Index
-	all   uint64
 	parts [4]uint64
 }
 
@@ -122,23 +114,17 @@ var rightsStored = []string{
 }
 
 func (r *rights) index(st Storage) *rbac.Index {
-	now := st.Changed(rightsStored...)
-	if at := r.newest.Load(); at != nil && at.all == now {
-		return at.of
-	}
-	return r.renew(st)
+	return r.derived.of(st, rightsStored, func(before rightsAt) rightsAt { return renewRights(st, before) }).of
 }
 
-// renew makes an index of the one before and of the kinds of which something
+// renewRights makes an index of the one before and of the kinds of which something
 // changed. What is asked before the objects are read is never newer than they.
-func (r *rights) renew(st Storage) *rbac.Index {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	before := r.newest.Load()
-	if before == nil {
-		before = &rightsAt{of: &rbac.Index{}}
+func renewRights(st Storage, before rightsAt) rightsAt {
+	first := before.of == nil
+	if first {
+		before.of = &rbac.Index{}
 	}
-	next := &rightsAt{of: before.of, all: st.Changed(rightsStored...)}
+	next := before
 	for i, make := range []func(*rbac.Index, Storage, string) *rbac.Index{
 		func(x *rbac.Index, st Storage, stored string) *rbac.Index {
 			return x.WithClusterRoles(orElse(allOf[*rbacv1.ClusterRole](st, stored), rbac.Roles))
@@ -154,12 +140,11 @@ func (r *rights) renew(st Storage) *rbac.Index {
 		},
 	} {
 		next.parts[i] = st.Changed(rightsStored[i])
-		if r.newest.Load() == nil || next.parts[i] != before.parts[i] {
+		if first || next.parts[i] != before.parts[i] {
 			next.of = make(next.of, st, rightsStored[i])
 		}
 	}
-	r.newest.Store(next)
-	return next.of
+	return next
 }
 
 func allOf[T Object](st Storage, stored string) []T {

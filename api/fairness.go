@@ -3,8 +3,6 @@ package api
 import (
 	"context"
 	"fmt"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -43,33 +41,19 @@ const (
 	flowPatience = time.Minute
 )
 
-// fairness is the control of this server, kept as this replica's objects say. It is
-// asked at each use whether it is, as rights are.
+// fairness is the control of this server, kept as this replica's objects say.
 type fairness struct {
 	control *flow.Control
-	mu      sync.Mutex    // of whoever renews it
-	at      atomic.Uint64 // one more than what Storage.Changed said before; 0: never
+	kept    derived[*flow.Control]
 }
 
 func (f *fairness) now(st Storage) *flow.Control {
-	if now := st.Changed(flowStored...) + 1; f.at.Load() != now {
-		f.renew(st)
-	}
-	return f.control
-}
-
-func (f *fairness) renew(st Storage) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	// Asked before the objects are read: never newer than they.
-	now := st.Changed(flowStored...) + 1
-	if f.at.Load() == now {
-		return
-	}
-	f.control.Set(
-		orElse(allOf[*types.FlowSchema](st, flowStored[0]), flow.Schemas),
-		orElse(allOf[*types.PriorityLevelConfiguration](st, flowStored[1]), flow.Levels))
-	f.at.Store(now)
+	return f.kept.of(st, flowStored, func(*flow.Control) *flow.Control {
+		f.control.Set(
+			orElse(allOf[*types.FlowSchema](st, flowStored[0]), flow.Schemas),
+			orElse(allOf[*types.PriorityLevelConfiguration](st, flowStored[1]), flow.Levels))
+		return f.control
+	})
 }
 
 // Fairness tells of the requests of each level of priority so far.

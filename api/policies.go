@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
-	"sync/atomic"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -37,19 +35,8 @@ var (
 	mutatingStored   = []string{mutatingPolicies.GroupResource().String(), mutatingBindings.GroupResource().String()}
 )
 
-// policySet is the policies of one kind that are bound, as they were when somebody
-// last asked.
-type policySet struct {
-	mu     sync.Mutex // of whoever makes a new state
-	newest atomic.Pointer[policiesAt]
-}
-
-// policiesAt is a state, with what Storage.Changed said of what it was made of. It
-// is not changed.
-type policiesAt struct {
-	changed uint64
-	bound   []*boundPolicy
-}
+// policySet is the policies of one kind that are bound.
+type policySet struct{ derived[[]*boundPolicy] }
 
 // boundPolicy is a policy, or what is wrong with it, and its bindings.
 type boundPolicy struct {
@@ -59,17 +46,15 @@ type boundPolicy struct {
 	bindings []*policy.Binding
 }
 
-// of are the policies that this replica knows, by name; stored are the names of
+// bound are the policies that this replica knows, by name; stored are the names of
 // their kind and their bindings'. Where there are none, it costs a look at a number.
-func (set *policySet) of(s *Server, stored []string) []*boundPolicy {
-	changed := s.cfg.Storage.Changed(stored...)
-	if at := set.newest.Load(); at != nil && at.changed == changed {
-		return at.bound
-	}
-	set.mu.Lock()
-	defer set.mu.Unlock()
-	was := set.newest.Load()
-	next := &policiesAt{changed: s.cfg.Storage.Changed(stored...)}
+func (set *policySet) bound(s *Server, stored []string) []*boundPolicy {
+	return set.of(s.cfg.Storage, stored, func(before []*boundPolicy) []*boundPolicy { return s.bindPolicies(stored, before) })
+}
+
+// bindPolicies are all policies that have bindings, compiled but for those that
+// were before.
+func (s *Server) bindPolicies(stored []string, before []*boundPolicy) (all []*boundPolicy) {
 	of := map[string][]*policy.Binding{}
 	records, _ := s.cfg.Storage.List(stored[1], "")
 	for _, rec := range records {
@@ -80,26 +65,24 @@ func (set *policySet) of(s *Server, stored []string) []*boundPolicy {
 		}
 		of[name] = append(of[name], b)
 	}
-	if len(of) > 0 {
-		records, _ = s.cfg.Storage.List(stored[0], "")
-		for _, rec := range records {
-			name := rec.Object().GetName()
-			if len(of[name]) > 0 {
-				next.bound = append(next.bound, &boundPolicy{name, rec.Revision(), s.compiled(was, rec), of[name]})
-			}
+	if len(of) == 0 {
+		return nil
+	}
+	records, _ = s.cfg.Storage.List(stored[0], "")
+	for _, rec := range records {
+		name := rec.Object().GetName()
+		if len(of[name]) > 0 {
+			all = append(all, &boundPolicy{name, rec.Revision(), s.compiled(before, rec), of[name]})
 		}
 	}
-	set.newest.Store(next)
-	return next.bound
+	return all
 }
 
 // compiled is a policy as it was compiled before, if it is the same.
-func (s *Server) compiled(was *policiesAt, rec Record) *policy.Policy {
-	if was != nil {
-		i := slices.IndexFunc(was.bound, func(b *boundPolicy) bool { return b.name == rec.Object().GetName() && b.revision == rec.Revision() })
-		if i >= 0 {
-			return was.bound[i].policy
-		}
+func (s *Server) compiled(before []*boundPolicy, rec Record) *policy.Policy {
+	i := slices.IndexFunc(before, func(b *boundPolicy) bool { return b.name == rec.Object().GetName() && b.revision == rec.Revision() })
+	if i >= 0 {
+		return before[i].policy
 	}
 	var p *policy.Policy
 	var err error
@@ -136,14 +119,14 @@ func (c *call) judges() []*boundPolicy {
 	if !c.asksPolicies() {
 		return nil
 	}
-	return c.s.judges.of(c.s, validatingStored)
+	return c.s.judges.bound(c.s, validatingStored)
 }
 
 func (c *call) mutates() []*boundPolicy {
 	if !c.asksPolicies() {
 		return nil
 	}
-	return c.s.mutates.of(c.s, mutatingStored)
+	return c.s.mutates.bound(c.s, mutatingStored)
 }
 
 // use is one use of a policy in a request: with a binding and one of its

@@ -29,31 +29,21 @@ import (
 // repair a cluster that they have locked.
 
 var (
-	mutatingHooks   = types.Admission.WithResource("mutatingwebhookconfigurations").GroupResource().String()
-	validatingHooks = types.Admission.WithResource("validatingwebhookconfigurations").GroupResource().String()
+	mutatingHooks   = []string{types.Admission.WithResource("mutatingwebhookconfigurations").GroupResource().String()}
+	validatingHooks = []string{types.Admission.WithResource("validatingwebhookconfigurations").GroupResource().String()}
 )
 
-// hookSet is the webhooks of the configurations of one kind, as they were when
-// somebody last asked.
-type hookSet struct {
-	mu      sync.Mutex
-	records []Record
-	hooks   []*webhook.Hook
+// hookSet is the webhooks of the configurations of one kind.
+type hookSet struct{ derived[[]*webhook.Hook] }
+
+// hooks are the webhooks that this replica knows, in the order in which they are
+// asked. Where there are none, it costs a look at a number.
+func (set *hookSet) hooks(s *Server, stored []string) []*webhook.Hook {
+	return set.of(s.cfg.Storage, stored, func([]*webhook.Hook) []*webhook.Hook { return s.readHooks(stored[0]) })
 }
 
-// of are the webhooks that this replica knows, in the order in which they are
-// asked. Where there are none, it costs a look at an empty list.
-func (set *hookSet) of(s *Server, stored string) []*webhook.Hook {
+func (s *Server) readHooks(stored string) (all []*webhook.Hook) {
 	records, _ := s.cfg.Storage.List(stored, "")
-	if len(records) == 0 {
-		return nil
-	}
-	set.mu.Lock()
-	defer set.mu.Unlock()
-	if slices.EqualFunc(set.records, records, func(a, b Record) bool { return a.Revision() == b.Revision() }) {
-		return set.hooks
-	}
-	set.records, set.hooks = records, nil
 	for _, rec := range records { // by name
 		var hooks []*webhook.Hook
 		var err error
@@ -66,9 +56,9 @@ func (set *hookSet) of(s *Server, stored string) []*webhook.Hook {
 		if err != nil { // which validation keeps from happening
 			s.log.Error("a configuration of webhooks cannot be used", "error", err)
 		}
-		set.hooks = append(set.hooks, hooks...)
+		all = append(all, hooks...)
 	}
-	return set.hooks
+	return all
 }
 
 // ask is a request as webhooks are asked about it.
@@ -85,11 +75,11 @@ type ask struct {
 func (c *call) mutating() []*webhook.Hook   { return c.hooksOf(&c.s.mutating, mutatingHooks) }
 func (c *call) validating() []*webhook.Hook { return c.hooksOf(&c.s.validating, validatingHooks) }
 
-func (c *call) hooksOf(set *hookSet, stored string) []*webhook.Hook {
+func (c *call) hooksOf(set *hookSet, stored []string) []*webhook.Hook {
 	if c.quiet || c.resource().Group == types.Admission.Group {
 		return nil
 	}
-	return set.of(c.s, stored)
+	return set.hooks(c.s, stored)
 }
 
 // asks says whether there are any, or policies.
