@@ -123,21 +123,10 @@ func newEnv(w Words, t Types, variables *apicel.DeclType) (*cel.Env, error) {
 	if variables != nil {
 		options = append(options, cel.Variable(variablesName, of(variables)))
 	}
-	parent, err := base()
-	if err != nil {
-		return nil, err
-	}
-	provider := apicel.NewDeclTypeProvider(declared...)
-	provider.SetRecognizeKeywordAsFieldName(true)
-	provided, err := provider.EnvOptions(parent.CELTypeProvider())
-	if err != nil {
-		return nil, err
-	}
-	options = append(options, provided...)
 	if w.Patches { // last, because it asks the provider before it
 		options = append(options, common.ResolverEnvOption(&mutation.DynamicTypeResolver{}), library.JSONPatch())
 	}
-	return parent.Extend(options...)
+	return Env(declared, options...)
 }
 
 // Compile makes an expression ready, whose value has to be of one of some types;

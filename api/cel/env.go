@@ -17,6 +17,7 @@ import (
 	"github.com/google/cel-go/ext"
 	"github.com/google/cel-go/interpreter"
 	limits "k8s.io/apiserver/pkg/apis/cel"
+	apicel "k8s.io/apiserver/pkg/cel"
 	"k8s.io/apiserver/pkg/cel/library"
 )
 
@@ -33,13 +34,20 @@ var base = sync.OnceValues(func() (*cel.Env, error) {
 	)
 })
 
-// Env is the language with more in it: variables, types, functions.
-func Env(more ...cel.EnvOption) (*cel.Env, error) {
+// Env is the language with more in it: types that values may be of, variables,
+// functions.
+func Env(types []*apicel.DeclType, more ...cel.EnvOption) (*cel.Env, error) {
 	env, err := base()
 	if err != nil {
 		return nil, err
 	}
-	return env.Extend(more...)
+	provider := apicel.NewDeclTypeProvider(types...)
+	provider.SetRecognizeKeywordAsFieldName(true)
+	options, err := provider.EnvOptions(env.CELTypeProvider())
+	if err != nil {
+		return nil, err
+	}
+	return env.Extend(append(options, more...)...)
 }
 
 // Program makes what Compile returned ready to run. One run costs at most a given

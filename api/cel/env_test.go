@@ -10,7 +10,7 @@ import (
 
 // TestDialect has a line of each library that Kubernetes gives to expressions.
 func TestDialect(t *testing.T) {
-	env, err := cel.Env(celgo.Variable("object", celgo.DynType))
+	env, err := cel.Env(nil, celgo.Variable("object", celgo.DynType))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +54,7 @@ func TestDialect(t *testing.T) {
 
 // TestLimit stops what costs too much.
 func TestLimit(t *testing.T) {
-	env, err := cel.Env()
+	env, err := cel.Env(nil)
 	if err != nil {
 		t.Fatal(err)
 	}

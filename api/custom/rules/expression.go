@@ -35,17 +35,8 @@ type world struct {
 // newWorld is that of a place whose values are of a type.
 func newWorld(t *apicel.DeclType) (*world, error) {
 	t = t.MaybeAssignTypeName(rootType)
-	env, err := cel.Env()
+	env, err := cel.Env([]*apicel.DeclType{t})
 	if err != nil {
-		return nil, err
-	}
-	provider := apicel.NewDeclTypeProvider(t)
-	provider.SetRecognizeKeywordAsFieldName(true)
-	options, err := provider.EnvOptions(env.CELTypeProvider())
-	if err != nil {
-		return nil, err
-	}
-	if env, err = env.Extend(options...); err != nil {
 		return nil, err
 	}
 	return &world{t, env}, nil
