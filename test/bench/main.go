@@ -31,6 +31,7 @@ func main() {
 	flag.IntVar(&b.trials, "trials", 5, "trials of each row that is a distribution")
 	flag.IntVar(&b.deaths, "deaths", 20, "how often a leader dies, each way")
 	flag.DurationVar(&b.idle, "idle", time.Minute, "how long the idle rows watch")
+	flag.StringVar(&b.profiles, "profiles", "", "folder: keep profiles of the full node there")
 	flag.StringVar(&b.only, "only", "", "regular expression: measure only these rows")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -42,12 +43,13 @@ func main() {
 }
 
 type bench struct {
-	trials int
-	deaths int
-	idle   time.Duration
-	only   string
-	rows   [][3]string
-	start  time.Time
+	trials   int
+	deaths   int
+	idle     time.Duration
+	only     string
+	profiles string
+	rows     [][3]string
+	start    time.Time
 }
 
 func (b *bench) row(what, measured, target string) {
