@@ -103,7 +103,7 @@ func (e *Engine) request(p *pod, img Image, layers []string, dir string, c Conta
 
 // shareProcesses puts a container among the processes of another one of its
 // pod. Where all of the pod's share them, or the host's, it is there already.
-func (e *Engine) shareProcesses(spec *specs.Spec, podID, id string) error {
+func (e *Engine) shareProcesses(spec *proto.Spec, podID, id string) error {
 	if id == "" {
 		return nil
 	}
@@ -122,7 +122,7 @@ func (e *Engine) shareProcesses(spec *specs.Spec, podID, id string) error {
 // makeSpec decides all of a container's spec but for the root's path, the user
 // and HOME, which depend on the root filesystem. The pod process lives in the
 // pod's network, IPC and UTS namespaces: the container inherits them.
-func makeSpec(h host, p proto.Pod, img Image, c ContainerConfig) (*specs.Spec, error) {
+func makeSpec(h host, p proto.Pod, img Image, c ContainerConfig) (*proto.Spec, error) {
 	args, err := makeArgs(img, c)
 	if err != nil {
 		return nil, err
@@ -135,7 +135,7 @@ func makeSpec(h host, p proto.Pod, img Image, c ContainerConfig) (*specs.Spec, e
 	if c.OOMScoreAdj != nil {
 		score = *c.OOMScoreAdj
 	}
-	spec := &specs.Spec{
+	spec := &proto.Spec{
 		Version: specs.Version,
 		Root:    &specs.Root{Readonly: c.ReadOnlyRoot},
 		Process: &specs.Process{
@@ -150,7 +150,7 @@ func makeSpec(h host, p proto.Pod, img Image, c ContainerConfig) (*specs.Spec, e
 			Rlimits:     []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: softFiles, Hard: hardFiles}},
 		},
 		Mounts: makeMounts(h, c),
-		Linux: &specs.Linux{
+		Linux: &proto.Linux{
 			CgroupsPath: filepath.Join(p.CgroupPath, c.ID),
 			Namespaces:  []specs.LinuxNamespace{{Type: specs.MountNamespace}},
 			Resources:   makeResources(c),

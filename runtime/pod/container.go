@@ -182,7 +182,7 @@ func (s *server) build(c *container, id string, req *proto.Create) error {
 			}
 		}
 	}
-	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{CgroupName: id, Spec: req.Spec})
+	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{CgroupName: id, Spec: req.Spec.OCI()})
 	if err != nil {
 		return err
 	}
@@ -454,7 +454,7 @@ func (s *server) reap(c *container) {
 	_ = c.lc.Destroy() // what stays goes with the pod's cgroup
 	unmountRoot(c.dir)
 	close(c.cleaned)
-	s.settle()
+	s.rest.change()
 }
 
 // oomKills reads how often the kernel killed in a memory cgroup.

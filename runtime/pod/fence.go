@@ -158,7 +158,7 @@ func (s *server) killFenced(all []*container) {
 			}
 		}
 	}
-	s.settle()
+	s.rest.change()
 }
 
 // alarm is a timer on CLOCK_BOOTTIME, where Go's own stand still while the

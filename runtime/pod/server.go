@@ -11,10 +11,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -30,7 +28,7 @@ type server struct {
 	// lowestScore is the lowest OOM score that a container can be given here.
 	lowestScore int
 
-	settleTimer *time.Timer
+	rest *rest
 
 	// mu guards what follows and every container's rec. It is held while a
 	// record is written, which is to a tmpfs.
@@ -74,7 +72,7 @@ func newServer(dir string, pod proto.Pod) (*server, error) {
 		pause:       pause,
 		users:       users,
 		lowestScore: lowest,
-		settleTimer: time.AfterFunc(settleAfter, debug.FreeOSMemory),
+		rest:        newRest(),
 		containers:  map[string]*container{},
 		watchers:    map[*watcher]struct{}{},
 	}
@@ -105,7 +103,7 @@ func (s *server) serve(l *net.UnixListener) error {
 
 // handle serves one connection. It says whether that was the shutdown.
 func (s *server) handle(c *net.UnixConn) (shutdown bool) {
-	defer s.settle()
+	defer s.rest.change()
 	var req proto.Request
 	files, err := proto.Read(c, &req)
 	if err != nil {
@@ -260,7 +258,7 @@ func (s *server) watch(c *net.UnixConn) {
 		if proto.Write(c, resp) != nil {
 			return
 		}
-		s.settle()
+		s.rest.change()
 		select {
 		case <-w.wake:
 		case <-gone.Done():

@@ -151,7 +151,7 @@ type Create struct {
 	Image      string
 	Dir        string   // of the container, on disk
 	Layers     []string // relative to the process' working directory, topmost first
-	Spec       *specs.Spec
+	Spec       *Spec
 	User       string   // "name", "uid", "uid:gid"; empty is root
 	Groups     []uint32 `json:",omitempty"`
 	OnlyGroups bool     `json:",omitempty"` // none of those that /etc/group has for the user
