@@ -26,6 +26,7 @@ type Engine struct {
 	caps   []string
 	images *store
 	spawn  *spawner
+	turns  turns
 
 	mountMu  sync.Mutex // one image is being mounted at a time
 	mounting string     // its ID; guarded by mu
@@ -134,6 +135,7 @@ func New(cfg Config) (*Engine, error) {
 		v2:     cgroups.IsCgroup2UnifiedMode(),
 		caps:   caps,
 		images: images,
+		turns:  newTurns(),
 		pods:   map[string]*pod{},
 		subs:   map[*subscriber]struct{}{},
 	}

@@ -122,6 +122,7 @@ func (e *Engine) startPod(ctx context.Context, cfg proto.Pod) error {
 		return err
 	}
 	defer p.op.Unlock()
+	defer e.turns.take(ctx)()
 	p.cfg.Fence = cfg.Fence
 	if p.cfg.IDs != 0 && !isolated(p.cfg) {
 		return errors.New("the process that held its namespaces is gone")
