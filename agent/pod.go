@@ -54,6 +54,7 @@ type podWorker struct {
 	republishAt time.Time // when a driver wants to be asked anew
 
 	// loop
+	since   time.Time // when it was first seen
 	ctx     context.Context
 	pod     *corev1.Pod
 	rec     record
@@ -139,7 +140,7 @@ func newPodWorker(a *Agent, pod *corev1.Pod, rec record) *podWorker {
 	w := &podWorker{
 		a: a, uid: pod.UID, dirs: a.dirs(string(pod.UID)), wake: make(chan struct{}, 1),
 		log:    a.log.With("pod", pod.Namespace+"/"+pod.Name),
-		latest: pod, pod: pod, rec: rec,
+		latest: pod, pod: pod, rec: rec, since: a.cfg.Now(),
 		probes: map[probeKey]*probeResult{}, probers: map[probeKey]context.CancelFunc{},
 		ops: map[string]*operation{}, results: make(chan opResult),
 		containers: map[string]*containerLoop{},

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -576,12 +577,59 @@ func TestAdmissionWaitsForWhatEnds(t *testing.T) {
 	})
 }
 
+// A start that is quick is one write of the pod's status; of one that is not,
+// something is said meanwhile.
+func TestFirstWord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		pulled := make(chan struct{})
+		w.runtime.OnPull = func(_ context.Context, ref string, _ agent.PullOptions) (agent.Image, error) {
+			if strings.Contains(ref, "far") {
+				<-pulled
+			}
+			return agent.Image{ID: "sha256:" + ref}, nil
+		}
+		revision := func(p *corev1.Pod) int {
+			n, err := strconv.Atoi(p.ResourceVersion)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		near := w.create(pod("near"))
+		after(time.Millisecond)
+		p := w.get("near")
+		if p.Status.Phase != corev1.PodRunning {
+			t.Fatalf("it does not run: %s", show(p.Status))
+		}
+		// Its creation, three events and one status.
+		if n := revision(p) - revision(near); n > 4 {
+			t.Errorf("%d writes to start a pod", n)
+		}
+		far := w.create(pod("far", func(p *corev1.Pod) { p.Spec.Containers[0].Image = "far" }))
+		after(900 * time.Millisecond)
+		if p := w.get("far"); p.ResourceVersion != far.ResourceVersion {
+			t.Errorf("told that nothing stands in its way: %s", show(p.Status))
+		}
+		after(time.Second)
+		p = w.get("far")
+		if s := state(p, "web"); s.State.Waiting == nil || s.State.Waiting.Reason != "ContainerCreating" || p.Status.PodIP == "" || p.Status.StartTime == nil {
+			t.Errorf("while its image is pulled: %s", show(p.Status))
+		}
+		close(pulled)
+		after(time.Millisecond)
+		if p := w.get("far"); p.Status.Phase != corev1.PodRunning {
+			t.Errorf("with its image: %s", show(p.Status))
+		}
+	})
+}
+
 func TestSandboxFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.network.Fail(errors.New("no pod range"))
 		w.create(pod("a"))
-		after(time.Second / 2)
+		after(2 * time.Second)
 		p := w.get("a")
 		if p.Status.Phase != corev1.PodPending || condition(p, corev1.PodReadyToStartContainers) != corev1.ConditionFalse {
 			t.Errorf("%s", show(p.Status))

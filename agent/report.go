@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -59,7 +60,7 @@ func (w *podWorker) report(o observed, wait *waiter) {
 	if w.pod.ResourceVersion == "" || o.removed || w.statusGone || w.ops["status"] != nil || equality.Semantic.DeepEqual(status, w.pod.Status) {
 		return
 	}
-	if wait.later(w.statusTry.retry) {
+	if wait.later(w.statusTry.retry) || saysNothingYet(w.pod, status) && wait.later(w.since.Add(firstWord)) {
 		return
 	}
 	if equality.Semantic.DeepEqual(status, w.statusSent) && wait.later(w.statusSentAt.Add(sameStatusAgain)) {
@@ -92,6 +93,23 @@ func (w *podWorker) report(o observed, wait *waiter) {
 				w.statusTry.failed(now)
 			}
 		}
+	})
+}
+
+// firstWord is how long after its first sight of a pod a node tells no more than
+// that it has begun to start it. Most pods run by then, and two of three writes
+// of their status, each of which goes to the disks of all masters, are spared.
+const firstWord = 2 * time.Second
+
+// saysNothingYet says whether status is the first of a pod that nobody wants to
+// be gone, and whether all that it tells is that nothing stands in the way of
+// its start.
+func saysNothingYet(pod *corev1.Pod, status corev1.PodStatus) bool {
+	if pod.Status.StartTime != nil || pod.DeletionTimestamp != nil || status.Phase != corev1.PodPending || status.Reason != "" {
+		return false
+	}
+	return !slices.ContainsFunc(slices.Concat(status.InitContainerStatuses, status.ContainerStatuses, status.EphemeralContainerStatuses), func(c corev1.ContainerStatus) bool {
+		return c.RestartCount > 0 || c.State.Waiting == nil || c.State.Waiting.Reason != waitCreating && c.State.Waiting.Reason != waitInitializing
 	})
 }
 

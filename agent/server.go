@@ -173,7 +173,7 @@ func logOf(v podView, c *corev1.Container, previous bool) (int, error) {
 		return 0, fmt.Errorf("previous terminated container %q in pod %q not found", c.Name, v.pod.Name)
 	}
 	if rec == nil || rec.Attempt < 0 {
-		reason := "ContainerCreating"
+		reason := waitCreating
 		if s := statusOf(v.pod, c.Name); s != nil && s.State.Waiting != nil {
 			reason = s.State.Waiting.Reason
 		}

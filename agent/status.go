@@ -32,6 +32,12 @@ type statusView struct {
 	waiting *corev1.ContainerStateWaiting
 }
 
+// Why a container waits that nothing stands in the way of, as kubelet says it.
+const (
+	waitCreating     = "ContainerCreating"
+	waitInitializing = "PodInitializing"
+)
+
 const containerIDPrefix = "conclave://"
 
 // podStatus is the pod's whole status.
@@ -124,9 +130,9 @@ func containerStatus(pod *corev1.Pod, kind containerKind, c *corev1.Container, i
 			s.LastTerminationState.Terminated = rec.End
 		}
 		if s.State.Waiting == nil {
-			reason := "ContainerCreating"
+			reason := waitCreating
 			if kind == ordinary && !initDone || (kind == initial || kind == sidecar) && !initTurn(pod, c, in) {
-				reason = "PodInitializing"
+				reason = waitInitializing
 			}
 			s.State.Waiting = &corev1.ContainerStateWaiting{Reason: reason}
 		}
