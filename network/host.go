@@ -500,7 +500,7 @@ func bringUp(link netlink.Link, want []netip.Prefix) error {
 	if len(want6) > 0 {
 		prepare = enableIPv6
 	}
-	if err := prepare(link.Attrs().Name); err != nil {
+	if err := prepare(link); err != nil {
 		return err
 	}
 	if err := setAddresses(link, ip4, want4); err != nil {
@@ -629,11 +629,29 @@ func makePodLink(peerName string, hostNS, mtu int, r reservation, node ranges) e
 	if err := netlink.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("turning the pod's loopback on: %w", err)
 	}
+	var addrs []netip.Prefix
+	for _, a := range r.addresses() {
+		addrs = append(addrs, single(a))
+	}
+	// The link is born with what it would get later: a kernel may not need its
+	// lock for what new links get, and spins for it where it sets a link's own.
+	born := func(disabled string) error {
+		if slices.ContainsFunc(addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+			return nil
+		}
+		return ifIPv6(setSysctl("ipv6/conf/default/disable_ipv6", disabled))
+	}
+	if err := born("1"); err != nil {
+		return err
+	}
 	if err := netlink.LinkAdd(&netlink.Veth{
 		LinkAttrs: netlink.LinkAttrs{Name: "eth0", MTU: mtu, HardwareAddr: podMAC(r.Address), TxQLen: -1},
 		PeerName:  peerName, PeerNamespace: netlink.NsFd(hostNS),
 	}); err != nil {
 		return fmt.Errorf("adding the pod's link: %w", err)
+	}
+	if err := born("0"); err != nil { // links that the pod makes are its own affair
+		return err
 	}
 	eth, err := netlink.LinkByName("eth0")
 	if err != nil {
@@ -643,10 +661,6 @@ func makePodLink(peerName string, hostNS, mtu int, r reservation, node ranges) e
 		if err := writeSysctl("ipv4/conf/"+who+"/accept_redirects", "0"); err != nil {
 			return err
 		}
-	}
-	var addrs []netip.Prefix
-	for _, a := range r.addresses() {
-		addrs = append(addrs, single(a))
 	}
 	if err := bringUp(eth, addrs); err != nil {
 		return err
@@ -677,7 +691,7 @@ func (h *host) plug(name string, bridge netlink.Link, r reservation) error {
 	if err != nil {
 		return fmt.Errorf("looking up the host's end of a pod's link: %w", err)
 	}
-	if err := disableIPv6(name); err != nil {
+	if err := muteIPv6(link); err != nil {
 		return err
 	}
 	if err := netlink.LinkSetMaster(link, bridge); err != nil {
@@ -796,21 +810,41 @@ func isVethName(name string) bool {
 	return ok && err == nil && len(digits) == 12
 }
 
-func disableIPv6(link string) error {
-	err := writeSysctl("ipv6/conf/"+link+"/disable_ipv6", "1")
+func disableIPv6(link netlink.Link) error {
+	return ifIPv6(setSysctl("ipv6/conf/"+link.Attrs().Name+"/disable_ipv6", "1"))
+}
+
+// ifIPv6 is err unless all that is wrong is that the kernel has no IPv6.
+func ifIPv6(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // a kernel without IPv6
+		return nil
 	}
 	return err
 }
 
+// muteIPv6 lets a link have no addresses of IPv6 but those that it is given. A
+// port of a bridge has nothing more to say then: what it receives is the
+// bridge's.
+func muteIPv6(link netlink.Link) error {
+	if _, err := os.Stat(sysctlPath("ipv6")); err != nil {
+		return ifIPv6(err)
+	}
+	if err := netlink.LinkSetIP6AddrGenMode(link, noIPv6AddrGen); err != nil {
+		return fmt.Errorf("keeping %s from making up addresses of IPv6: %w", link.Attrs().Name, err)
+	}
+	return nil
+}
+
+const noIPv6AddrGen = 1 // IN6_ADDR_GEN_MODE_NONE of linux/if_link.h
+
 // enableIPv6 lets a link of ours have the addresses of IPv6 that it is given,
 // and no others: nothing is made up, and no router is listened to.
-func enableIPv6(link string) error {
-	for _, set := range [][2]string{
-		{"addr_gen_mode", "1"}, {"accept_ra", "0"}, {"accept_redirects", "0"}, {"keep_addr_on_down", "1"}, {"disable_ipv6", "0"},
-	} {
-		if err := writeSysctl("ipv6/conf/"+link+"/"+set[0], set[1]); err != nil {
+func enableIPv6(link netlink.Link) error {
+	if err := muteIPv6(link); err != nil {
+		return err
+	}
+	for _, set := range [][2]string{{"accept_ra", "0"}, {"accept_redirects", "0"}, {"keep_addr_on_down", "1"}, {"disable_ipv6", "0"}} {
+		if err := setSysctl("ipv6/conf/"+link.Attrs().Name+"/"+set[0], set[1]); err != nil {
 			return err
 		}
 	}
@@ -826,15 +860,29 @@ func writeSysctl(key, value string) error {
 	return nil
 }
 
-// sysctl sets a value and remembers, until the next boot, what it was.
-func (h *host) sysctl(key, value string) error {
+// setSysctl writes a value where it is another. To read takes no lock of the
+// kernel's network, while some writes try for it again and again, which many at
+// once pay for dearly.
+func setSysctl(key, value string) error {
+	if is, err := readSysctl(key); err != nil || is == value {
+		return err
+	}
+	return writeSysctl(key, value)
+}
+
+func readSysctl(key string) (string, error) {
 	b, err := os.ReadFile(sysctlPath(key))
 	if err != nil {
-		return fmt.Errorf("reading the sysctl net/%s: %w", key, err)
+		return "", fmt.Errorf("reading the sysctl net/%s: %w", key, err)
 	}
-	was := strings.TrimSpace(string(b))
-	if was == value {
-		return nil
+	return strings.TrimSpace(string(b)), nil
+}
+
+// sysctl sets a value and remembers, until the next boot, what it was.
+func (h *host) sysctl(key, value string) error {
+	was, err := readSysctl(key)
+	if err != nil || was == value {
+		return err
 	}
 	h.saving.Lock()
 	defer h.saving.Unlock()
