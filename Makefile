@@ -92,6 +92,11 @@ bin/s3: tools/s3/go.mod
 bin/csi-sanity: tools/csi-sanity/go.mod
 	cd tools/csi-sanity && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o ../../bin/csi-sanity github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
 
+# Kubernetes' example of an API server behind another. ld's warnings are of looking
+# up names and users, which it has no need of.
+bin/sample-apiserver: tools/sample-apiserver/go.mod
+	cd tools/sample-apiserver && go build -ldflags "-s -w -linkmode external -extldflags -static" -o ../../bin/sample-apiserver k8s.io/sample-apiserver
+
 csi-sanity: bin/csi-sanity ## the community's checks of CSI drivers, against the one in examples/ (root)
 	cd examples/csi-hostpath && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o ../../bin/csi-hostpath .
 	@dir=$$(mktemp -d) && mkdir $$dir/state && { bin/csi-hostpath -endpoint $$dir/csi.sock -node here -state $$dir/state & driver=$$!; } && \
@@ -114,7 +119,7 @@ race: deps pod ## the units under the race detector
 sim: deps pod ## many histories of whole clusters in virtual time: make sim SEEDS=10000 FROM=1
 	go test -count=1 -timeout 0 ./test/sim -run TestSeeds -v -seeds $(SEEDS) -from $(FROM) | grep -v -e '^=== ' -e '^ *--- PASS' -e ' begins$$'; exit $${PIPESTATUS[0]}
 
-hosts: deps-test build kubectl ## tests on hosts made of namespaces, with the built binary (root)
+hosts: deps-test build kubectl bin/sample-apiserver ## tests on hosts made of namespaces, with the built binary (root)
 	@mkdir -p $(RESULTS)
 	CONCLAVE_CONFORMANCE_DIR=$(RESULTS) go test -count=1 -timeout 20m $(HOSTS_PKG)
 
