@@ -79,9 +79,11 @@ $(SYSROOT)/usr/include/seccomp.h:
 $(BIN): $(POD)
 	CGO_ENABLED=0 go build -trimpath $(GCFLAGS) -ldflags "$(LDFLAGS)" -o $@ .
 
+# Kubernetes' own programs are built with the flags and the versions of modules with
+# which vet and the tests are, so that most of their packages are in Go's cache.
 kubectl: bin/kubectl ## build kubectl of the version that Conclave serves
 bin/kubectl: tools/kubectl/main.go tools/kubectl/go.mod
-	cd tools/kubectl && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v1.37.2 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=37" -o ../../bin/kubectl .
+	cd tools/kubectl && go build -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v1.37.2 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=37" -o ../../bin/kubectl .
 
 s3: bin/s3 ## build a real S3 server for the tests of snapshots
 bin/s3: tools/s3/go.mod
@@ -89,6 +91,11 @@ bin/s3: tools/s3/go.mod
 
 bin/csi-sanity: tools/csi-sanity/go.mod
 	cd tools/csi-sanity && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o ../../bin/csi-sanity github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity
+
+# Kubernetes' example of an API server behind another. ld's warnings are of looking
+# up names and users, which it has no need of.
+bin/sample-apiserver: tools/sample-apiserver/go.mod
+	cd tools/sample-apiserver && go build -ldflags "-s -w -linkmode external -extldflags -static" -o ../../bin/sample-apiserver k8s.io/sample-apiserver
 
 csi-sanity: bin/csi-sanity ## the community's checks of CSI drivers, against the one in examples/ (root)
 	cd examples/csi-hostpath && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o ../../bin/csi-hostpath .
@@ -112,7 +119,7 @@ race: deps pod ## the units under the race detector
 sim: deps pod ## many histories of whole clusters in virtual time: make sim SEEDS=10000 FROM=1
 	go test -count=1 -timeout 0 ./test/sim -run TestSeeds -v -seeds $(SEEDS) -from $(FROM) | grep -v -e '^=== ' -e '^ *--- PASS' -e ' begins$$'; exit $${PIPESTATUS[0]}
 
-hosts: deps-test build kubectl ## tests on hosts made of namespaces, with the built binary (root)
+hosts: deps-test build kubectl bin/sample-apiserver ## tests on hosts made of namespaces, with the built binary (root)
 	@mkdir -p $(RESULTS)
 	CONCLAVE_CONFORMANCE_DIR=$(RESULTS) go test -count=1 -timeout 20m $(HOSTS_PKG)
 

@@ -242,7 +242,7 @@ func Image(ctx context.Context, root, name string) (string, error) {
 		return "", fmt.Errorf("no recipe for an image %q", name)
 	}
 	tar := filepath.Join(root, "bin", "images", name+".tar")
-	if fresh(root, cmp.Or(recipe.GoProgram, recipe.GoModule), tar) {
+	if fresh(root, recipe.Sources(), tar) {
 		return tar, nil
 	}
 	if err := os.MkdirAll(filepath.Dir(tar), 0o755); err != nil {
@@ -259,15 +259,19 @@ func Image(ctx context.Context, root, name string) (string, error) {
 	return tar, os.Rename(part, tar)
 }
 
-// fresh says whether a file is newer than a program's own sources, if any.
-func fresh(root, importPath, file string) bool {
+// fresh says whether a file is newer than those that a pattern names, if any, in
+// the project's folder.
+func fresh(root, pattern, file string) bool {
 	made, err := os.Stat(file)
 	if err != nil {
 		return false
 	}
-	sources, _ := filepath.Glob(filepath.Join(root, strings.TrimPrefix(importPath, "conclave/"), "*.go"))
+	if pattern == "" {
+		return true
+	}
+	sources, _ := filepath.Glob(filepath.Join(root, pattern))
 	for _, source := range sources {
-		if info, err := os.Stat(source); importPath != "" && (err != nil || info.ModTime().After(made.ModTime())) {
+		if info, err := os.Stat(source); err != nil || info.ModTime().After(made.ModTime()) {
 			return false
 		}
 	}
@@ -277,7 +281,7 @@ func fresh(root, importPath, file string) bool {
 // Tool builds the tests' tool for the hosts themselves, and returns its path.
 func Tool(ctx context.Context, root string) (string, error) {
 	tool := filepath.Join(root, "bin", "tool")
-	if fresh(root, "conclave/test/tool", tool) {
+	if fresh(root, images.Recipes["tool"].Sources(), tool) {
 		return tool, nil
 	}
 	part := fmt.Sprintf("%s.%d", tool, os.Getpid())

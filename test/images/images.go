@@ -35,6 +35,7 @@ type Recipe struct {
 	Packages   []string // Debian packages; the shared libraries that they need come along
 	GoProgram  string   // import path of a program to build static as /NAME
 	GoModule   string   // folder of a module of its own, whose program is the same
+	Built      string   // program that `make bin/NAME` leaves there, as /NAME
 	Busybox    bool     // a shell and its tools in /bin, from busybox-static
 	Files      map[string]string
 	Entrypoint []string
@@ -43,6 +44,20 @@ type Recipe struct {
 	User       string
 	WorkingDir string
 	Ports      []string // "80/tcp"
+}
+
+// Sources is a pattern of the files, below the project's folder, of which the
+// program in the image is made: an image that is older than one is made again.
+func (r Recipe) Sources() string {
+	switch {
+	case r.GoProgram != "":
+		return path.Join(strings.TrimPrefix(r.GoProgram, "conclave/"), "*.go")
+	case r.GoModule != "":
+		return path.Join(r.GoModule, "*.go")
+	case r.Built != "":
+		return path.Join("bin", r.Built)
+	}
+	return ""
 }
 
 // Recipes are the images that the examples, the demo and the tests use.
@@ -59,6 +74,15 @@ var Recipes = map[string]Recipe{
 	"csi-hostpath": {
 		Name: "conclave.test/csi-hostpath:1", GoModule: "examples/csi-hostpath", Busybox: true,
 		Entrypoint: []string{"/csi-hostpath"},
+	},
+	"etcd": {
+		Name: "conclave.test/etcd:1", Packages: []string{"etcd-server"}, Files: map[string]string{"tmp/": ""},
+		Entrypoint: []string{"/usr/bin/etcd", "--data-dir", "/tmp/etcd"},
+		Env:        []string{"ETCD_UNSUPPORTED_ARCH=" + runtime.GOARCH}, // Debian's is of before it knew others than amd64
+	},
+	"sample-apiserver": {
+		Name: "conclave.test/sample-apiserver:1", Built: "sample-apiserver", Files: map[string]string{"tmp/": ""},
+		Entrypoint: []string{"/sample-apiserver"},
 	},
 	"said": {
 		Name: "conclave.test/said:1", Busybox: true, Entrypoint: []string{"/bin/echo", "entrypoint"}, Cmd: []string{"cmd"},
@@ -127,6 +151,7 @@ func Unpack(ctx context.Context, r Recipe, root string) error {
 		{r.Busybox, func() error { return addBusybox(ctx, root) }},
 		{r.GoProgram != "", func() error { return addProgram(ctx, root, r.GoProgram) }},
 		{r.GoModule != "", func() error { return addModule(ctx, root, r.GoModule) }},
+		{r.Built != "", func() error { return addBuilt(ctx, root, r.Built) }},
 		{true, func() error { return addFiles(root, r.Files) }},
 	} {
 		if s.wanted {
@@ -214,13 +239,32 @@ func addProgram(ctx context.Context, root, importPath string) error {
 	return err
 }
 
-// addModule builds the program of a module of ours, below the root of this one.
-func addModule(ctx context.Context, root, folder string) error {
+// project is the folder of this module.
+func project(ctx context.Context) (string, error) {
 	here, err := run(ctx, "", nil, "go", "list", "-m", "-f", "{{.Dir}}", "conclave")
+	return strings.TrimSpace(here), err
+}
+
+// addBuilt takes a program that is too costly to be built for an image alone.
+func addBuilt(ctx context.Context, root, program string) error {
+	here, err := project(ctx)
 	if err != nil {
 		return err
 	}
-	dir := filepath.Join(strings.TrimSpace(string(here)), folder)
+	raw, err := os.ReadFile(filepath.Join(here, "bin", program))
+	if err != nil {
+		return fmt.Errorf("%w: run `make bin/%s` first", err, program)
+	}
+	return os.WriteFile(filepath.Join(root, program), raw, 0o755)
+}
+
+// addModule builds the program of a module of ours, below the root of this one.
+func addModule(ctx context.Context, root, folder string) error {
+	here, err := project(ctx)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(here, folder)
 	_, err = run(ctx, dir, []string{"CGO_ENABLED=0"}, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(root, path.Base(folder)), ".")
 	return err
 }
