@@ -30,6 +30,6 @@
 // Goroutines: one accepts connections; one is the guard of a fenced pod; one serves each connection and ends
 // with it; per container one waits for the exit and one per output stream
 // copies, all ending with the container. None of them holds a thread: pidfds
-// and pipes wait in Go's poller. Memory is the point of this program: it gives
-// back to the kernel what a start used (memory.go).
+// and pipes wait in Go's poller. Memory is the point of this program:
+// memory.go says when it gives some back to the kernel.
 package main
