@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,10 +18,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
 	"conclave/agent"
 	"conclave/agent/agenttest"
+	"conclave/api"
 )
 
 // conformance: [sig-node] Container Runtime blackbox test when starting a container that exits should run with the expected status [Conformance] [NodeConformance]
@@ -577,49 +578,86 @@ func TestAdmissionWaitsForWhatEnds(t *testing.T) {
 	})
 }
 
+// patches counts the patches of a client.
+type patches struct {
+	api.Client
+	n atomic.Int32
+}
+
+func (c *patches) Patch(ctx context.Context, r schema.GroupVersionResource, namespace, name string, t types.PatchType, data []byte, o metav1.PatchOptions, sub ...string) (api.Object, error) {
+	if r == podsGVR {
+		c.n.Add(1)
+	}
+	return c.Client.Patch(ctx, r, namespace, name, t, data, o, sub...)
+}
+
 // A start that is quick is one write of the pod's status; of one that is not,
 // something is said meanwhile.
 func TestFirstWord(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		var written *patches
+		w := newWorld(t, func(w *world) {
+			written = &patches{Client: w.client}
+			w.config.Client = written
+		})
 		pulled := make(chan struct{})
 		w.runtime.OnPull = func(_ context.Context, ref string, _ agent.PullOptions) (agent.Image, error) {
-			if strings.Contains(ref, "far") {
-				<-pulled
-			}
+			<-pulled
 			return agent.Image{ID: "sha256:" + ref}, nil
 		}
-		revision := func(p *corev1.Pod) int {
-			n, err := strconv.Atoi(p.ResourceVersion)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return n
-		}
-		near := w.create(pod("near"))
+		w.create(pod("near"))
 		after(time.Millisecond)
-		p := w.get("near")
-		if p.Status.Phase != corev1.PodRunning {
-			t.Fatalf("it does not run: %s", show(p.Status))
-		}
-		// Its creation, three events and one status.
-		if n := revision(p) - revision(near); n > 4 {
-			t.Errorf("%d writes to start a pod", n)
+		if p := w.get("near"); p.Status.Phase != corev1.PodRunning || written.n.Load() != 1 {
+			t.Errorf("after %d writes: %s", written.n.Load(), show(p.Status))
 		}
 		far := w.create(pod("far", func(p *corev1.Pod) { p.Spec.Containers[0].Image = "far" }))
-		after(900 * time.Millisecond)
+		after(1900 * time.Millisecond)
 		if p := w.get("far"); p.ResourceVersion != far.ResourceVersion {
 			t.Errorf("told that nothing stands in its way: %s", show(p.Status))
 		}
 		after(time.Second)
-		p = w.get("far")
-		if s := state(p, "web"); s.State.Waiting == nil || s.State.Waiting.Reason != "ContainerCreating" || p.Status.PodIP == "" || p.Status.StartTime == nil {
-			t.Errorf("while its image is pulled: %s", show(p.Status))
+		p := w.get("far")
+		if s := state(p, "web"); s.State.Waiting == nil || s.State.Waiting.Reason != "ContainerCreating" || p.Status.PodIP == "" || p.Status.StartTime == nil || written.n.Load() != 2 {
+			t.Errorf("while its image is pulled, after %d writes: %s", written.n.Load(), show(p.Status))
 		}
 		close(pulled)
 		after(time.Millisecond)
-		if p := w.get("far"); p.Status.Phase != corev1.PodRunning {
-			t.Errorf("with its image: %s", show(p.Status))
+		if p := w.get("far"); p.Status.Phase != corev1.PodRunning || written.n.Load() != 3 {
+			t.Errorf("with its image, after %d writes: %s", written.n.Load(), show(p.Status))
+		}
+	})
+}
+
+// What a start changes is written once, and a process that ends leaves nothing
+// unwritten.
+func TestSavedSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		file := func(p *corev1.Pod) string { return filepath.Join(w.config.Dir, "pods", string(p.UID), "state.json") }
+		p := w.create(pod("a"))
+		after(time.Millisecond)
+		if _, err := os.Stat(file(p)); !os.IsNotExist(err) {
+			t.Errorf("written while more is to come: %v", err)
+		}
+		after(2 * time.Second)
+		first, err := os.Stat(file(p))
+		if err != nil {
+			t.Fatal(err)
+		}
+		after(time.Hour)
+		if again, err := os.Stat(file(p)); err != nil || !os.SameFile(first, again) {
+			t.Errorf("written again while nothing happened: %v", err)
+		}
+		p = w.create(pod("b"))
+		after(time.Millisecond)
+		w.stop()
+		if _, err := os.Stat(file(p)); err != nil {
+			t.Errorf("when the process has ended: %v", err)
+		}
+		w.start()
+		after(time.Second)
+		if n := len(w.runtime.Started()); n != 2 {
+			t.Errorf("%d containers were started", n)
 		}
 	})
 }
