@@ -32,10 +32,19 @@ type probeKey struct {
 	kind probeKind
 }
 
-// probeResult is what a probe has come to, after its thresholds.
+// probeResult is what a probe has come to, after its thresholds, and how often
+// it came out how.
 type probeResult struct {
 	known, good bool
+	counts      map[string]uint64 // by the outcomes below
 }
+
+// The outcomes of one probe, as metrics name them.
+const (
+	probeSuccessful = "successful"
+	probeFailed     = "failed"
+	probeUnknown    = "unknown" // the probe itself did not work
+)
 
 // isReady says whether a running container's readiness probe is satisfied; one
 // without a probe is ready.
@@ -149,10 +158,14 @@ func (p *prober) run(ctx context.Context, firstAt time.Time) {
 		}
 		if err != nil {
 			// Neither good nor bad: the probe itself did not work.
+			p.w.countProbe(p.key, probeUnknown)
 			p.w.event(p.container, corev1.EventTypeWarning, "Unhealthy", fmt.Sprintf("%s probe errored: %v", p.key.kind, err))
 			continue
 		}
-		if !good {
+		if good {
+			p.w.countProbe(p.key, probeSuccessful)
+		} else {
+			p.w.countProbe(p.key, probeFailed)
 			p.w.event(p.container, corev1.EventTypeWarning, "Unhealthy", fmt.Sprintf("%s probe failed: %s", p.key.kind, output))
 		}
 		if good != last {
@@ -169,6 +182,17 @@ func (p *prober) run(ctx context.Context, firstAt time.Time) {
 		if streak >= threshold {
 			p.w.probed(p.key, good)
 		}
+	}
+}
+
+func (w *podWorker) countProbe(k probeKey, outcome string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if r := w.probes[k]; r != nil {
+		if r.counts == nil {
+			r.counts = map[string]uint64{}
+		}
+		r.counts[outcome]++
 	}
 }
 

@@ -73,6 +73,7 @@ func (a *Agent) Handler() http.Handler {
 	mux.HandleFunc("GET /stats/summary", a.serveSummary)
 	mux.HandleFunc("GET /metrics/resource", a.serveResourceMetrics)
 	mux.HandleFunc("GET /metrics/cadvisor", a.serveContainerMetrics)
+	mux.HandleFunc("GET /metrics/probes", a.serveProbeMetrics)
 	mux.HandleFunc("GET /metrics", a.serveMetrics)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := a.cfg.Authorize(r); err != nil {

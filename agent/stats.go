@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -525,6 +526,28 @@ func (a *Agent) exposeNetworks(e exposition, s *sample) {
 			fmt.Fprintf(e, "%s{%s} %d\n", f.name, c.labels, f.value(c.interfaceSummary))
 		}
 	}
+}
+
+// serveProbeMetrics counts what came of each probe of the containers that run,
+// since their start.
+func (a *Agent) serveProbeMetrics(w http.ResponseWriter, _ *http.Request) {
+	var lines []string
+	for _, worker := range a.allWorkers() {
+		worker.mu.Lock()
+		pod := worker.shown.pod
+		for k, r := range worker.probes {
+			name, _, _ := splitContainerID(k.id)
+			for outcome, n := range r.counts {
+				lines = append(lines, fmt.Sprintf("prober_probe_total{container=%q,namespace=%q,pod=%q,pod_uid=%q,probe_type=%q,result=%q} %d\n",
+					name, pod.Namespace, pod.Name, worker.uid, k.kind, outcome, n))
+			}
+		}
+		worker.mu.Unlock()
+	}
+	slices.Sort(lines)
+	e := expose(w)
+	e.family("prober_probe_total", "counter", "Cumulative number of a liveness, readiness or startup probe for a container by result.")
+	fmt.Fprint(e, strings.Join(lines, ""))
 }
 
 func imageOf(m measured) string {

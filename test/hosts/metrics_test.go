@@ -16,7 +16,9 @@ func TestMetrics(t *testing.T) {
 	c := three(t)
 	t.Parallel()
 	ns := namespace(t, c)
-	pod := nodePod("busy", sh("spins", "while :; do :; done", func(c *corev1.Container) { c.Resources.Limits = amountsIn("cpu=50m memory=32Mi") }), sh("rests", forever))
+	pod := nodePod("busy", sh("spins", "while :; do :; done", func(c *corev1.Container) { c.Resources.Limits = amountsIn("cpu=50m memory=32Mi") }), sh("rests", forever, func(c *corev1.Container) {
+		c.ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"true"}}}, PeriodSeconds: 1}
+	}))
 	pod.Labels = map[string]string{"app": "busy"}
 	createPod(t, c, ns, pod)
 	createPod(t, c, ns, nodePod("other", sh("rests", forever)))
@@ -60,8 +62,16 @@ func TestMetrics(t *testing.T) {
 		`container_memory_working_set_bytes{container="spins",`, fmt.Sprintf(`container_network_receive_bytes_total{interface="eth0",namespace=%q,pod="busy"} `, ns),
 		`container_spec_cpu_quota{container="spins",`, "machine_memory_bytes ")
 	mustContain(t, "the kubelet's metrics", kubectl(t, c, "get", "--raw", proxy+"/metrics"), "kubelet_running_pods ", "process_resident_memory_bytes ")
+	eventually(t, "the probes are counted", func() error {
+		out, err := c.Kubectl(t.Context(), "get", "--raw", proxy+"/metrics/probes")
+		counted := regexp.MustCompile(`(?m)^prober_probe_total\{container="rests",namespace="` + ns + `",pod="busy",pod_uid="[0-9a-f-]{36}",probe_type="Readiness",result="successful"\} [1-9]`)
+		if err == nil && !counted.MatchString(out) {
+			err = fmt.Errorf("they are\n%s", out)
+		}
+		return err
+	})
 	mustContain(t, "a master's metrics", kubectl(t, c, "get", "--raw", "/metrics"), "conclave_leader ", "conclave_applied_index ", "conclave_ready_seconds ")
-	for _, page := range []string{"/metrics", proxy + "/metrics", proxy + "/metrics/resource", proxy + "/metrics/cadvisor"} {
+	for _, page := range []string{"/metrics", proxy + "/metrics", proxy + "/metrics/resource", proxy + "/metrics/cadvisor", proxy + "/metrics/probes"} {
 		if err := readExposition(kubectl(t, c, "get", "--raw", page)); err != nil {
 			t.Errorf("%s: %v", page, err)
 		}
