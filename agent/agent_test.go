@@ -61,6 +61,7 @@ func newWorld(t *testing.T, edit ...func(*world)) *world {
 		Version:   "v1.37.0", Zone: "z1",
 		Readings: func() map[agent.Signal]agent.Reading { return nil }, // of the machine that tests
 	}
+	w.config.ImageGC.Disk = func() (int64, int64, error) { return 1000, 900, nil } // nor is its disk
 	w.config.EvictionHard = must(agent.ParseThresholds(agent.DefaultThresholds))(t)
 	if testing.Verbose() {
 		w.config.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
