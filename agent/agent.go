@@ -395,7 +395,7 @@ func (a *Agent) removeOrphans() {
 	for _, id := range a.cfg.Runtime.Pods() {
 		unknown[id] = true
 	}
-	for _, root := range []string{filepath.Join(a.cfg.Dir, "pods"), filepath.Join(a.cfg.RunDir, "volumes"), filepath.Join(a.cfg.RunDir, "etc"), filepath.Join(a.plugins.dir, "pods")} {
+	for _, root := range []string{filepath.Join(a.cfg.Dir, "pods"), filepath.Join(a.cfg.RunDir, "volumes"), filepath.Join(a.plugins.dir, "pods")} {
 		entries, err := os.ReadDir(root)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			a.log.Warn("leftovers of pods cannot be looked for", "dir", root, "err", err)

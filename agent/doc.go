@@ -3,8 +3,8 @@
 // It owns the folder pods/ of the data folder (what the node must know to start
 // its pods with no master in sight) and volumes/ (the volumes of class
 // local-path that are kept here) and kubelet/ (what stands for kubelet's folder
-// to CSI drivers, and what they have mounted), the folders volumes/ and etc/ of the run
-// folder (what pods see and what must not outlive a reboot), this node's Node
+// to CSI drivers, and what they have mounted), the folder volumes/ of the run
+// folder (what pods see and what must not be on a disk), this node's Node
 // object, the status of the pods bound to this node, and the kubelet API.
 //
 // # What always holds

@@ -531,7 +531,7 @@ func (w *podWorker) makeSandbox() {
 	w.start("sandbox", idle, 0, func(ctx context.Context) func() {
 		ips, err := []string(nil), problem
 		if err == nil {
-			ips, err = w.startPod(ctx, pod, ids)
+			ips, err = w.startPod(ctx, pod, ids, !known)
 		}
 		return func() {
 			if err != nil {
@@ -559,7 +559,7 @@ func (w *podWorker) makeSandbox() {
 	})
 }
 
-func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod, ids uint32) (ips []string, err error) {
+func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod, ids uint32, fresh bool) (ips []string, err error) {
 	hostname, _ := podHostname(pod, w.a.cfg.ClusterDomain)
 	cfg := PodConfig{
 		ID: string(pod.UID), Namespace: pod.Namespace, Name: pod.Name, Hostname: hostname,
@@ -599,7 +599,7 @@ func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod, ids uint32) (
 		return nil, err
 	}
 	w.a.fault("sandbox.started")
-	return ips, w.a.writeEtc(pod, w.dirs, addresses)
+	return ips, w.a.writeEtc(pod, w.dirs, addresses, fresh)
 }
 
 // startContainer starts a container for the next time.

@@ -19,22 +19,23 @@ import (
 	"conclave/api"
 )
 
-// podDirs are the folders of one pod. disk outlives a reboot, the others are
-// on the run folder's tmpfs.
+// podDirs are the folders of one pod. disk outlives a reboot, and etc is below
+// it: what containers may write to must not be in the node's memory. The others
+// are on the run folder's tmpfs.
 type podDirs struct {
 	disk    string // manifest, state, objects, emptyDirs, logs
+	etc     string // hosts, hostname, resolv.conf, termination messages
 	volumes string // what the agent writes: never on disk, for it holds secrets
 	sub     string // bind mounts that pin subPaths
-	etc     string // hosts, hostname, resolv.conf, termination messages
 	kubelet string // what stands for kubelet's folder, for all pods
 }
 
 func (a *Agent) dirs(uid string) podDirs {
 	return podDirs{
 		disk:    filepath.Join(a.cfg.Dir, "pods", uid),
+		etc:     filepath.Join(a.cfg.Dir, "pods", uid, "etc"),
 		volumes: filepath.Join(a.cfg.RunDir, "volumes", uid),
 		sub:     filepath.Join(a.cfg.RunDir, "subpaths", uid),
-		etc:     filepath.Join(a.cfg.RunDir, "etc", uid),
 		kubelet: filepath.Join(a.cfg.Dir, "kubelet"),
 	}
 }
