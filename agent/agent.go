@@ -96,6 +96,10 @@ type Config struct {
 	// end, for tests that end this process there.
 	Faults func(label string)
 
+	// KernelLog is where the kernel says what it does, /dev/kmsg. Empty: nobody
+	// is told whom it kills when the node runs out of memory.
+	KernelLog string
+
 	// ImageGC says when images that nothing uses are removed.
 	ImageGC ImageGC
 	// DockerConfigs are files of Docker's with credentials for every pod of the
@@ -265,6 +269,9 @@ func (a *Agent) Run(ctx context.Context) error {
 			return api.Follow(ctx, a.cfg.Client, volumesResource, "", metav1.ListOptions{LabelSelector: api.LabelVolumeNode + "=" + a.cfg.NodeName}, a.folders)
 		})
 	})
+	if a.cfg.KernelLog != "" {
+		group.Go(func() error { a.watchKernel(ctx); return nil })
+	}
 	if a.cfg.Listener != nil {
 		group.Go(func() error { return a.serve(ctx) })
 	}

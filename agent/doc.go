@@ -54,6 +54,7 @@
 //   - the keeper of the bounds of all pods, and the one that watches what the
 //     node is short of (eviction.go), with one goroutine for each alarm that
 //     the kernel rings.
+//   - one that reads the kernel's log.
 //   - the status writer with a few workers, the event recorder, the node
 //     loop, the runtime watcher, which turns the runtime's hints into wake-ups
 //     of the workers concerned, and the HTTP server of the kubelet API.

@@ -481,7 +481,8 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		StaticDir:  cmp.Or(s.config.StaticPods, s.path("manifests")),
 		CgroupRoot: filepath.Join(s.config.CgroupParent, "kubepods"), MaxPods: s.config.MaxPods, Reserved: s.config.Reserved,
 		EvictionHard: s.config.EvictionHard, EvictionSoft: s.config.EvictionSoft, EvictionTransition: s.config.EvictionTransition, PodPIDs: s.config.PodPIDs,
-		Version: serverVersion().GitVersion, Log: s.log.With("room", "agent"),
+		KernelLog: "/dev/kmsg",
+		Version:   serverVersion().GitVersion, Log: s.log.With("room", "agent"),
 	})
 	return err
 }
