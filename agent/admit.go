@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"runtime"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -95,6 +96,9 @@ func (a *Agent) roomMade() {
 
 // permissible refuses what this node's kernel or administrator does not allow.
 func (a *Agent) permissible(pod *corev1.Pod) *failure {
+	if os := pod.Spec.OS; os != nil && os.Name != "" && string(os.Name) != runtime.GOOS {
+		return &failure{Reason: "PodOSNotSupported", Message: "Pod was rejected: Failed to admit pod as the OS field doesn't match node OS"}
+	}
 	if err := checkSysctls(pod, a.cfg.UnsafeSysctls); err != nil {
 		return &failure{Reason: "SysctlForbidden", Message: "Pod was rejected: forbidden sysctl: " + err.Error()}
 	}

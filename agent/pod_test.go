@@ -532,6 +532,7 @@ func TestAdmission(t *testing.T) {
 			p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1000")}
 		}
 		w.create(pod("cpu", huge))
+		w.create(pod("windows", func(p *corev1.Pod) { p.Spec.OS = &corev1.PodOS{Name: corev1.Windows} }))
 		w.create(pod("selector", func(p *corev1.Pod) { p.Spec.NodeSelector = map[string]string{"disk": "none"} }))
 		port := func(p *corev1.Pod) {
 			p.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 80, HostPort: 8080}}
@@ -540,7 +541,7 @@ func TestAdmission(t *testing.T) {
 		after(time.Second)
 		w.create(pod("port2", port))
 		after(time.Second)
-		for name, reason := range map[string]string{"cpu": "OutOfcpu", "selector": "NodeAffinity", "port2": "NodePorts"} {
+		for name, reason := range map[string]string{"cpu": "OutOfcpu", "selector": "NodeAffinity", "windows": "PodOSNotSupported", "port2": "NodePorts"} {
 			p := w.get(name)
 			if p.Status.Phase != corev1.PodFailed || p.Status.Reason != reason || len(w.events(reason)) != 1 || len(p.Status.ContainerStatuses) != 0 {
 				t.Errorf("%s: %s", name, show(p.Status))
