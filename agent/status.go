@@ -101,6 +101,7 @@ func containerStatus(pod *corev1.Pod, kind containerKind, c *corev1.Container, i
 			s.Image, s.ImageID = rec.Image, rec.ImageID
 		}
 		s.VolumeMounts = mountStatuses(c)
+		s.User, s.StopSignal = rec.User, rec.StopSignal
 		if v.running {
 			s.AllocatedResources, s.Resources = c.Resources.Requests, actualResources(c, &rec)
 		}

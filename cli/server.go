@@ -1548,7 +1548,7 @@ func (e engineRuntime) Containers(podID string) []agent.ContainerStatus {
 		out[i] = agent.ContainerStatus{
 			PodID: c.PodID, ID: c.ID, Image: c.Image, State: agent.State(c.State), PID: c.PID,
 			StartedAt: c.StartedAt, FinishedAt: c.FinishedAt, ExitCode: c.ExitCode, OOMKilled: c.OOMKilled,
-			Reason: c.Reason, Message: c.Message,
+			Reason: c.Reason, Message: c.Message, User: (*agent.ContainerUser)(c.User), StopSignal: c.StopSignal,
 		}
 	}
 	return out

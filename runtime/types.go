@@ -167,6 +167,14 @@ type ContainerStatus struct {
 	OOMKilled  bool
 	Reason     string
 	Message    string
+	User       *User // nil if it is not known
+	StopSignal string
+}
+
+// User is who a container's first process runs as.
+type User struct {
+	UID, GID uint32
+	Groups   []uint32 // GID among them
 }
 
 // Usage is what a container or a pod uses now.

@@ -219,7 +219,12 @@ func privilegeCases() []nodeCase {
 			"fsGroup with supplementalGroups", edited(nodePod("groups", sh("main", `id -G; touch /v/file; stat -c '%a %g' /v; stat -c '%u %g' /v/file`)), mountShared, func(p *corev1.Pod) {
 				p.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: new(int64(1000)), RunAsGroup: new(int64(2000)), FSGroup: new(int64(3000)), SupplementalGroups: []int64{4000}}
 			}),
-			says("2000 3000 4000", "2777 3000", "1000 3000"),
+			func(n *nodeTest, pod *corev1.Pod) {
+				says("2000 3000 4000", "2777 3000", "1000 3000")(n, pod)
+				if u := statusOfContainer(n.pod(pod.Name), "main").User; u == nil || u.Linux == nil || u.Linux.UID != 1000 || u.Linux.GID != 2000 || !slices.Equal(u.Linux.SupplementalGroups, []int64{2000, 3000, 4000}) {
+					n.Errorf("the status has the user %s", shown(u))
+				}
+			},
 		},
 	}
 }
@@ -233,7 +238,9 @@ func endCases() []nodeCase {
 				p.Spec.OS, p.Spec.TerminationGracePeriodSeconds = &corev1.PodOS{Name: corev1.Linux}, new(int64(30))
 			}),
 			func(n *nodeTest, pod *corev1.Pod) {
-				n.until(pod.Name, "runs", readyNow, nil)
+				if s := statusOfContainer(n.until(pod.Name, "runs", readyNow, nil), "main").StopSignal; s == nil || *s != corev1.SIGUSR1 {
+					n.Errorf("the status has the signal %s", shown(s))
+				}
 				eventually(n.T, "it traps", func() error {
 					if out := n.log(pod.Name, "main"); out != "traps\n" {
 						return errors.New(out)
