@@ -83,10 +83,9 @@ type ServerConfig struct {
 	Ranges    addressRanges
 	DualStack bool
 	Encrypt   bool
-	// ShutdownGrace is what pods get to end when the host goes down, and
-	// ShutdownGraceCritical the part of it that is kept for critical ones. 0:
-	// they are left to the host.
-	ShutdownGrace, ShutdownGraceCritical time.Duration
+	// Shutdown is what pods get to end when the host goes down; none: they are
+	// left to the host.
+	Shutdown []agent.ShutdownPeriod
 
 	// Join is the token to join with; nil founds a cluster, unless the data
 	// folder is a member of one already.
