@@ -117,6 +117,9 @@ func TestDiskPressure(t *testing.T) {
 	n.create(nodePod("log", sh("main", "yes a line that is written again and again | head -c 8388608; "+forever, limited("4Mi"))))
 	evicted("layer", `Container main exceeded its local ephemeral storage limit "4Mi"`)
 	evicted("log", "Pod ephemeral local storage usage exceeds the total limit of containers 4Mi. ")
+	// Files that every container is given count too (CVE-2020-8557).
+	n.create(nodePod("hosts", sh("main", "head -c 8388608 /dev/zero > /etc/hosts; "+forever, limited("4Mi"))))
+	evicted("hosts", "Pod ephemeral local storage usage exceeds the total limit of containers 4Mi. ")
 	wellAgain := func() {
 		t.Helper()
 		eventually(t, "the pressure ends", func() error {

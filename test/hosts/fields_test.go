@@ -105,6 +105,15 @@ func probeFieldCases() []nodeCase {
 			},
 		},
 		{
+			// CVE-2022-31030 and CVE-2022-1708: what a probe says was kept whole.
+			"a probe that says very much", nodePod("loud", sh("main", forever, ready(corev1.Probe{ProbeHandler: exec("head -c 268435456 /dev/zero | tr '\\0' a; exit 1"), TimeoutSeconds: 60}))),
+			func(n *nodeTest, pod *corev1.Pod) {
+				eventually(n.T, "an event says a part of it", func() error {
+					return wantEvent(n.Context(), n.c.Client, n.ns, pod.Name, "Unhealthy", "Readiness probe failed: aaaa")
+				})
+			},
+		},
+		{
 			"a probe's own grace period", edited(nodePod("graceless", sh("main", "trap '' TERM; "+forever, func(c *corev1.Container) {
 				c.LivenessProbe = &corev1.Probe{ProbeHandler: exec("false"), PeriodSeconds: 1, FailureThreshold: 1, TerminationGracePeriodSeconds: new(int64(1))}
 			})), always, func(p *corev1.Pod) { p.Spec.TerminationGracePeriodSeconds = new(int64(3600)) }),

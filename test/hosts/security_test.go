@@ -334,6 +334,33 @@ func openFolders(t *testing.T, path string) {
 	}
 }
 
+// TestNoAbstractSockets: pods of the host's network reach the abstract sockets of
+// the host (CVE-2020-15257, by which they commanded containerd's shims). Ours has
+// none.
+func TestNoAbstractSockets(t *testing.T) {
+	t.Parallel()
+	c := three(t)
+	ns := namespace(t, c)
+	createPod(t, c, ns, edited(nodePod("on-host", sh("main", "cat /proc/net/unix; "+forever)), func(p *corev1.Pod) { p.Spec.HostNetwork = true }))
+	node := waitForPod(t, c, ns, "on-host", corev1.PodRunning).Spec.NodeName
+	owned, err := c.On(t.Context(), node, "sh", "-c", `for p in /proc/[0-9]*; do case $(cat $p/comm 2>/dev/null) in conclave*) ls -l $p/fd;; esac; done 2>/dev/null`)
+	if err != nil || !strings.Contains(owned, "socket:[") {
+		t.Fatalf("the sockets of conclave: %q %v", owned, err)
+	}
+	eventually(t, "the pod sees the host's sockets", func() error {
+		said := logOf(t, c, ns, "on-host", "main")
+		if !strings.Contains(said, "/run/") {
+			return fmt.Errorf("it says %q", said)
+		}
+		for line := range strings.Lines(said) {
+			if f := strings.Fields(line); len(f) == 8 && strings.HasPrefix(f[7], "@") && strings.Contains(owned, "socket:["+f[6]+"]") {
+				t.Errorf("an abstract socket: %s", line)
+			}
+		}
+		return nil
+	})
+}
+
 // TestHostilePods: what pods do to the node itself, and to their own end. Each
 // must go when it is deleted, and leave nothing.
 func TestHostilePods(t *testing.T) {

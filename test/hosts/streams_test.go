@@ -1,6 +1,7 @@
 package hosts
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -285,6 +286,27 @@ func TestCopy(t *testing.T) {
 	if got := hex.EncodeToString(again.Sum(nil)); got != want {
 		t.Errorf("back again its hash is %s, not %s", got, want)
 	}
+	// A pod whose tar says what it likes writes nothing beside what was asked for
+	// (CVE-2018-1002100, CVE-2019-1002101, CVE-2019-11246, CVE-2019-11249: kubectl's).
+	outside := filepath.Join(dir, "outside")
+	if err := os.Mkdir(outside, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	hostile := filepath.Join(dir, "hostile.tar")
+	if err := os.WriteFile(hostile, hostileTar(t, outside), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k("cp", hostile, "copy:/v/hostile.tar")
+	k("exec", "copy", "--", "sh", "-c", `mv /bin/tar /v/tar && printf '#!/bin/sh\ncat /v/hostile.tar\n' > /bin/tar && chmod +x /bin/tar`)
+	out, err := c.Kubectl(t.Context(), "-n", ns, "cp", "copy:/v/there", filepath.Join(dir, "into", "it"))
+	t.Logf("kubectl cp of a hostile tar: %q %v", out, err)
+	if left := must(os.ReadDir(outside)); len(left) > 0 {
+		t.Errorf("a hostile tar wrote %v", left)
+	}
+	for _, path := range must(filepath.Glob(filepath.Join(dir, "*evil*"))) {
+		t.Errorf("a hostile tar wrote %s", path)
+	}
+	k("exec", "copy", "--", "mv", "/v/tar", "/bin/tar")
 	// A folder, with what folders hold.
 	folder := filepath.Join(dir, "folder")
 	if err := errors.Join(os.MkdirAll(filepath.Join(folder, "deep", "er"), 0o755), os.WriteFile(filepath.Join(folder, "deep", "er", "a file"), []byte("text\n"), 0o640), os.WriteFile(filepath.Join(folder, "empty"), nil, 0o600)); err != nil {
@@ -295,6 +317,32 @@ func TestCopy(t *testing.T) {
 	if text, err := os.ReadFile(filepath.Join(dir, "folder2", "deep", "er", "a file")); string(text) != "text\n" || err != nil {
 		t.Errorf("a file deep in a folder: %q %v", text, err)
 	}
+}
+
+// hostileTar would write into a folder beside where it is unpacked.
+func hostileTar(t *testing.T, outside string) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	for _, h := range []tar.Header{
+		{Name: "v/there", Typeflag: tar.TypeSymlink, Linkname: outside},
+		{Name: "v/there/evil-1", Mode: 0o644, Size: 1},
+		{Name: "v/there/../../evil-2", Mode: 0o644, Size: 1},
+		{Name: "../evil-3", Mode: 0o644, Size: 1},
+		{Name: filepath.Join(outside, "evil-4"), Mode: 0o644, Size: 1},
+		{Name: "v/link", Typeflag: tar.TypeLink, Linkname: filepath.Join(outside, "evil-5")},
+	} {
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(make([]byte, h.Size)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
 }
 
 // TestLogOptions shows every option of kubectl logs.
