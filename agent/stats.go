@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -247,8 +248,8 @@ func (a *Agent) serveSummary(w http.ResponseWriter, r *http.Request) {
 		s.Node.SystemContainers = []containerSummary{{Name: "pods", StartTime: s.Node.StartTime, CPU: cpuSummary{Time: at, UsageCoreNanoSeconds: cpu}, Memory: memorySummary{Time: at, UsageBytes: memory, WorkingSetBytes: memory}}}
 	}
 	if whole {
-		fs := folderFS(a.cfg.Dir, at)
-		s.Node.FS, s.Node.Runtime = fs, &runtimeSummary{fs, fs}
+		s.Node.FS = folderFS(a.cfg.Dir, at)
+		s.Node.Runtime = &runtimeSummary{folderFS(filepath.Join(a.cfg.Dir, "images"), at), folderFS(filepath.Join(a.cfg.Dir, "containers"), at)}
 		if info := (unix.Sysinfo_t{}); unix.Sysinfo(&info) == nil {
 			s.Node.Rlimit = &rlimitSummary{at, a.node.pids, int64(info.Procs)}
 		}
@@ -278,6 +279,8 @@ func (a *Agent) serveSummary(w http.ResponseWriter, r *http.Request) {
 			if n, inodes, err := a.cfg.Runtime.DiskUsage(string(m.view.pod.UID), m.id); err == nil {
 				container.RootFS = &fsSummary{Time: at, UsedBytes: &n, InodesUsed: &inodes}
 			}
+			n, inodes := folderUsage(filepath.Join(a.dirs(string(m.view.pod.UID)).disk, "logs", m.container))
+			container.Logs = &fsSummary{Time: at, UsedBytes: &n, InodesUsed: &inodes}
 		}
 		p.Containers = append(p.Containers, container)
 		p.CPU.UsageCoreNanoSeconds += m.CPUNanoseconds

@@ -55,7 +55,7 @@ func TestMetrics(t *testing.T) {
 	mustContain(t, "the table", kubectl(t, c, "get", "nodes.metrics.k8s.io", node), "NAME", "CPU", "MEMORY", "WINDOW", node)
 
 	proxy := "/api/v1/nodes/" + node + "/proxy"
-	mustContain(t, "the summary", kubectl(t, c, "get", "--raw", proxy+"/stats/summary"), `"usageNanoCores":`, `"imageFs":`, `"rxBytes":`, `"ephemeral-storage":`, `"maxpid":`)
+	mustContain(t, "the summary", kubectl(t, c, "get", "--raw", proxy+"/stats/summary"), `"usageNanoCores":`, `"imageFs":`, `"rxBytes":`, `"rootfs":`, `"logs":`, `"ephemeral-storage":`, `"maxpid":`)
 	mustContain(t, "resource metrics", kubectl(t, c, "get", "--raw", proxy+"/metrics/resource"),
 		fmt.Sprintf(`container_cpu_usage_seconds_total{container="spins",namespace=%q,pod="busy"} `, ns), "node_memory_working_set_bytes ")
 	mustContain(t, "container metrics", kubectl(t, c, "get", "--raw", proxy+"/metrics/cadvisor"),
