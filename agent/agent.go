@@ -417,7 +417,7 @@ func (a *Agent) removeOrphans() {
 		}
 		err := a.takeDown(a.ctx, id, false)
 		if err == nil {
-			err = os.RemoveAll(a.dirs(id).disk)
+			err = a.dirs(id).remove()
 		}
 		if err != nil {
 			a.log.Warn("a pod that nobody knows cannot be removed", "uid", id, "err", err)

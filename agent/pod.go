@@ -676,8 +676,8 @@ func (w *podWorker) runContainer(ctx context.Context, pod *corev1.Pod, c *corev1
 	if err != nil {
 		return image, pull, vars, err
 	}
-	w.removeOld(ctx, c.Name, attempt)
-	if err := os.MkdirAll(filepath.Dir(cfg.LogPath), 0o755); err != nil {
+	w.removeOld(ctx, pod, c.Name, attempt)
+	if err := w.dirs.makeLogs(pod, c.Name, attempt); err != nil {
 		return image, pull, vars, err
 	}
 	cfg.Epoch = epoch
@@ -706,7 +706,7 @@ func (w *podWorker) runContainer(ctx context.Context, pod *corev1.Pod, c *corev1
 }
 
 // removeOld removes the starts of a container before the last, with their logs.
-func (w *podWorker) removeOld(ctx context.Context, name string, attempt int) {
+func (w *podWorker) removeOld(ctx context.Context, pod *corev1.Pod, name string, attempt int) {
 	for _, s := range w.a.cfg.Runtime.Containers(string(w.uid)) {
 		if n, old, ok := splitContainerID(s.ID); ok && n == name && old < attempt-1 {
 			if err := w.a.cfg.Runtime.RemoveContainer(ctx, string(w.uid), s.ID); err != nil {
@@ -720,7 +720,7 @@ func (w *podWorker) removeOld(ctx context.Context, name string, attempt int) {
 	}
 	for _, path := range logs {
 		if n, ok := logAttempt(filepath.Base(path)); ok && n < attempt-1 {
-			if err := os.Remove(path); err != nil {
+			if err := errors.Join(os.Remove(path), os.RemoveAll(filepath.Join(w.dirs.logs, containLinks, logLink(pod, name, n)))); err != nil {
 				w.log.Warn("an old log cannot be removed", "path", path, "err", err)
 			}
 		}

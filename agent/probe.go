@@ -96,7 +96,7 @@ func (w *podWorker) syncProbes(o observed) {
 }
 
 func (w *podWorker) startProber(k probeKey) {
-	name, _, _ := splitContainerID(k.id)
+	name, attempt, _ := splitContainerID(k.id)
 	c := containerNamed(w.pod, name).DeepCopy()
 	p, result := c.StartupProbe, &probeResult{}
 	switch k.kind {
@@ -106,7 +106,7 @@ func (w *podWorker) startProber(k probeKey) {
 		p = c.ReadinessProbe
 		// One that an earlier process of ours found ready stays so until
 		// its probe says otherwise.
-		if s := statusOf(w.pod, name); s != nil && s.ContainerID == containerIDPrefix+string(w.uid)+"_"+k.id {
+		if s := statusOf(w.pod, name); s != nil && s.ContainerID == fullContainerID(w.pod, name, attempt) {
 			result.good = s.Ready
 		}
 	}

@@ -160,7 +160,7 @@ func lostContainer(id string) *corev1.ContainerStateTerminated {
 
 // fullContainerID is unique among all containers of all nodes.
 func fullContainerID(pod *corev1.Pod, name string, attempt int) string {
-	return containerIDPrefix + string(pod.UID) + "_" + containerID(name, attempt)
+	return containerIDPrefix + startID(pod.UID, name, attempt)
 }
 
 // actualResources are the settings as they are in force.

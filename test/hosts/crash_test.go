@@ -200,9 +200,10 @@ func (w *crashWalk) leftovers(uid string) error {
 		}
 	}
 	inside := filepath.Join("/proc", fmt.Sprint(w.host.Init.PID), "root", w.c.DataDir(w.host))
-	for _, pattern := range []string{"pods/*", "containers/*", "run/*/*", "run/*/*/*"} {
+	for _, pattern := range []string{"pods/*", "containers/*", "run/*/*", "run/*/*/*", "log/*/*"} {
 		for _, path := range must(filepath.Glob(filepath.Join(inside, pattern))) {
-			if strings.Contains(filepath.Base(path), uid) {
+			to, _ := os.Readlink(path) // empty if it is no link
+			if strings.Contains(filepath.Base(path), uid) || strings.Contains(to, uid) {
 				left = append(left, "file "+strings.TrimPrefix(path, inside))
 			}
 		}
