@@ -59,13 +59,9 @@ func (a *Agent) Shutdown(ctx context.Context, periods []ShutdownPeriod) {
 
 // periodOf is the index of a pod's period, among those in order.
 func periodOf(periods []ShutdownPeriod, pod *corev1.Pod) int {
-	priority := int32(0)
-	if pod.Spec.Priority != nil {
-		priority = *pod.Spec.Priority
-	}
 	of := 0
 	for i, p := range periods {
-		if priority >= p.Priority {
+		if priorityOf(pod) >= p.Priority {
 			of = i
 		}
 	}

@@ -288,7 +288,7 @@ func conditions(pod *corev1.Pod, in statusInput, s corev1.PodStatus, initDone bo
 	}
 	list = append(list, disruption(in.failure, set)...)
 	list = append(list, set(corev1.PodReady, ready, reason, message), containersReady, set(corev1.PodScheduled, true, "", ""))
-	if f := in.failure; f != nil && f.Reason == reasonEvicted && !in.rejected {
+	if f := in.failure; f != nil && (f.Reason == reasonEvicted || f.Reason == reasonPreempted) && !in.rejected {
 		list = append(list, corev1.PodCondition{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: corev1.PodReasonTerminationByKubelet, Message: f.Message, ObservedGeneration: pod.Generation})
 	}
 	list = append(list, resizeConditions(pod, in)...)
