@@ -230,5 +230,8 @@ type Stats struct {
 	MemoryLimit      uint64 // 0: none
 	PageFaults       uint64
 	MajorFaults      uint64
-	Processes        uint64
+	// Of the periods in which the CPU limit counts, if there is one.
+	Periods, Throttled   uint64
+	ThrottledNanoseconds uint64
+	Processes            uint64
 }

@@ -468,6 +468,21 @@ func (a *Agent) serveContainerMetrics(w http.ResponseWriter, _ *http.Request) {
 		each(name, "gauge", help, "", func(m measured) string { return whole(value(m)) })
 	}
 	each("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in seconds.", `,cpu="total"`, func(m measured) string { return seconds(m.CPUNanoseconds) })
+	for _, limited := range []struct {
+		name, help string
+		value      func(measured) string
+	}{
+		{"container_cpu_cfs_periods_total", "Number of elapsed enforcement period intervals.", func(m measured) string { return whole(m.Periods) }},
+		{"container_cpu_cfs_throttled_periods_total", "Number of throttled period intervals.", func(m measured) string { return whole(m.Throttled) }},
+		{"container_cpu_cfs_throttled_seconds_total", "Total time duration the container has been throttled.", func(m measured) string { return seconds(m.ThrottledNanoseconds) }},
+	} {
+		e.family(limited.name, "counter", limited.help)
+		for i, m := range s.containers {
+			if m.Periods > 0 {
+				fmt.Fprintf(e, "%s{%s} %s %d\n", limited.name, labels[i], limited.value(m), m.Time.UnixMilli())
+			}
+		}
+	}
 	bytes("container_memory_usage_bytes", "Current memory usage in bytes, including all memory regardless of when it was accessed.", func(m measured) uint64 { return m.MemoryUsage })
 	bytes("container_memory_working_set_bytes", "Current working set in bytes.", func(m measured) uint64 { return m.MemoryWorkingSet })
 	bytes("container_memory_rss", "Size of RSS in bytes.", func(m measured) uint64 { return m.MemoryRSS })

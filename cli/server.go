@@ -1580,6 +1580,7 @@ func (e engineRuntime) Stats(podID, id string) (agent.Stats, error) {
 	return agent.Stats{
 		Time: u.Time, CPUNanoseconds: uint64(u.CPU), MemoryUsage: u.Memory, MemoryWorkingSet: u.WorkingSet,
 		MemoryRSS: u.RSS, MemoryLimit: u.MemoryLimit, PageFaults: u.PageFaults, MajorFaults: u.MajorFaults, Processes: u.PIDs,
+		Periods: u.Periods, Throttled: u.Throttled, ThrottledNanoseconds: uint64(u.ThrottledTime),
 	}, err
 }
 

@@ -204,7 +204,7 @@ func TestCheckSysctls(t *testing.T) {
 func TestUsageV2(t *testing.T) {
 	dir := t.TempDir()
 	for name, content := range map[string]string{
-		"cpu.stat":       "usage_usec 1500\nuser_usec 1000\n",
+		"cpu.stat":       "usage_usec 1500\nuser_usec 1000\nnr_periods 9\nnr_throttled 4\nthrottled_usec 70\n",
 		"memory.current": "1000\n",
 		"memory.max":     "max\n",
 		"memory.stat":    "anon 300\nfile 500\ninactive_file 400\npgfault 7\npgmajfault 2\n",
@@ -215,7 +215,7 @@ func TestUsageV2(t *testing.T) {
 		}
 	}
 	u, err := usageV2(dir)
-	if want := (Usage{CPU: 1_500_000, Memory: 1000, WorkingSet: 600, RSS: 300, PIDs: 3, PageFaults: 7, MajorFaults: 2}); err != nil || u != want {
+	if want := (Usage{CPU: 1_500_000, Memory: 1000, WorkingSet: 600, RSS: 300, PIDs: 3, PageFaults: 7, MajorFaults: 2, Periods: 9, Throttled: 4, ThrottledTime: 70_000}); err != nil || u != want {
 		t.Errorf("%+v %v", u, err)
 	}
 }

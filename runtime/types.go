@@ -188,6 +188,10 @@ type Usage struct {
 	MemoryLimit uint64 // 0: none
 	PageFaults  uint64
 	MajorFaults uint64
+	// Of the periods in which its CPU limit counts, so many have passed, in so
+	// many of them it had to wait, and for so long in all.
+	Periods, Throttled uint64
+	ThrottledTime      time.Duration
 }
 
 // Image is one image in the store.

@@ -60,7 +60,7 @@ func TestMetrics(t *testing.T) {
 		fmt.Sprintf(`container_cpu_usage_seconds_total{container="spins",namespace=%q,pod="busy"} `, ns), "node_memory_working_set_bytes ")
 	mustContain(t, "container metrics", kubectl(t, c, "get", "--raw", proxy+"/metrics/cadvisor"),
 		`container_memory_working_set_bytes{container="spins",`, fmt.Sprintf(`container_network_receive_bytes_total{interface="eth0",namespace=%q,pod="busy"} `, ns),
-		`container_spec_cpu_quota{container="spins",`, "machine_memory_bytes ")
+		`container_spec_cpu_quota{container="spins",`, `container_cpu_cfs_throttled_periods_total{container="spins",`, "machine_memory_bytes ")
 	mustContain(t, "the kubelet's metrics", kubectl(t, c, "get", "--raw", proxy+"/metrics"), "kubelet_running_pods ", "process_resident_memory_bytes ")
 	eventually(t, "the probes are counted", func() error {
 		out, err := c.Kubectl(t.Context(), "get", "--raw", proxy+"/metrics/probes")
