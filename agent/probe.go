@@ -295,10 +295,15 @@ func (p *prober) http(ctx context.Context) (bool, string, error) {
 		return false, err.Error(), nil
 	}
 	defer resp.Body.Close()
-	if _, err := io.Copy(io.Discard, io.LimitReader(resp.Body, probeMaxOutput)); err != nil && ctx.Err() != nil {
+	body := &limitedBuffer{left: probeMaxOutput}
+	if _, err := io.Copy(body, io.LimitReader(resp.Body, probeMaxOutput)); err != nil && ctx.Err() != nil {
 		return false, err.Error(), nil
 	}
-	if resp.StatusCode >= 200 && resp.StatusCode < 400 {
+	switch {
+	case resp.StatusCode >= 300 && resp.StatusCode < 400: // it leads elsewhere, or too far
+		p.w.event(p.container, corev1.EventTypeWarning, "ProbeWarning", fmt.Sprintf("%s probe warning: Probe terminated redirects, Response body: %s", p.key.kind, body.String()))
+		return true, "", nil
+	case resp.StatusCode >= 200 && resp.StatusCode < 300:
 		return true, "", nil
 	}
 	return false, fmt.Sprintf("HTTP probe failed with statuscode: %d", resp.StatusCode), nil

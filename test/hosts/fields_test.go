@@ -55,6 +55,15 @@ func probeFieldCases() []nodeCase {
 			}}})))), comes,
 		},
 		{
+			"a redirect to another host", edited(nodePod("elsewhere", sh("main", `while true; do nc -l -p 8080 -e sh -c 'printf "HTTP/1.0 302 Found\r\nLocation: http://elsewhere.test/\r\n\r\nmoved"'; done`, ready(corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(8080)}}})))),
+			func(n *nodeTest, pod *corev1.Pod) {
+				n.until(pod.Name, "is ready", readyNow, nil)
+				eventually(n.T, "an event warns of it", func() error {
+					return wantEvent(n.Context(), n.c.Client, n.ns, pod.Name, "ProbeWarning", "Readiness probe warning: Probe terminated redirects, Response body: moved")
+				})
+			},
+		},
+		{
 			"a gRPC service by its name", edited(nodePod("grpc-name", sh("main", "", func(c *corev1.Container) {
 				c.Image, c.Command = "conclave.test/tool:1", []string{"/tool", "health", ":5000", "liveness"}
 			}, ready(corev1.Probe{ProbeHandler: corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 5000, Service: new("liveness")}}})))), comes,
