@@ -65,7 +65,8 @@ type Config struct {
 	ProviderID string
 
 	// Listener takes the connections of the kubelet API, TLS secures them and
-	// Authorize decides about each request. No Listener: no kubelet API.
+	// Authorize lets callers in who need no right, and is asked about each request.
+	// No Listener: no kubelet API.
 	Listener  net.Listener
 	TLS       *tls.Config
 	Authorize func(*http.Request) error
@@ -146,6 +147,7 @@ type Agent struct {
 	credentials *nodeCredentials
 	pressure    *pressureKeeper
 	meter       usageMeter
+	callers     callers
 
 	admission sync.Mutex                 // one admission at a time; guards these
 	accepted  map[types.UID]bool         // pods whose resources count

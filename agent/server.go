@@ -76,8 +76,8 @@ func (a *Agent) Handler() http.Handler {
 	mux.HandleFunc("GET /metrics/probes", a.serveProbeMetrics)
 	mux.HandleFunc("GET /metrics", a.serveMetrics)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if err := a.cfg.Authorize(r); err != nil {
-			http.Error(w, "Forbidden: "+err.Error(), http.StatusForbidden)
+		if code, err := a.admitCaller(r); err != nil {
+			http.Error(w, err.Error(), code)
 			return
 		}
 		mux.ServeHTTP(w, r)

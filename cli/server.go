@@ -468,7 +468,7 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		Dir: s.config.DataDir, RunDir: s.path("run"), Addresses: s.own.both, AddressesChanged: s.own.watch(),
 		SeccompDefault: s.config.SeccompDefault, UnsafeSysctls: s.config.UnsafeSysctls,
 		Labels: s.config.Labels, Annotations: s.nodeAnnotations(), Zone: s.config.Labels[corev1.LabelTopologyZone],
-		Listener: kubelet, TLS: s.certs.Server("h2", "http/1.1"), Authorize: s.authorizeKubelet,
+		Listener: kubelet, TLS: s.certs.ServerToAll("h2", "http/1.1"), Authorize: s.authorizeKubelet,
 		Paths: s.pathsFailing, DirectRoutes: s.config.DirectRoutes,
 		ClusterDNS: cluster.DNS, ClusterDomain: cluster.Domain,
 		APIServer: netip.AddrPortFrom(cluster.ServiceCIDR.Masked().Addr().Next(), 443),

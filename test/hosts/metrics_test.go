@@ -1,7 +1,11 @@
 package hosts
 
 import (
+	"crypto/tls"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"regexp"
 	"slices"
 	"strconv"
@@ -9,6 +13,8 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"conclave/lab"
 )
 
 // TestMetrics reads what nodes and pods use as people and their tools do.
@@ -75,6 +81,83 @@ func TestMetrics(t *testing.T) {
 		if err := readExposition(kubectl(t, c, "get", "--raw", page)); err != nil {
 			t.Errorf("%s: %v", page, err)
 		}
+	}
+}
+
+// TestMetricsByToken asks nodes directly, as programs do that scrape them: with the
+// token of a service account that has the right to.
+func TestMetricsByToken(t *testing.T) {
+	c := three(t)
+	t.Parallel()
+	ns := namespace(t, c)
+	for _, args := range [][]string{
+		{"-n", ns, "create", "serviceaccount", "scrapes"}, {"-n", ns, "create", "serviceaccount", "nobody"},
+		{"create", "clusterrole", ns, "--verb=get", "--resource=nodes/metrics,nodes/stats"},
+		{"create", "clusterrolebinding", ns, "--clusterrole=" + ns, "--serviceaccount=" + ns + ":scrapes"},
+	} {
+		kubectl(t, c, args...)
+	}
+	t.Cleanup(func() {
+		cleanUp(t, c.Client.RbacV1().ClusterRoleBindings().Delete, ns)
+		cleanUp(t, c.Client.RbacV1().ClusterRoles().Delete, ns)
+	})
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	ask := func(host *lab.Host, method, path, token string) (int, string) {
+		t.Helper()
+		r := must(http.NewRequestWithContext(t.Context(), method, "https://"+net.JoinHostPort(host.Address.String(), "10250")+path, nil))
+		if token != "" {
+			r.Header.Set("Authorization", "Bearer "+token)
+		}
+		resp, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode, string(must(io.ReadAll(resp.Body)))
+	}
+	scrapes, nobody := strings.TrimSpace(kubectl(t, c, "-n", ns, "create", "token", "scrapes")), strings.TrimSpace(kubectl(t, c, "-n", ns, "create", "token", "nobody"))
+	for _, h := range c.Hosts {
+		for path, text := range map[string]string{"/metrics": "kubelet_running_pods ", "/metrics/resource": "node_memory_working_set_bytes ", "/metrics/cadvisor": "machine_memory_bytes ", "/metrics/probes": "prober_probe_total", "/stats/summary?only_cpu_and_memory=true": `"nodeName"`} {
+			if code, out := ask(h, http.MethodGet, path, scrapes); code != http.StatusOK || !strings.Contains(out, text) {
+				t.Errorf("%s of %s: %d %.300s", path, h.Name, code, out)
+			}
+		}
+		for what, want := range map[[3]string]int{
+			{http.MethodGet, "/metrics", ""}:                           http.StatusUnauthorized,
+			{http.MethodGet, "/metrics", "no.token.ofours"}:            http.StatusUnauthorized,
+			{http.MethodGet, "/metrics", nobody}:                       http.StatusForbidden,
+			{http.MethodGet, "/pods", scrapes}:                         http.StatusForbidden,
+			{http.MethodGet, "/containerLogs/default/a/b", scrapes}:    http.StatusForbidden,
+			{http.MethodPost, "/exec/default/a/b?command=id", scrapes}: http.StatusForbidden,
+			{http.MethodGet, "/exec/default/a/b?command=id", scrapes}:  http.StatusForbidden,
+			{http.MethodGet, "/metrics/../exec/default/a/b", scrapes}:  http.StatusForbidden,
+			{http.MethodGet, "//exec/default/a/b", scrapes}:            http.StatusForbidden,
+			{http.MethodPost, "/metrics", scrapes}:                     http.StatusForbidden,
+		} {
+			if code, out := ask(h, what[0], what[1], what[2]); code != want {
+				t.Errorf("%s %s of %s: %d %.300s", what[0], what[1], h.Name, code, out)
+			}
+		}
+	}
+	_, out := ask(c.Hosts[0], http.MethodGet, "/metrics", nobody)
+	if want := fmt.Sprintf("Forbidden (user=system:serviceaccount:%s:nobody, verb=get, resource=nodes, subresource(s)=[metrics])\n", ns); out != want {
+		t.Errorf("a refusal: %q", out)
+	}
+	// With the right to get nodes/proxy a log may be read, and no command run.
+	kubectl(t, c, "create", "clusterrole", ns+"-proxy", "--verb=get", "--resource=nodes/proxy")
+	kubectl(t, c, "create", "clusterrolebinding", ns+"-proxy", "--clusterrole="+ns+"-proxy", "--serviceaccount="+ns+":nobody")
+	t.Cleanup(func() {
+		cleanUp(t, c.Client.RbacV1().ClusterRoleBindings().Delete, ns+"-proxy")
+		cleanUp(t, c.Client.RbacV1().ClusterRoles().Delete, ns+"-proxy")
+	})
+	eventually(t, "a right that was given holds", func() error {
+		if code, out := ask(c.Hosts[0], http.MethodGet, "/pods", nobody); code != http.StatusOK {
+			return fmt.Errorf("%d %s", code, out)
+		}
+		return nil
+	})
+	if code, out := ask(c.Hosts[0], http.MethodGet, "/exec/default/a/b?command=id", nobody); code != http.StatusForbidden {
+		t.Errorf("a command, by the right to get: %d %s", code, out)
 	}
 }
 
