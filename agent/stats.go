@@ -207,7 +207,12 @@ type (
 	}
 	volumeSummary struct {
 		fsSummary
-		Name string `json:"name"`
+		Name   string        `json:"name"`
+		PVCRef *claimSummary `json:"pvcRef,omitempty"`
+	}
+	claimSummary struct {
+		Name      string `json:"name"`
+		Namespace string `json:"namespace"`
 	}
 	networkSummary struct {
 		Time metav1.Time `json:"time"`
@@ -325,8 +330,11 @@ func (a *Agent) podSummary(v podView, at metav1.Time, whole bool) podSummary {
 		if n, ok := used.volumes[vol.Name]; ok {
 			fs := *folderFS(a.cfg.Dir, at)
 			fs.UsedBytes, fs.InodesUsed = &n, nil
-			p.Volumes = append(p.Volumes, volumeSummary{fs, vol.Name})
+			p.Volumes = append(p.Volumes, volumeSummary{fs, vol.Name, nil})
 		}
+	}
+	for _, c := range a.claimVolumes([]podView{v}, at) {
+		p.Volumes = append(p.Volumes, volumeSummary{*c.fs, c.volume, &claimSummary{c.claim, v.pod.Namespace}})
 	}
 	return p
 }
@@ -594,6 +602,7 @@ func (a *Agent) serveMetrics(w http.ResponseWriter, _ *http.Request) {
 	fmt.Fprintf(e, "kubelet_running_containers{container_state=\"running\"} %d\n", containers)
 	e.family("kubelet_active_pods", "gauge", "The number of pods the kubelet considers active and which are being considered when admitting new pods.")
 	fmt.Fprintf(e, "kubelet_active_pods{static=\"\"} %d\n", phases[corev1.PodPending]+phases[corev1.PodRunning])
+	exposeClaims(e, a.claimVolumes(a.views(), metav1.Time{}))
 	var use unix.Rusage
 	if unix.Getrusage(unix.RUSAGE_SELF, &use) == nil {
 		e.one("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds.", float64(use.Utime.Nano()+use.Stime.Nano())/1e9)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -40,7 +41,7 @@ func TestDiskFullUnderPods(t *testing.T) {
 	n.create(on(edited(nodePod("logs", sh("main", `i=0; while true; do i=$((i+1)); echo line $i of the log; echo $i > /v/count.new; mv /v/count.new /v/count; sleep 0.05; done`)), always, mountShared, func(p *corev1.Pod) {
 		p.Spec.Volumes[0].EmptyDir.Medium = corev1.StorageMediumMemory
 	})))
-	n.create(on(edited(nodePod("writes", sh("main", `until [ -e /v/go ]; do sleep 0.1; done; dd if=/dev/zero of=/v/big bs=65536 count=8192; echo told $?; rm -f /v/big; `+forever)), always, mountShared)))
+	n.create(on(edited(nodePod("writes", sh("main", `until [ -e /v/go ]; do sleep 0.1; done; dd if=/dev/zero of=/v/big bs=65536 count=8192; code=$?; rm -f /v/big; echo told $code; `+forever)), always, mountShared)))
 	n.until("logs", "runs", readyNow, nil)
 	n.until("writes", "runs", readyNow, nil)
 	count := func() (i int) {
@@ -53,16 +54,16 @@ func TestDiskFullUnderPods(t *testing.T) {
 	// In an emptyDir.
 	kubectl(t, c, "exec", "writes", "--", "touch", "/v/go")
 	eventually(t, "the pod is told that the disk is full", func() error {
-		if out := n.log("writes", "main"); !strings.Contains(out, "told 1\n") { // if the log has room by then, and it has
+		if out := n.log("writes", "main"); !strings.Contains(out, "told 1\n") {
 			return errors.New(out)
 		}
 		return nil
 	})
 	// While logging.
-	if err := c.FillDisk(node); err != nil {
-		t.Fatal(err)
-	}
 	eventually(t, "the log loses lines, and the container runs on", func() error {
+		if err := c.FillDisk(node); err != nil { // again and again: others may have freed some
+			return err
+		}
 		i := count()
 		if out := n.log("logs", "main"); strings.Contains(out, fmt.Sprintf("line %d of", i-20)) || i < 100 {
 			return fmt.Errorf("line %d is there", i-20)
@@ -91,7 +92,20 @@ func TestDiskFullUnderPods(t *testing.T) {
 			t.Errorf("%s: %s", name, shown(p.Status))
 		}
 	}
-	kubectl(t, c, "delete", "pod", "logs", "writes", "--timeout=60s")
+	// Four times what the disk has, in logs, at more than a gigabyte a minute.
+	n.create(on(nodePod("flood", sh("main", "yes a line that is written again and again until there is a gigabyte of it | head -c 1073741824; echo; echo the end"))))
+	flood := n.phase("flood", corev1.PodSucceeded)
+	if out := kubectl(t, c, "logs", "flood", "--tail=1"); out != "the end\n" {
+		t.Errorf("the last line of a gigabyte is %q", out)
+	}
+	out, err := c.On(t.Context(), node, "du", "-sk", filepath.Join(c.DataDir(c.Hosts[2]), "log", "pods", fmt.Sprintf("%s_flood_%s", n.ns, flood.UID)))
+	var kib int
+	if _, scanErr := fmt.Sscan(out, &kib); err != nil || scanErr != nil || kib < 10<<10 || kib > 64<<10 {
+		t.Errorf("of a gigabyte of logs the disk has %q %v", out, err)
+	}
+	end := flood.Status.ContainerStatuses[0].State.Terminated
+	t.Logf("a gigabyte of logs in %v, of which %d KiB are on the disk", end.FinishedAt.Sub(end.StartedAt.Time), kib)
+	kubectl(t, c, "delete", "pod", "logs", "writes", "flood", "--timeout=60s")
 }
 
 // TestDiskPressure: pods that write too much are evicted, and only those: for

@@ -233,6 +233,22 @@ func privilegeCases() []nodeCase {
 				}
 			},
 		},
+		{"fsGroupChangePolicy", nil, func(n *nodeTest, _ *corev1.Pod) {
+			if _, err := n.c.Client.CoreV1().PersistentVolumeClaims(n.ns).Create(n.Context(), claimOf("grouped", "local-path", nil), metav1.CreateOptions{}); err != nil {
+				n.Fatal(err)
+			}
+			// Each leaves a file that is not the group's to the next.
+			for i, of := range []struct {
+				policy *corev1.PodFSGroupChangePolicy
+				want   string
+			}{{nil, "none"}, {new(corev1.FSGroupChangeOnRootMismatch), "0"}, {new(corev1.FSGroupChangeAlways), "3000"}} {
+				pod := n.create(edited(nodePod(fmt.Sprintf("grouped-%d", i), sh("main", "if [ -e /v/f ]; then stat -c %g /v/f; else echo none; fi; touch /v/f; chgrp 0 /v/f")), mountShared, func(p *corev1.Pod) {
+					p.Spec.Volumes[0].VolumeSource = corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "grouped"}}
+					p.Spec.SecurityContext = &corev1.PodSecurityContext{FSGroup: new(int64(3000)), FSGroupChangePolicy: of.policy}
+				}))
+				says(of.want)(n, pod)
+			}
+		}},
 		{
 			"fsGroup with supplementalGroups", edited(nodePod("groups", sh("main", `id -G; touch /v/file; stat -c '%a %g' /v; stat -c '%u %g' /v/file`)), mountShared, func(p *corev1.Pod) {
 				p.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: new(int64(1000)), RunAsGroup: new(int64(2000)), FSGroup: new(int64(3000)), SupplementalGroups: []int64{4000}}

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"conclave/lab"
 )
@@ -26,6 +27,12 @@ func TestMetrics(t *testing.T) {
 		c.ReadinessProbe = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"true"}}}, PeriodSeconds: 1}
 	}))
 	pod.Labels = map[string]string{"app": "busy"}
+	claim := claimOf("data", "local-path", nil)
+	if _, err := c.Client.CoreV1().PersistentVolumeClaims(ns).Create(t.Context(), claim, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	pod.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}}}}
+	pod.Spec.Containers[1].VolumeMounts = []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}
 	createPod(t, c, ns, pod)
 	createPod(t, c, ns, nodePod("other", sh("rests", forever)))
 	waitForPod(t, c, ns, "busy", corev1.PodRunning)
@@ -61,13 +68,15 @@ func TestMetrics(t *testing.T) {
 	mustContain(t, "the table", kubectl(t, c, "get", "nodes.metrics.k8s.io", node), "NAME", "CPU", "MEMORY", "WINDOW", node)
 
 	proxy := "/api/v1/nodes/" + node + "/proxy"
-	mustContain(t, "the summary", kubectl(t, c, "get", "--raw", proxy+"/stats/summary"), `"usageNanoCores":`, `"imageFs":`, `"rxBytes":`, `"rootfs":`, `"logs":`, `"ephemeral-storage":`, `"maxpid":`)
+	mustContain(t, "the summary", kubectl(t, c, "get", "--raw", proxy+"/stats/summary"), `"usageNanoCores":`, `"imageFs":`, `"rxBytes":`, `"rootfs":`, `"logs":`, `"ephemeral-storage":`, `"maxpid":`,
+		fmt.Sprintf(`"name":"data","pvcRef":{"name":"data","namespace":%q}`, ns))
 	mustContain(t, "resource metrics", kubectl(t, c, "get", "--raw", proxy+"/metrics/resource"),
 		fmt.Sprintf(`container_cpu_usage_seconds_total{container="spins",namespace=%q,pod="busy"} `, ns), "node_memory_working_set_bytes ")
 	mustContain(t, "container metrics", kubectl(t, c, "get", "--raw", proxy+"/metrics/cadvisor"),
 		`container_memory_working_set_bytes{container="spins",`, fmt.Sprintf(`container_network_receive_bytes_total{interface="eth0",namespace=%q,pod="busy"} `, ns),
 		`container_spec_cpu_quota{container="spins",`, `container_cpu_cfs_throttled_periods_total{container="spins",`, "machine_memory_bytes ")
-	mustContain(t, "the kubelet's metrics", kubectl(t, c, "get", "--raw", proxy+"/metrics"), "kubelet_running_pods ", "process_resident_memory_bytes ")
+	mustContain(t, "the kubelet's metrics", kubectl(t, c, "get", "--raw", proxy+"/metrics"), "kubelet_running_pods ", "process_resident_memory_bytes ",
+		fmt.Sprintf(`kubelet_volume_stats_available_bytes{namespace=%q,persistentvolumeclaim="data"} `, ns), fmt.Sprintf(`kubelet_volume_stats_inodes_used{namespace=%q,persistentvolumeclaim="data"} `, ns))
 	eventually(t, "the probes are counted", func() error {
 		out, err := c.Kubectl(t.Context(), "get", "--raw", proxy+"/metrics/probes")
 		counted := regexp.MustCompile(`(?m)^prober_probe_total\{container="rests",namespace="` + ns + `",pod="busy",pod_uid="[0-9a-f-]{36}",probe_type="Readiness",result="successful"\} [1-9]`)
