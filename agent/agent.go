@@ -204,7 +204,9 @@ func New(cfg Config) (*Agent, error) {
 			return nil, err
 		}
 	}
-	for _, dir := range []string{filepath.Join(cfg.Dir, "pods"), cfg.RunDir} {
+	// Who gathers logs may want to see their folders before there are any.
+	logs := filepath.Join(cfg.Dir, "log")
+	for _, dir := range []string{filepath.Join(cfg.Dir, "pods"), cfg.RunDir, filepath.Join(logs, podLogs), filepath.Join(logs, containLinks)} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("agent: %w", err)
 		}

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"sync"
@@ -242,4 +243,17 @@ func must[T any](v T, err error) func(*testing.T) T {
 		}
 		return v
 	}
+}
+
+// A node that has run no container has the folders of logs all the same: who
+// gathers them may be the first, and mount them as folders that are there.
+func TestFoldersOfLogs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		for _, name := range []string{"pods", "containers"} {
+			if info, err := os.Stat(filepath.Join(w.config.Dir, "log", name)); err != nil || !info.IsDir() {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	})
 }

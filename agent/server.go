@@ -36,6 +36,7 @@ func (a *Agent) serve(ctx context.Context) error {
 	server := &http.Server{
 		Handler:           a.Handler(),
 		ReadHeaderTimeout: 30 * time.Second,
+		IdleTimeout:       3 * time.Minute, // anybody may connect
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		// Streams take the connection over, which HTTP/2 does not know.
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
