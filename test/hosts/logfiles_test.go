@@ -3,6 +3,7 @@ package hosts
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -25,6 +26,11 @@ func TestLogFiles(t *testing.T) {
 	ns := namespace(t, c)
 	n := &nodeTest{t, c, ns}
 	host := c.Hosts[1]
+	for _, name := range []string{"pods", "containers"} { // made on this machine, if they are not there
+		if path := filepath.Join("/var/log", name); os.Mkdir(path, 0o755) == nil {
+			t.Cleanup(func() { _ = os.Remove(path) }) // it is empty: what is in it is mounted over it
+		}
+	}
 	on := func(p *corev1.Pod) { p.Spec.NodeName = host.Name }
 	// What it says first is said by a start that ends, so that there are two.
 	n.create(edited(nodePod("app", sh("main", `if [ -e /v/n ]; then echo said second; `+forever+`; fi; echo said first; echo > /v/n; exit 1`)), mountShared, always, on))
