@@ -313,6 +313,15 @@ func TestUserNamespaces(t *testing.T) {
 		}
 		maps[said[1]] = name
 		mustContain(t, "exec", kubectl(t, c, "exec", "-n", ns, name, "--", "id"), "uid=0")
+		const masks = "grep -c ' /proc/' /proc/self/mountinfo || true"
+		if out := kubectl(t, c, "exec", "-n", ns, name, "--", "sh", "-c", masks); out != "0\n" {
+			t.Errorf("of an unmasked /proc so many parts are masked: %s", out)
+		}
+	}
+	createPod(t, c, ns, nodePod("masked", sh("main", "grep -c ' /proc/' /proc/self/mountinfo")))
+	waitForPod(t, c, ns, "masked", corev1.PodSucceeded)
+	if out := logOf(t, c, ns, "masked", "main"); out == "0\n" {
+		t.Error("nothing of an ordinary container's /proc is masked")
 	}
 	if len(maps) != 2 {
 		t.Errorf("two pods have the same users: %v", maps)
