@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -14,8 +15,11 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"conclave/lab"
+	"conclave/test/cluster"
 )
 
 // TestMetrics reads what nodes and pods use as people and their tools do.
@@ -168,6 +172,35 @@ func TestMetricsByToken(t *testing.T) {
 	if code, out := ask(c.Hosts[0], http.MethodGet, "/exec/default/a/b?command=id", nobody); code != http.StatusForbidden {
 		t.Errorf("a command, by the right to get: %d %s", code, out)
 	}
+	// Nor by way of the API.
+	for _, verb := range []string{"exec", "attach", "portForward", "/exec", "./exec"} {
+		out, err := c.Kubectl(t.Context(), "--token", nobody, "--kubeconfig", withoutUser(t, c), "get", "--raw", "/api/v1/nodes/"+c.Hosts[0].Name+"/proxy/"+verb+"/default/a/b?command=id")
+		if err == nil || !strings.Contains(out, "Forbidden") && !strings.Contains(out, "forbidden") {
+			t.Errorf("%s by the right to get nodes/proxy: %s", verb, out)
+		}
+	}
+	if out, err := c.Kubectl(t.Context(), "--token", nobody, "--kubeconfig", withoutUser(t, c), "get", "--raw", "/api/v1/nodes/"+c.Hosts[0].Name+"/proxy/healthz"); err != nil || out != "ok" {
+		t.Errorf("healthz by the right to get nodes/proxy: %s %v", out, err)
+	}
+	// A token that was made for somebody else is nobody's here.
+	vault := strings.TrimSpace(kubectl(t, c, "-n", ns, "create", "token", "scrapes", "--audience=vault"))
+	if code, out := ask(c.Hosts[0], http.MethodGet, "/metrics", vault); code != http.StatusUnauthorized {
+		t.Errorf("a token for another audience: %d %s", code, out)
+	}
+}
+
+// withoutUser is a kubeconfig of the cluster that names nobody.
+func withoutUser(t *testing.T, c *cluster.Cluster) string {
+	t.Helper()
+	config := must(clientcmd.LoadFromFile(c.Kubeconfig))
+	for _, user := range config.AuthInfos {
+		*user = clientcmdapi.AuthInfo{}
+	}
+	path := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := clientcmd.WriteToFile(*config, path); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 var (
