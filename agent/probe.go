@@ -295,12 +295,17 @@ func (p *prober) http(ctx context.Context) (bool, string, error) {
 		return false, err.Error(), nil
 	}
 	defer resp.Body.Close()
-	body := &limitedBuffer{left: probeMaxOutput}
-	if _, err := io.Copy(body, io.LimitReader(resp.Body, probeMaxOutput)); err != nil && ctx.Err() != nil {
+	redirected := resp.StatusCode >= 300 && resp.StatusCode < 400 // elsewhere, or too far
+	var body bytes.Buffer
+	into := io.Discard
+	if redirected {
+		into = &body
+	}
+	if _, err := io.Copy(into, io.LimitReader(resp.Body, probeMaxOutput)); err != nil && ctx.Err() != nil {
 		return false, err.Error(), nil
 	}
 	switch {
-	case resp.StatusCode >= 300 && resp.StatusCode < 400: // it leads elsewhere, or too far
+	case redirected:
 		p.w.event(p.container, corev1.EventTypeWarning, "ProbeWarning", fmt.Sprintf("%s probe warning: Probe terminated redirects, Response body: %s", p.key.kind, body.String()))
 		return true, "", nil
 	case resp.StatusCode >= 200 && resp.StatusCode < 300:
