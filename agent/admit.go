@@ -1,7 +1,10 @@
 package agent
 
 import (
+	"cmp"
 	"fmt"
+	"runtime"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -33,11 +36,66 @@ func (a *Agent) admit(by *podWorker, pod *corev1.Pod) (refused *failure, crowded
 		poke(a.reckon)
 		return nil, false
 	}
-	if len(staying) < len(others) && admissible(pod, staying, node, allocatable) == nil {
+	if len(staying) < len(others) && admissible(pod, staying, node, allocatable) == nil ||
+		critical(pod) && strings.HasPrefix(refused.Reason, outOf) && a.preempt(by, pod, node, allocatable) {
 		a.crowded[by] = true
 		return nil, true
 	}
 	return refused, false
+}
+
+// preempt ends pods so that one that is critical has room, and says whether it
+// will have: none that are critical themselves, and of the others, first those of
+// the least quality of service and priority, no more than it takes. a.admission
+// is held.
+func (a *Agent) preempt(by *podWorker, pod *corev1.Pod, node *corev1.Node, allocatable corev1.ResourceList) bool {
+	type other struct {
+		worker *podWorker
+		pod    *corev1.Pod
+	}
+	var kept []*corev1.Pod
+	var mayGo []other
+	for _, w := range a.allWorkers() {
+		if w == by || !a.accepted[w.uid] {
+			continue
+		}
+		w.mu.Lock()
+		leaves := w.removed || w.evicted != nil || w.shown.rec.Failed != nil || w.shown.rec.Down
+		w.mu.Unlock()
+		p := w.holding()
+		switch {
+		case leaves || terminalPhase(p.Status.Phase): // there is room once it is down
+		case critical(p):
+			kept = append(kept, p)
+		default:
+			mayGo = append(mayGo, other{w, p})
+		}
+	}
+	if admissible(pod, kept, node, allocatable) != nil {
+		return false
+	}
+	worth := []corev1.PodQOSClass{corev1.PodQOSBestEffort, corev1.PodQOSBurstable, corev1.PodQOSGuaranteed}
+	slices.SortStableFunc(mayGo, func(x, y other) int { // the last to go first
+		return cmp.Or(cmp.Compare(slices.Index(worth, qosClass(y.pod)), slices.Index(worth, qosClass(x.pod))), cmp.Compare(priorityOf(y.pod), priorityOf(x.pod)))
+	})
+	for _, o := range mayGo {
+		if with := append(kept, o.pod); admissible(pod, with, node, allocatable) == nil {
+			kept = with
+			continue
+		}
+		o.worker.mu.Lock()
+		o.worker.evicted = &failure{Reason: reasonPreempted, Message: "Preempted in order to admit critical pod"}
+		o.worker.mu.Unlock()
+		poke(o.worker.wake)
+	}
+	return true
+}
+
+func priorityOf(pod *corev1.Pod) int32 {
+	if pod.Spec.Priority == nil {
+		return 0
+	}
+	return *pod.Spec.Priority
 }
 
 // neighbours are the pods that take something of this node beside by's, and
@@ -95,6 +153,9 @@ func (a *Agent) roomMade() {
 
 // permissible refuses what this node's kernel or administrator does not allow.
 func (a *Agent) permissible(pod *corev1.Pod) *failure {
+	if os := pod.Spec.OS; os != nil && os.Name != "" && string(os.Name) != runtime.GOOS {
+		return &failure{Reason: "PodOSNotSupported", Message: "Pod was rejected: Failed to admit pod as the OS field doesn't match node OS"}
+	}
 	if err := checkSysctls(pod, a.cfg.UnsafeSysctls); err != nil {
 		return &failure{Reason: "SysctlForbidden", Message: "Pod was rejected: forbidden sysctl: " + err.Error()}
 	}
@@ -103,6 +164,13 @@ func (a *Agent) permissible(pod *corev1.Pod) *failure {
 	}
 	return nil
 }
+
+// The reasons of a pod that there is no room for begin with outOf, and name what
+// there is too little of.
+const (
+	outOf           = "OutOf"
+	reasonPreempted = "Preempting"
+)
 
 // admissible is admit's decision.
 func admissible(pod *corev1.Pod, others []*corev1.Pod, node *corev1.Node, allocatable corev1.ResourceList) *failure {
@@ -113,7 +181,7 @@ func admissible(pod *corev1.Pod, others []*corev1.Pod, node *corev1.Node, alloca
 		return refuse("NodeAffinity", "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector")
 	}
 	if limit, ok := allocatable[corev1.ResourcePods]; ok && int64(len(others))+1 > limit.Value() {
-		return refuse("OutOfpods", "Node didn't have enough resource: pods, requested: 1, used: %d, capacity: %d", len(others), limit.Value())
+		return refuse(outOf+"pods", "Node didn't have enough resource: pods, requested: 1, used: %d, capacity: %d", len(others), limit.Value())
 	}
 	used := requested(others)
 	requests := podresource.PodRequests(pod, podresource.PodResourcesOptions{})
@@ -126,7 +194,7 @@ func admissible(pod *corev1.Pod, others []*corev1.Pod, node *corev1.Node, alloca
 		}
 		capacity := units(name, have.MilliValue(), have.Value())
 		if want > 0 && used[name]+want > capacity {
-			return refuse("OutOf"+string(name), "Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d", name, want, used[name], capacity)
+			return refuse(outOf+string(name), "Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d", name, want, used[name], capacity)
 		}
 	}
 	taken := hostPorts(others...)

@@ -123,7 +123,7 @@ func TestBootWithoutMaster(t *testing.T) {
 		}
 		n := len(w.runtime.Started())
 		err := filepath.WalkDir(w.config.Dir, func(path string, d os.DirEntry, err error) error {
-			if err != nil || d.IsDir() {
+			if err != nil || !d.Type().IsRegular() {
 				return err
 			}
 			data, err := os.ReadFile(path)

@@ -65,7 +65,8 @@ type Config struct {
 	ProviderID string
 
 	// Listener takes the connections of the kubelet API, TLS secures them and
-	// Authorize decides about each request. No Listener: no kubelet API.
+	// Authorize lets callers in who need no right, and is asked about each request.
+	// No Listener: no kubelet API.
 	Listener  net.Listener
 	TLS       *tls.Config
 	Authorize func(*http.Request) error
@@ -95,6 +96,10 @@ type Config struct {
 	// Faults, if not nil, is called at each labelled step of a pod's start and
 	// end, for tests that end this process there.
 	Faults func(label string)
+
+	// KernelLog is where the kernel says what it does, /dev/kmsg. Empty: nobody
+	// is told whom it kills when the node runs out of memory.
+	KernelLog string
 
 	// ImageGC says when images that nothing uses are removed.
 	ImageGC ImageGC
@@ -142,6 +147,7 @@ type Agent struct {
 	credentials *nodeCredentials
 	pressure    *pressureKeeper
 	meter       usageMeter
+	callers     callers
 
 	admission sync.Mutex                 // one admission at a time; guards these
 	accepted  map[types.UID]bool         // pods whose resources count
@@ -198,7 +204,9 @@ func New(cfg Config) (*Agent, error) {
 			return nil, err
 		}
 	}
-	for _, dir := range []string{filepath.Join(cfg.Dir, "pods"), cfg.RunDir} {
+	// Who gathers logs may want to see their folders before there are any.
+	logs := filepath.Join(cfg.Dir, "log")
+	for _, dir := range []string{filepath.Join(cfg.Dir, "pods"), cfg.RunDir, filepath.Join(logs, podLogs), filepath.Join(logs, containLinks)} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("agent: %w", err)
 		}
@@ -265,6 +273,9 @@ func (a *Agent) Run(ctx context.Context) error {
 			return api.Follow(ctx, a.cfg.Client, volumesResource, "", metav1.ListOptions{LabelSelector: api.LabelVolumeNode + "=" + a.cfg.NodeName}, a.folders)
 		})
 	})
+	if a.cfg.KernelLog != "" {
+		group.Go(func() error { a.watchKernel(ctx); return nil })
+	}
 	if a.cfg.Listener != nil {
 		group.Go(func() error { return a.serve(ctx) })
 	}
@@ -395,7 +406,7 @@ func (a *Agent) removeOrphans() {
 	for _, id := range a.cfg.Runtime.Pods() {
 		unknown[id] = true
 	}
-	for _, root := range []string{filepath.Join(a.cfg.Dir, "pods"), filepath.Join(a.cfg.RunDir, "volumes"), filepath.Join(a.cfg.RunDir, "etc"), filepath.Join(a.plugins.dir, "pods")} {
+	for _, root := range []string{filepath.Join(a.cfg.Dir, "pods"), filepath.Join(a.cfg.RunDir, "volumes"), filepath.Join(a.plugins.dir, "pods")} {
 		entries, err := os.ReadDir(root)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			a.log.Warn("leftovers of pods cannot be looked for", "dir", root, "err", err)
@@ -410,7 +421,7 @@ func (a *Agent) removeOrphans() {
 		}
 		err := a.takeDown(a.ctx, id, false)
 		if err == nil {
-			err = os.RemoveAll(a.dirs(id).disk)
+			err = a.dirs(id).remove()
 		}
 		if err != nil {
 			a.log.Warn("a pod that nobody knows cannot be removed", "uid", id, "err", err)

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"sync"
 	"testing"
@@ -61,6 +63,7 @@ func newWorld(t *testing.T, edit ...func(*world)) *world {
 		Version:   "v1.37.0", Zone: "z1",
 		Readings: func() map[agent.Signal]agent.Reading { return nil }, // of the machine that tests
 	}
+	w.config.ImageGC.Disk = func() (int64, int64, error) { return 1000, 900, nil } // nor is its disk
 	w.config.EvictionHard = must(agent.ParseThresholds(agent.DefaultThresholds))(t)
 	if testing.Verbose() {
 		w.config.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
@@ -195,7 +198,7 @@ func TestPodRuns(t *testing.T) {
 		if p.Status.Phase != corev1.PodRunning || s.State.Running == nil || !s.Ready || s.RestartCount != 0 || !*s.Started {
 			t.Fatalf("status: %s", show(p.Status))
 		}
-		if s.ContainerID != "conclave://"+string(p.UID)+"_web_0" || s.ImageID == "" {
+		if !regexp.MustCompile("^conclave://[0-9a-f]{64}$").MatchString(s.ContainerID) || s.ImageID == "" {
 			t.Errorf("container: %s", show(s))
 		}
 		if p.Status.HostIP != "192.0.2.7" || p.Status.PodIP != "10.244.9.1" || len(p.Status.PodIPs) != 1 || p.Status.StartTime == nil {
@@ -240,4 +243,17 @@ func must[T any](v T, err error) func(*testing.T) T {
 		}
 		return v
 	}
+}
+
+// A node that has run no container has the folders of logs all the same: who
+// gathers them may be the first, and mount them as folders that are there.
+func TestFoldersOfLogs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		for _, name := range []string{"pods", "containers"} {
+			if info, err := os.Stat(filepath.Join(w.config.Dir, "log", name)); err != nil || !info.IsDir() {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	})
 }

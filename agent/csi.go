@@ -36,6 +36,11 @@ const kubeletRoot = "/var/lib/kubelet"
 
 func (d podDirs) host(path string) string {
 	path = filepath.Clean(path)
+	for _, name := range []string{podLogs, containLinks} {
+		if rest, ok := strings.CutPrefix(path, filepath.Join(hostLogs, name)); ok && (rest == "" || rest[0] == '/') {
+			return filepath.Join(d.logs, name) + rest
+		}
+	}
 	if rest, ok := strings.CutPrefix(path, kubeletRoot); ok && (rest == "" || rest[0] == '/') {
 		return d.kubelet + rest
 	}

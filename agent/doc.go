@@ -3,9 +3,10 @@
 // It owns the folder pods/ of the data folder (what the node must know to start
 // its pods with no master in sight) and volumes/ (the volumes of class
 // local-path that are kept here) and kubelet/ (what stands for kubelet's folder
-// to CSI drivers, and what they have mounted), the folders volumes/ and etc/ of the run
-// folder (what pods see and what must not outlive a reboot), this node's Node
-// object, the status of the pods bound to this node, and the kubelet API.
+// to CSI drivers, and what they have mounted) and log/ (the logs of all
+// containers), the folder volumes/ of the run folder (what pods see and what
+// must not be on a disk), this node's Node object, the status of the pods bound
+// to this node, and the kubelet API.
 //
 // # What always holds
 //
@@ -54,6 +55,7 @@
 //   - the keeper of the bounds of all pods, and the one that watches what the
 //     node is short of (eviction.go), with one goroutine for each alarm that
 //     the kernel rings.
+//   - one that reads the kernel's log.
 //   - the status writer with a few workers, the event recorder, the node
 //     loop, the runtime watcher, which turns the runtime's hints into wake-ups
 //     of the workers concerned, and the HTTP server of the kubelet API.

@@ -208,9 +208,10 @@ func hostsFile(pod *corev1.Pod, hostHosts []byte, ips []string, domain string) [
 	return b.Bytes()
 }
 
-// writeEtc writes the three files that pods find in /etc. They are rewritten
-// only if they are not there: containers may have changed theirs.
-func (a *Agent) writeEtc(pod *corev1.Pod, d podDirs, ips []string) error {
+// writeEtc writes the three files that pods find in /etc. Unless the sandbox is
+// a new one, they are rewritten only if they are not there: containers may have
+// changed theirs.
+func (a *Agent) writeEtc(pod *corev1.Pod, d podDirs, ips []string, fresh bool) error {
 	if err := os.MkdirAll(d.etc, dirMode); err != nil {
 		return err
 	}
@@ -234,12 +235,11 @@ func (a *Agent) writeEtc(pod *corev1.Pod, d podDirs, ips []string) error {
 		"resolv.conf": []byte(podResolver(pod, hostResolver(), dns, a.cfg.ClusterDomain).String()),
 	} {
 		path := filepath.Join(d.etc, name)
-		// A sandbox made anew may have other addresses.
-		if name != "hosts" {
+		if name != "hosts" && !fresh {
 			if _, err := os.Lstat(path); err == nil {
 				continue
 			}
-		} else if old, err := readPart(path, 0, int64(len(content))); err == nil && bytes.Equal(old, content) {
+		} else if old, err := readPart(path, 0, int64(len(content))); !fresh && err == nil && bytes.Equal(old, content) {
 			continue
 		}
 		if err := os.WriteFile(path, content, 0o644); err != nil {

@@ -380,12 +380,6 @@ func (p *pressureKeeper) ranked(what corev1.ResourceName) []candidate {
 		}
 		all = append(all, c)
 	}
-	priority := func(pod *corev1.Pod) int32 {
-		if pod.Spec.Priority == nil {
-			return 0
-		}
-		return *pod.Spec.Priority
-	}
 	slices.SortStableFunc(all, func(a, b candidate) int {
 		exceeds := 0
 		if x, y := a.over() > 0, b.over() > 0; what != "pids" && x != y {
@@ -393,7 +387,7 @@ func (p *pressureKeeper) ranked(what corev1.ResourceName) []candidate {
 				exceeds = -1
 			}
 		}
-		return cmp.Or(exceeds, cmp.Compare(priority(a.pod), priority(b.pod)), cmp.Compare(b.over(), a.over()))
+		return cmp.Or(exceeds, cmp.Compare(priorityOf(a.pod), priorityOf(b.pod)), cmp.Compare(b.over(), a.over()))
 	})
 	return all
 }

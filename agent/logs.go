@@ -109,7 +109,7 @@ func openAll(paths []string) ([]*os.File, error) {
 	var old []aged
 	var files []*os.File
 	for i, p := range paths {
-		f, err := os.Open(p)
+		f, err := openLog(p)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -133,6 +133,23 @@ func openAll(paths []string) ([]*os.File, error) {
 		files = slices.Insert(files, i, o.File)
 	}
 	return files, nil
+}
+
+// openLog opens one file. What is none, a link or a fifo that somebody has put
+// there, is not there.
+func openLog(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ELOOP) {
+		return nil, fs.ErrNotExist
+	}
+	if err != nil {
+		return nil, err
+	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		f.Close()
+		return nil, fs.ErrNotExist
+	}
+	return f, nil
 }
 
 func closeAll(files []*os.File) {

@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 var logStart = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -93,6 +96,32 @@ func TestTailOfLongLines(t *testing.T) {
 }
 
 // Following loses nothing over rotations, and ends with the container.
+// What somebody has put in a log's place is not read through: a link to a file
+// of the host (kubelet's logs of /var/log, as a pod with that folder found out),
+// or a fifo that nobody writes to.
+func TestLogIsNoLink(t *testing.T) {
+	dir := t.TempDir()
+	path, host := filepath.Join(dir, "0.log"), filepath.Join(dir, "host")
+	line := "2026-01-02T03:04:05.000000001Z stdout F of the host\n"
+	if err := errors.Join(os.WriteFile(host, []byte(line), 0o600), os.Symlink(host, path), os.Symlink(host, path+".20260101-000000.000000000")); err != nil {
+		t.Fatal(err)
+	}
+	read := func() string {
+		var out bytes.Buffer
+		err := readLog(t.Context(), path, logOptions{tail: -1, limit: -1}, &out, nil, nil)
+		return fmt.Sprint(out.String(), err)
+	}
+	if got := read(); strings.Contains(got, "of the host") {
+		t.Errorf("a link was read: %q", got)
+	}
+	if err := errors.Join(os.Remove(path), unix.Mkfifo(path, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(); strings.Contains(got, "of the host") {
+		t.Errorf("a fifo was read: %q", got)
+	}
+}
+
 func TestFollowLog(t *testing.T) {
 	path := writeLogs(t, map[string]string{"0.log": logLines(0, "zero")})
 	r, w := io.Pipe()

@@ -133,6 +133,8 @@ func (n *nodeKeeper) imagesChanged() { poke(n.wake) }
 func (n *nodeKeeper) labels() map[string]string {
 	l := map[string]string{
 		corev1.LabelHostname: n.a.cfg.NodeName, corev1.LabelOSStable: runtime.GOOS, corev1.LabelArchStable: runtime.GOARCH,
+		// Older names of the same, which older manifests select nodes by.
+		"beta.kubernetes.io/os": runtime.GOOS, "beta.kubernetes.io/arch": runtime.GOARCH,
 	}
 	if n.a.cfg.Zone != "" {
 		l[corev1.LabelTopologyZone] = n.a.cfg.Zone
@@ -260,6 +262,9 @@ func (n *nodeKeeper) sync(ctx context.Context) (ready bool, err error) {
 	if patch := nodeStatusPatch(&node.Status, &want); patch != nil {
 		if _, err := c.Patch(ctx, nodesResource, "", node.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
 			return false, err
+		}
+		if before := node.Status.NodeInfo.BootID; before != "" && before != n.info.BootID {
+			n.event(corev1.EventTypeWarning, "Rebooted", fmt.Sprintf("Node %s has been rebooted, boot id: %s", node.Name, n.info.BootID))
 		}
 	}
 	if is, was := findNodeCondition(want.Conditions, corev1.NodeNetworkUnavailable), findNodeCondition(node.Status.Conditions, corev1.NodeNetworkUnavailable); is != nil && was != nil && is.Message != was.Message {

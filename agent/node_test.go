@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	goruntime "runtime"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -57,7 +59,7 @@ func TestNodeRegisters(t *testing.T) {
 		if err := w.agent.Ready(); err != nil {
 			t.Error(err)
 		}
-		for k, v := range map[string]string{"kubernetes.io/hostname": "n1", "kubernetes.io/os": "linux", "topology.kubernetes.io/zone": "z1", "disk": "ssd"} {
+		for k, v := range map[string]string{"kubernetes.io/hostname": "n1", "kubernetes.io/os": "linux", "topology.kubernetes.io/zone": "z1", "disk": "ssd", "beta.kubernetes.io/os": "linux", "beta.kubernetes.io/arch": goruntime.GOARCH} {
 			if n.Labels[k] != v {
 				t.Errorf("label %s: %q", k, n.Labels[k])
 			}
@@ -146,6 +148,27 @@ func TestNodeTakesOver(t *testing.T) {
 		n := w.node()
 		if n.Annotations["conclave.io/node-id"] != "0123" || n.Annotations["keep"] != "me" || n.Labels["role"] != "db" || ready(n).Status != corev1.ConditionTrue {
 			t.Errorf("%s", show(n))
+		}
+	})
+}
+
+// A Node whose host has been started anew says so, once.
+func TestNodeRebooted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		after(time.Second)
+		if said := w.events("Rebooted"); len(said) != 0 {
+			t.Errorf("of a new node: %q", said)
+		}
+		w.stop()
+		patch := []byte(`{"status":{"nodeInfo":{"bootID":"another"}}}`)
+		if _, err := w.client.Patch(context.Background(), nodesGVR, "", "n1", types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
+			t.Fatal(err)
+		}
+		w.start()
+		after(time.Second)
+		if said := w.events("Rebooted"); len(said) != 1 || !strings.HasPrefix(said[0], "Node n1 has been rebooted, boot id: ") {
+			t.Errorf("after a reboot: %q", said)
 		}
 	})
 }

@@ -239,8 +239,25 @@ func (w *podWorker) started(c *corev1.Container, rec *containerRecord, s *number
 		image, _ = w.a.cfg.Runtime.Image(s.Image)
 	}
 	rec.Image, rec.ImageID = imageNames(c.Image, image)
+	rec.User, rec.StopSignal = identity(s)
 	loop.waiting, loop.pull = nil, nil
 	loop.attempts = attempts{}
+}
+
+// identity is who a container runs as and what asks it to end, as far as the
+// runtime knows. SIGTERM is not worth saying.
+func identity(s *numberedStatus) (user *corev1.ContainerUser, signal *corev1.Signal) {
+	if s.StopSignal != "" && s.StopSignal != string(corev1.SIGTERM) {
+		signal = new(corev1.Signal(s.StopSignal))
+	}
+	if s.User == nil {
+		return nil, signal
+	}
+	groups := make([]int64, len(s.User.Groups))
+	for i, g := range s.User.Groups {
+		groups[i] = int64(g)
+	}
+	return &corev1.ContainerUser{Linux: &corev1.LinuxContainerUser{UID: int64(s.User.UID), GID: int64(s.User.GID), SupplementalGroups: groups}}, signal
 }
 
 // imageNames are the image and imageID of a container status: a name that the

@@ -532,7 +532,7 @@ func (w *podWorker) makeSandbox() {
 	w.start("sandbox", idle, 0, func(ctx context.Context) func() {
 		ips, err := []string(nil), problem
 		if err == nil {
-			ips, err = w.startPod(ctx, pod, ids)
+			ips, err = w.startPod(ctx, pod, ids, !known)
 		}
 		return func() {
 			if err != nil {
@@ -560,7 +560,7 @@ func (w *podWorker) makeSandbox() {
 	})
 }
 
-func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod, ids uint32) (ips []string, err error) {
+func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod, ids uint32, fresh bool) (ips []string, err error) {
 	hostname, _ := podHostname(pod, w.a.cfg.ClusterDomain)
 	cfg := PodConfig{
 		ID: string(pod.UID), Namespace: pod.Namespace, Name: pod.Name, Hostname: hostname,
@@ -600,7 +600,7 @@ func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod, ids uint32) (
 		return nil, err
 	}
 	w.a.fault("sandbox.started")
-	return ips, w.a.writeEtc(pod, w.dirs, addresses)
+	return ips, w.a.writeEtc(pod, w.dirs, addresses, fresh)
 }
 
 // startContainer starts a container for the next time.
@@ -677,8 +677,8 @@ func (w *podWorker) runContainer(ctx context.Context, pod *corev1.Pod, c *corev1
 	if err != nil {
 		return image, pull, vars, err
 	}
-	w.removeOld(ctx, c.Name, attempt)
-	if err := os.MkdirAll(filepath.Dir(cfg.LogPath), 0o755); err != nil {
+	w.removeOld(ctx, pod, c.Name, attempt)
+	if err := w.dirs.makeLogs(pod, c.Name, attempt); err != nil {
 		return image, pull, vars, err
 	}
 	cfg.Epoch = epoch
@@ -707,7 +707,7 @@ func (w *podWorker) runContainer(ctx context.Context, pod *corev1.Pod, c *corev1
 }
 
 // removeOld removes the starts of a container before the last, with their logs.
-func (w *podWorker) removeOld(ctx context.Context, name string, attempt int) {
+func (w *podWorker) removeOld(ctx context.Context, pod *corev1.Pod, name string, attempt int) {
 	for _, s := range w.a.cfg.Runtime.Containers(string(w.uid)) {
 		if n, old, ok := splitContainerID(s.ID); ok && n == name && old < attempt-1 {
 			if err := w.a.cfg.Runtime.RemoveContainer(ctx, string(w.uid), s.ID); err != nil {
@@ -721,7 +721,7 @@ func (w *podWorker) removeOld(ctx context.Context, name string, attempt int) {
 	}
 	for _, path := range logs {
 		if n, ok := logAttempt(filepath.Base(path)); ok && n < attempt-1 {
-			if err := os.Remove(path); err != nil {
+			if err := errors.Join(os.Remove(path), os.RemoveAll(filepath.Join(w.dirs.logs, containLinks, logLink(pod, name, n)))); err != nil {
 				w.log.Warn("an old log cannot be removed", "path", path, "err", err)
 			}
 		}

@@ -534,6 +534,7 @@ func TestAdmission(t *testing.T) {
 			p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1000")}
 		}
 		w.create(pod("cpu", huge))
+		w.create(pod("windows", func(p *corev1.Pod) { p.Spec.OS = &corev1.PodOS{Name: corev1.Windows} }))
 		w.create(pod("selector", func(p *corev1.Pod) { p.Spec.NodeSelector = map[string]string{"disk": "none"} }))
 		port := func(p *corev1.Pod) {
 			p.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 80, HostPort: 8080}}
@@ -542,7 +543,7 @@ func TestAdmission(t *testing.T) {
 		after(time.Second)
 		w.create(pod("port2", port))
 		after(time.Second)
-		for name, reason := range map[string]string{"cpu": "OutOfcpu", "selector": "NodeAffinity", "port2": "NodePorts"} {
+		for name, reason := range map[string]string{"cpu": "OutOfcpu", "selector": "NodeAffinity", "windows": "PodOSNotSupported", "port2": "NodePorts"} {
 			p := w.get(name)
 			if p.Status.Phase != corev1.PodFailed || p.Status.Reason != reason || len(w.events(reason)) != 1 || len(p.Status.ContainerStatuses) != 0 {
 				t.Errorf("%s: %s", name, show(p.Status))
@@ -556,6 +557,59 @@ func TestAdmission(t *testing.T) {
 
 // A pod that the API has no more keeps its port until it has ended. The next
 // one, which found the port free by what the API says, waits for it.
+// A critical pod that the node has no room for gets it from those that are not,
+// and from no more of them than it takes.
+func TestCriticalPodsPreempt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		after(time.Second)
+		cpus := w.node().Status.Allocatable.Cpu().MilliValue()
+		wants := func(milli int64) func(*corev1.Pod) {
+			return func(p *corev1.Pod) {
+				p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: *resource.NewMilliQuantity(milli, resource.DecimalSI)}
+				p.Spec.TerminationGracePeriodSeconds = new(int64(5))
+			}
+		}
+		first := func(p *corev1.Pod) { p.Spec.PriorityClassName = "system-node-critical" }
+		w.runtime.Behave = func(c agent.ContainerConfig) agenttest.Behaviour { return agenttest.Behaviour{IgnoresTerm: true} }
+		w.create(pod("half", wants(cpus/2)))
+		w.create(pod("quarter", wants(cpus/4)))
+		w.create(pod("effort"))
+		w.create(pod("keeper", wants(cpus/4), first))
+		after(time.Second)
+		w.create(pod("ordinary", wants(cpus/4)))
+		w.create(pod("critical", wants(cpus/4), first))
+		after(2 * time.Second)
+		if p := w.get("ordinary"); p.Status.Reason != "OutOfcpu" {
+			t.Errorf("an ordinary pod: %s", show(p.Status))
+		}
+		if p := w.get("critical"); p.Status.Phase != corev1.PodPending {
+			t.Errorf("before there is room: %s", show(p.Status))
+		}
+		after(5 * time.Second)
+		p := w.get("half")
+		if q := w.get("quarter"); q.Status.Phase == corev1.PodFailed {
+			p = q
+		} else if p.Status.Phase == corev1.PodFailed && q.Status.Phase != corev1.PodRunning {
+			t.Errorf("both went: %s", show(q.Status))
+		}
+		if p.Status.Phase != corev1.PodFailed || p.Status.Reason != "Preempting" || p.Status.Message != "Preempted in order to admit critical pod" || condition(p, corev1.DisruptionTarget) != corev1.ConditionTrue || len(w.events("Preempting")) != 1 {
+			t.Errorf("the one that gave way, %s: %s", p.Name, show(p.Status))
+		}
+		for _, name := range []string{"critical", "keeper", "effort"} {
+			if p := w.get(name); p.Status.Phase != corev1.PodRunning {
+				t.Errorf("%s: %s", name, show(p.Status))
+			}
+		}
+		// More than the node has at all.
+		w.create(pod("huge", wants(2*cpus), first))
+		after(10 * time.Second)
+		if p := w.get("huge"); p.Status.Reason != "OutOfcpu" {
+			t.Errorf("one that cannot be: %s", show(p.Status))
+		}
+	})
+}
+
 func TestAdmissionWaitsForWhatEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

@@ -32,10 +32,19 @@ type probeKey struct {
 	kind probeKind
 }
 
-// probeResult is what a probe has come to, after its thresholds.
+// probeResult is what a probe has come to, after its thresholds, and how often
+// it came out how.
 type probeResult struct {
 	known, good bool
+	counts      map[string]uint64 // by the outcomes below
 }
+
+// The outcomes of one probe, as metrics name them.
+const (
+	probeSuccessful = "successful"
+	probeFailed     = "failed"
+	probeUnknown    = "unknown" // the probe itself did not work
+)
 
 // isReady says whether a running container's readiness probe is satisfied; one
 // without a probe is ready.
@@ -87,7 +96,7 @@ func (w *podWorker) syncProbes(o observed) {
 }
 
 func (w *podWorker) startProber(k probeKey) {
-	name, _, _ := splitContainerID(k.id)
+	name, attempt, _ := splitContainerID(k.id)
 	c := containerNamed(w.pod, name).DeepCopy()
 	p, result := c.StartupProbe, &probeResult{}
 	switch k.kind {
@@ -97,7 +106,7 @@ func (w *podWorker) startProber(k probeKey) {
 		p = c.ReadinessProbe
 		// One that an earlier process of ours found ready stays so until
 		// its probe says otherwise.
-		if s := statusOf(w.pod, name); s != nil && s.ContainerID == containerIDPrefix+string(w.uid)+"_"+k.id {
+		if s := statusOf(w.pod, name); s != nil && s.ContainerID == fullContainerID(w.pod, name, attempt) {
 			result.good = s.Ready
 		}
 	}
@@ -149,10 +158,14 @@ func (p *prober) run(ctx context.Context, firstAt time.Time) {
 		}
 		if err != nil {
 			// Neither good nor bad: the probe itself did not work.
+			p.w.countProbe(p.key, probeUnknown)
 			p.w.event(p.container, corev1.EventTypeWarning, "Unhealthy", fmt.Sprintf("%s probe errored: %v", p.key.kind, err))
 			continue
 		}
-		if !good {
+		if good {
+			p.w.countProbe(p.key, probeSuccessful)
+		} else {
+			p.w.countProbe(p.key, probeFailed)
 			p.w.event(p.container, corev1.EventTypeWarning, "Unhealthy", fmt.Sprintf("%s probe failed: %s", p.key.kind, output))
 		}
 		if good != last {
@@ -169,6 +182,17 @@ func (p *prober) run(ctx context.Context, firstAt time.Time) {
 		if streak >= threshold {
 			p.w.probed(p.key, good)
 		}
+	}
+}
+
+func (w *podWorker) countProbe(k probeKey, outcome string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if r := w.probes[k]; r != nil {
+		if r.counts == nil {
+			r.counts = map[string]uint64{}
+		}
+		r.counts[outcome]++
 	}
 }
 
@@ -271,10 +295,20 @@ func (p *prober) http(ctx context.Context) (bool, string, error) {
 		return false, err.Error(), nil
 	}
 	defer resp.Body.Close()
-	if _, err := io.Copy(io.Discard, io.LimitReader(resp.Body, probeMaxOutput)); err != nil && ctx.Err() != nil {
+	redirected := resp.StatusCode >= 300 && resp.StatusCode < 400 // elsewhere, or too far
+	var body bytes.Buffer
+	into := io.Discard
+	if redirected {
+		into = &body
+	}
+	if _, err := io.Copy(into, io.LimitReader(resp.Body, probeMaxOutput)); err != nil && ctx.Err() != nil {
 		return false, err.Error(), nil
 	}
-	if resp.StatusCode >= 200 && resp.StatusCode < 400 {
+	switch {
+	case redirected:
+		p.w.event(p.container, corev1.EventTypeWarning, "ProbeWarning", fmt.Sprintf("%s probe warning: Probe terminated redirects, Response body: %s", p.key.kind, body.String()))
+		return true, "", nil
+	case resp.StatusCode >= 200 && resp.StatusCode < 300:
 		return true, "", nil
 	}
 	return false, fmt.Sprintf("HTTP probe failed with statuscode: %d", resp.StatusCode), nil

@@ -62,6 +62,10 @@ type containerRecord struct {
 	Asked   string `json:"asked,omitempty"`
 	Image   string `json:"image,omitempty"`
 	ImageID string `json:"imageID,omitempty"`
+	// User is who it runs as, StopSignal what asks it to end; nil if they are
+	// not known.
+	User       *corev1.ContainerUser `json:"user,omitempty"`
+	StopSignal *corev1.Signal        `json:"stopSignal,omitempty"`
 	// Resources are what that start has, as far as they were put in force.
 	// Cgroup is what its cgroup is set to.
 	Resources *corev1.ResourceRequirements `json:"resources,omitempty"`
@@ -204,6 +208,7 @@ func recordFromStatus(pod *corev1.Pod) record {
 			}
 			c := r.container(s.Name)
 			c.Attempt, c.Image, c.ImageID = int(s.RestartCount), s.Image, s.ImageID
+			c.User, c.StopSignal = s.User, s.StopSignal
 			c.End, c.Last = s.State.Terminated, s.LastTerminationState.Terminated
 			c.Up = isTrue(s.Started)
 			if s.State.Waiting != nil {

@@ -280,7 +280,7 @@ func (s savedState) write(dir string, before savedState) error {
 // forget removes the last traces of a pod.
 func (w *podWorker) forget() {
 	w.a.objects.hold(w.uid, nil)
-	if err := os.RemoveAll(w.dirs.disk); err != nil {
+	if err := w.dirs.remove(); err != nil {
 		w.log.Warn("the folder of a pod cannot be removed", "err", err)
 	}
 	w.a.workerEnded(w)

@@ -250,13 +250,7 @@ func (a *Agent) fits(by *podWorker, wish *corev1.Pod) *failure {
 // outranks says which of two pods has room first: the one of higher priority,
 // then the one that is promised more.
 func outranks(a, b *corev1.Pod) bool {
-	priority := func(p *corev1.Pod) int32 {
-		if p.Spec.Priority == nil {
-			return 0
-		}
-		return *p.Spec.Priority
-	}
-	if x, y := priority(a), priority(b); x != y {
+	if x, y := priorityOf(a), priorityOf(b); x != y {
 		return x > y
 	}
 	return qosClass(a) == corev1.PodQOSGuaranteed && qosClass(b) != corev1.PodQOSGuaranteed

@@ -197,6 +197,14 @@ type ContainerStatus struct {
 	ExitCode         int
 	OOMKilled        bool
 	Reason, Message  string
+	User             *ContainerUser // nil if it is not known
+	StopSignal       string         // that asks it to end, by Kubernetes' name
+}
+
+// ContainerUser is who a container's first process runs as.
+type ContainerUser struct {
+	UID, GID uint32
+	Groups   []uint32 // GID among them
 }
 
 // Image is an image in the node's store.
@@ -222,5 +230,8 @@ type Stats struct {
 	MemoryLimit      uint64 // 0: none
 	PageFaults       uint64
 	MajorFaults      uint64
-	Processes        uint64
+	// Of the periods in which the CPU limit counts, if there is one.
+	Periods, Throttled   uint64
+	ThrottledNanoseconds uint64
+	Processes            uint64
 }

@@ -36,6 +36,7 @@ func (a *Agent) serve(ctx context.Context) error {
 	server := &http.Server{
 		Handler:           a.Handler(),
 		ReadHeaderTimeout: 30 * time.Second,
+		IdleTimeout:       3 * time.Minute, // anybody may connect
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		// Streams take the connection over, which HTTP/2 does not know.
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
@@ -73,10 +74,11 @@ func (a *Agent) Handler() http.Handler {
 	mux.HandleFunc("GET /stats/summary", a.serveSummary)
 	mux.HandleFunc("GET /metrics/resource", a.serveResourceMetrics)
 	mux.HandleFunc("GET /metrics/cadvisor", a.serveContainerMetrics)
+	mux.HandleFunc("GET /metrics/probes", a.serveProbeMetrics)
 	mux.HandleFunc("GET /metrics", a.serveMetrics)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if err := a.cfg.Authorize(r); err != nil {
-			http.Error(w, "Forbidden: "+err.Error(), http.StatusForbidden)
+		if code, err := a.admitCaller(r); err != nil {
+			http.Error(w, err.Error(), code)
 			return
 		}
 		mux.ServeHTTP(w, r)

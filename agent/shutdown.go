@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -16,35 +18,54 @@ const (
 	messageShuttingDown = "node is shutting down"
 )
 
-// Shutdown ends this node's pods because its host goes down: the ordinary ones
-// first, then those that are critical for the cluster or the node, for which
-// the last part of grace is kept. It returns when all have ended and the API
-// knows, or after grace. No pod is taken on any more. Static pods are left to
-// the host: they come back with it.
-func (a *Agent) Shutdown(ctx context.Context, grace, critical time.Duration) {
+// ShutdownPeriod is what pods of at least a priority, and below that of the next
+// period, get to end when their host goes down.
+type ShutdownPeriod struct {
+	Priority int32
+	Grace    time.Duration
+}
+
+// CriticalPriority is the least of the pods that are critical for the cluster
+// or a node.
+const CriticalPriority = criticalPodPrio
+
+// Shutdown ends this node's pods because its host goes down: one period after
+// the other, the least priority first, each no longer than it says. Pods of less
+// priority than any period names belong to the first. It returns when all have
+// ended and the API knows, or after the periods. No pod is taken on any more.
+// Static pods are left to the host: they come back with it.
+func (a *Agent) Shutdown(ctx context.Context, periods []ShutdownPeriod) {
 	a.mu.Lock()
 	a.goingDown = true
 	a.mu.Unlock()
 	poke(a.node.wake)
-	for _, group := range []struct {
-		critical bool
-		grace    time.Duration
-	}{{false, grace - critical}, {true, critical}} {
+	periods = slices.Clone(periods)
+	slices.SortFunc(periods, func(x, y ShutdownPeriod) int { return cmp.Compare(x.Priority, y.Priority) })
+	for i, period := range periods {
 		var ending []*podWorker
 		for _, w := range a.allWorkers() {
-			pod := w.view().pod
-			isCritical := pod.Spec.Priority != nil && *pod.Spec.Priority >= criticalPodPrio
-			if w.static == nil && isCritical == group.critical {
-				w.giveUp(group.grace)
+			if w.static == nil && periodOf(periods, w.view().pod) == i {
+				w.giveUp(period.Grace)
 				ending = append(ending, w)
 			}
 		}
-		limited, cancel := context.WithTimeout(ctx, group.grace)
+		limited, cancel := context.WithTimeout(ctx, period.Grace)
 		for _, w := range ending {
 			a.awaitEnd(limited, w)
 		}
 		cancel()
 	}
+}
+
+// periodOf is the index of a pod's period, among those in order.
+func periodOf(periods []ShutdownPeriod, pod *corev1.Pod) int {
+	of := 0
+	for i, p := range periods {
+		if priorityOf(pod) >= p.Priority {
+			of = i
+		}
+	}
+	return of
 }
 
 // giveUp ends the worker's pod for good, within grace.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -205,7 +207,12 @@ type (
 	}
 	volumeSummary struct {
 		fsSummary
-		Name string `json:"name"`
+		Name   string        `json:"name"`
+		PVCRef *claimSummary `json:"pvcRef,omitempty"`
+	}
+	claimSummary struct {
+		Name      string `json:"name"`
+		Namespace string `json:"namespace"`
 	}
 	networkSummary struct {
 		Time metav1.Time `json:"time"`
@@ -246,8 +253,8 @@ func (a *Agent) serveSummary(w http.ResponseWriter, r *http.Request) {
 		s.Node.SystemContainers = []containerSummary{{Name: "pods", StartTime: s.Node.StartTime, CPU: cpuSummary{Time: at, UsageCoreNanoSeconds: cpu}, Memory: memorySummary{Time: at, UsageBytes: memory, WorkingSetBytes: memory}}}
 	}
 	if whole {
-		fs := folderFS(a.cfg.Dir, at)
-		s.Node.FS, s.Node.Runtime = fs, &runtimeSummary{fs, fs}
+		s.Node.FS = folderFS(a.cfg.Dir, at)
+		s.Node.Runtime = &runtimeSummary{folderFS(filepath.Join(a.cfg.Dir, "images"), at), folderFS(filepath.Join(a.cfg.Dir, "containers"), at)}
 		if info := (unix.Sysinfo_t{}); unix.Sysinfo(&info) == nil {
 			s.Node.Rlimit = &rlimitSummary{at, a.node.pids, int64(info.Procs)}
 		}
@@ -277,6 +284,8 @@ func (a *Agent) serveSummary(w http.ResponseWriter, r *http.Request) {
 			if n, inodes, err := a.cfg.Runtime.DiskUsage(string(m.view.pod.UID), m.id); err == nil {
 				container.RootFS = &fsSummary{Time: at, UsedBytes: &n, InodesUsed: &inodes}
 			}
+			n, inodes := folderUsage(filepath.Join(a.dirs(string(m.view.pod.UID)).disk, "logs", m.container))
+			container.Logs = &fsSummary{Time: at, UsedBytes: &n, InodesUsed: &inodes}
 		}
 		p.Containers = append(p.Containers, container)
 		p.CPU.UsageCoreNanoSeconds += m.CPUNanoseconds
@@ -321,8 +330,11 @@ func (a *Agent) podSummary(v podView, at metav1.Time, whole bool) podSummary {
 		if n, ok := used.volumes[vol.Name]; ok {
 			fs := *folderFS(a.cfg.Dir, at)
 			fs.UsedBytes, fs.InodesUsed = &n, nil
-			p.Volumes = append(p.Volumes, volumeSummary{fs, vol.Name})
+			p.Volumes = append(p.Volumes, volumeSummary{fs, vol.Name, nil})
 		}
+	}
+	for _, c := range a.claimVolumes([]podView{v}, at) {
+		p.Volumes = append(p.Volumes, volumeSummary{*c.fs, c.volume, &claimSummary{c.claim, v.pod.Namespace}})
 	}
 	return p
 }
@@ -464,6 +476,21 @@ func (a *Agent) serveContainerMetrics(w http.ResponseWriter, _ *http.Request) {
 		each(name, "gauge", help, "", func(m measured) string { return whole(value(m)) })
 	}
 	each("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in seconds.", `,cpu="total"`, func(m measured) string { return seconds(m.CPUNanoseconds) })
+	for _, limited := range []struct {
+		name, help string
+		value      func(measured) string
+	}{
+		{"container_cpu_cfs_periods_total", "Number of elapsed enforcement period intervals.", func(m measured) string { return whole(m.Periods) }},
+		{"container_cpu_cfs_throttled_periods_total", "Number of throttled period intervals.", func(m measured) string { return whole(m.Throttled) }},
+		{"container_cpu_cfs_throttled_seconds_total", "Total time duration the container has been throttled.", func(m measured) string { return seconds(m.ThrottledNanoseconds) }},
+	} {
+		e.family(limited.name, "counter", limited.help)
+		for i, m := range s.containers {
+			if m.Periods > 0 {
+				fmt.Fprintf(e, "%s{%s} %s %d\n", limited.name, labels[i], limited.value(m), m.Time.UnixMilli())
+			}
+		}
+	}
 	bytes("container_memory_usage_bytes", "Current memory usage in bytes, including all memory regardless of when it was accessed.", func(m measured) uint64 { return m.MemoryUsage })
 	bytes("container_memory_working_set_bytes", "Current working set in bytes.", func(m measured) uint64 { return m.MemoryWorkingSet })
 	bytes("container_memory_rss", "Size of RSS in bytes.", func(m measured) uint64 { return m.MemoryRSS })
@@ -527,6 +554,28 @@ func (a *Agent) exposeNetworks(e exposition, s *sample) {
 	}
 }
 
+// serveProbeMetrics counts what came of each probe of the containers that run,
+// since their start.
+func (a *Agent) serveProbeMetrics(w http.ResponseWriter, _ *http.Request) {
+	var lines []string
+	for _, worker := range a.allWorkers() {
+		worker.mu.Lock()
+		pod := worker.shown.pod
+		for k, r := range worker.probes {
+			name, _, _ := splitContainerID(k.id)
+			for outcome, n := range r.counts {
+				lines = append(lines, fmt.Sprintf("prober_probe_total{container=%q,namespace=%q,pod=%q,pod_uid=%q,probe_type=%q,result=%q} %d\n",
+					name, pod.Namespace, pod.Name, worker.uid, k.kind, outcome, n))
+			}
+		}
+		worker.mu.Unlock()
+	}
+	slices.Sort(lines)
+	e := expose(w)
+	e.family("prober_probe_total", "counter", "Cumulative number of a liveness, readiness or startup probe for a container by result.")
+	fmt.Fprint(e, strings.Join(lines, ""))
+}
+
 func imageOf(m measured) string {
 	if rec := m.view.rec.Containers[m.container]; rec != nil {
 		return rec.Image
@@ -553,6 +602,7 @@ func (a *Agent) serveMetrics(w http.ResponseWriter, _ *http.Request) {
 	fmt.Fprintf(e, "kubelet_running_containers{container_state=\"running\"} %d\n", containers)
 	e.family("kubelet_active_pods", "gauge", "The number of pods the kubelet considers active and which are being considered when admitting new pods.")
 	fmt.Fprintf(e, "kubelet_active_pods{static=\"\"} %d\n", phases[corev1.PodPending]+phases[corev1.PodRunning])
+	exposeClaims(e, a.claimVolumes(a.views(), metav1.Time{}))
 	var use unix.Rusage
 	if unix.Getrusage(unix.RUSAGE_SELF, &use) == nil {
 		e.one("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds.", float64(use.Utime.Nano()+use.Stime.Nano())/1e9)

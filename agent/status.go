@@ -107,6 +107,7 @@ func containerStatus(pod *corev1.Pod, kind containerKind, c *corev1.Container, i
 			s.Image, s.ImageID = rec.Image, rec.ImageID
 		}
 		s.VolumeMounts = mountStatuses(c)
+		s.User, s.StopSignal = rec.User, rec.StopSignal
 		if v.running {
 			s.AllocatedResources, s.Resources = c.Resources.Requests, actualResources(c, &rec)
 		}
@@ -165,7 +166,7 @@ func lostContainer(id string) *corev1.ContainerStateTerminated {
 
 // fullContainerID is unique among all containers of all nodes.
 func fullContainerID(pod *corev1.Pod, name string, attempt int) string {
-	return containerIDPrefix + string(pod.UID) + "_" + containerID(name, attempt)
+	return containerIDPrefix + startID(pod.UID, name, attempt)
 }
 
 // actualResources are the settings as they are in force.
@@ -293,7 +294,7 @@ func conditions(pod *corev1.Pod, in statusInput, s corev1.PodStatus, initDone bo
 	}
 	list = append(list, disruption(in.failure, set)...)
 	list = append(list, set(corev1.PodReady, ready, reason, message), containersReady, set(corev1.PodScheduled, true, "", ""))
-	if f := in.failure; f != nil && f.Reason == reasonEvicted && !in.rejected {
+	if f := in.failure; f != nil && (f.Reason == reasonEvicted || f.Reason == reasonPreempted) && !in.rejected {
 		list = append(list, corev1.PodCondition{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: corev1.PodReasonTerminationByKubelet, Message: f.Message, ObservedGeneration: pod.Generation})
 	}
 	list = append(list, resizeConditions(pod, in)...)

@@ -16,6 +16,7 @@ import (
 type podStorage struct {
 	layers, logs map[string]uint64 // by container
 	volumes      map[string]uint64 // emptyDirs on the disk
+	etc          uint64            // /etc/hosts and the like, and termination messages
 	inodes       uint64
 }
 
@@ -23,6 +24,7 @@ type podStorage struct {
 func (s podStorage) of(container string) uint64 { return s.layers[container] + s.logs[container] }
 
 func (s podStorage) total() (sum uint64) {
+	sum = s.etc
 	for _, n := range s.layers {
 		sum += n
 	}
@@ -38,6 +40,7 @@ func (s podStorage) total() (sum uint64) {
 // storageOf walks all that a pod has written.
 func (a *Agent) storageOf(w *podWorker, v podView) podStorage {
 	s := podStorage{layers: map[string]uint64{}, logs: map[string]uint64{}, volumes: map[string]uint64{}}
+	s.etc, s.inodes = folderUsage(w.dirs.etc)
 	for _, c := range a.cfg.Runtime.Containers(string(w.uid)) {
 		name, _, ok := splitContainerID(c.ID)
 		if !ok {

@@ -19,22 +19,25 @@ import (
 	"conclave/api"
 )
 
-// podDirs are the folders of one pod. disk outlives a reboot, the others are
-// on the run folder's tmpfs.
+// podDirs are the folders of one pod. disk outlives a reboot, and etc is below
+// it: what containers may write to must not be in the node's memory. The others
+// are on the run folder's tmpfs.
 type podDirs struct {
-	disk    string // manifest, state, objects, emptyDirs, logs
+	disk    string // manifest, state, objects, emptyDirs, a link to the logs
+	logs    string // of all pods: see logfiles.go
+	etc     string // hosts, hostname, resolv.conf, termination messages
 	volumes string // what the agent writes: never on disk, for it holds secrets
 	sub     string // bind mounts that pin subPaths
-	etc     string // hosts, hostname, resolv.conf, termination messages
 	kubelet string // what stands for kubelet's folder, for all pods
 }
 
 func (a *Agent) dirs(uid string) podDirs {
 	return podDirs{
 		disk:    filepath.Join(a.cfg.Dir, "pods", uid),
+		logs:    filepath.Join(a.cfg.Dir, "log"),
+		etc:     filepath.Join(a.cfg.Dir, "pods", uid, "etc"),
 		volumes: filepath.Join(a.cfg.RunDir, "volumes", uid),
 		sub:     filepath.Join(a.cfg.RunDir, "subpaths", uid),
-		etc:     filepath.Join(a.cfg.RunDir, "etc", uid),
 		kubelet: filepath.Join(a.cfg.Dir, "kubelet"),
 	}
 }
@@ -425,6 +428,16 @@ func volumeMounts(pod *corev1.Pod, c *corev1.Container, d podDirs, env map[strin
 			mount.Options = append(mount.Options, "rro")
 		}
 		mount.Options = append(mount.Options, m.BindMountOptions...)
+		if v.HostPath != nil && filepath.Clean(v.HostPath.Path) == hostLogs && sub == "" {
+			with, err := d.withLogs(mount, func(path string) bool {
+				return slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return filepath.Clean(m.MountPath) == path })
+			})
+			if err != nil {
+				return nil, configError{err.Error()}
+			}
+			mounts = append(mounts, with...)
+			continue
+		}
 		mounts = append(mounts, mount)
 	}
 	return mounts, nil

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	gopath "path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -47,6 +49,9 @@ func (x *exchange) proxy(ctx context.Context, c *call) error {
 	switch obj := rec.Object().(type) {
 	case *corev1.Node:
 		if port == "" || port == "10250" {
+			if err := x.mayRun(ctx, path); err != nil {
+				return err
+			}
 			base, rt, err := x.s.kubelet(ctx, name)
 			if err != nil {
 				return err
@@ -80,6 +85,18 @@ func (x *exchange) proxy(ctx context.Context, c *call) error {
 	}
 	x.forward(&url.URL{Scheme: scheme, Host: host}, path, x.query, direct, behind(prefix))
 	return nil
+}
+
+// mayRun refuses a request to the kubelet API that runs a command or connects to
+// a container, if its user may only read: a WebSocket begins with a GET.
+func (x *exchange) mayRun(ctx context.Context, path string) error {
+	first, _, _ := strings.Cut(strings.TrimPrefix(gopath.Clean("/"+path), "/"), "/")
+	if x.target.Verb != "get" || !slices.Contains([]string{"exec", "attach", "portForward"}, first) {
+		return nil
+	}
+	also := x.target.Attributes
+	also.Verb = "create"
+	return x.s.authorize(ctx, x.user, also)
 }
 
 // dialPod reaches a pod or node. An object may name any address; those that

@@ -106,6 +106,7 @@ func nodeFlags() []cli.Flag {
 		&cli.StringFlag{Name: "pod-manifest-path", Usage: "`DIR` of static pods, one a file (default: manifests/ in the data folder)", EnvVars: env("pod-manifest-path")},
 		&cli.DurationFlag{Name: "shutdown-grace-period", Usage: "what pods get to end when systemd shuts this machine down (default: they are left to it)", EnvVars: env("shutdown-grace-period")},
 		&cli.DurationFlag{Name: "shutdown-grace-period-critical-pods", Usage: "the last part of it, which is kept for critical pods", EnvVars: env("shutdown-grace-period-critical-pods")},
+		&cli.StringFlag{Name: "shutdown-grace-period-by-pod-priority", Usage: "instead of those two, what pods get from each priority up, one after the other: `PRIORITY=DURATION,…`", EnvVars: env("shutdown-grace-period-by-pod-priority")},
 		&cli.StringSliceFlag{Name: "insecure-registry", Usage: "`HOST:PORT` of a registry spoken to by plain HTTP; may be repeated", EnvVars: env("insecure-registry")},
 		&cli.PathFlag{Name: "registries", Usage: "`FOLDER` with mirrors and certificates of registries, HOST/hosts.toml as containerd has them (default: registries in the data folder)", EnvVars: env("registries")},
 		&cli.IntFlag{Name: "max-parallel-image-pulls", Value: 3, Usage: "images pulled at once", EnvVars: env("max-parallel-image-pulls")},
@@ -140,9 +141,8 @@ func serverConfig(c *cli.Context) (ServerConfig, error) {
 		UnreachableToleration: settings.duration("unreachable-toleration"), Labels: map[string]string{},
 		Tell: func(format string, args ...any) { fmt.Fprintf(c.App.Writer, format+"\n", args...) },
 	}
-	config.ShutdownGrace, config.ShutdownGraceCritical = settings.duration("shutdown-grace-period"), settings.duration("shutdown-grace-period-critical-pods")
-	if config.ShutdownGraceCritical < 0 || config.ShutdownGrace < config.ShutdownGraceCritical {
-		return config, fmt.Errorf("--shutdown-grace-period-critical-pods %v: it is a part of --shutdown-grace-period, which is %v", config.ShutdownGraceCritical, config.ShutdownGrace)
+	if config.Shutdown, err = readShutdown(settings.duration("shutdown-grace-period"), settings.duration("shutdown-grace-period-critical-pods"), settings.text("shutdown-grace-period-by-pod-priority")); err != nil {
+		return config, err
 	}
 	config.DualStack, config.Encrypt = settings.flag("dual-stack"), settings.flag("encrypt")
 	if config.Ranges, err = readRanges(settings.text("pod-cidr"), settings.text("service-cidr")); err != nil {

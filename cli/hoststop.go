@@ -2,9 +2,14 @@ package cli
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os/exec"
+	"strconv"
 	"strings"
 	"time"
+
+	"conclave/agent"
 )
 
 const (
@@ -29,11 +34,42 @@ func hostGoesDown(ctx context.Context) bool {
 // endPods ends this node's pods in order if the host goes down and somebody
 // has asked for that: pods outlive this process, and so it alone is no reason.
 func (s *Server) endPods() {
-	if s.config.ShutdownGrace <= 0 || !hostGoesDown(context.Background()) {
+	within := time.Duration(0)
+	for _, p := range s.config.Shutdown {
+		within += p.Grace
+	}
+	if within <= 0 || !hostGoesDown(context.Background()) {
 		return
 	}
-	s.log.Info("the host goes down: this node's pods are ended", "within", s.config.ShutdownGrace)
-	ctx, cancel := context.WithTimeout(s.agentCtx, s.config.ShutdownGrace+tellMargin)
+	s.log.Info("the host goes down: this node's pods are ended", "within", within)
+	ctx, cancel := context.WithTimeout(s.agentCtx, within+tellMargin)
 	defer cancel()
-	s.agent.Shutdown(ctx, s.config.ShutdownGrace, s.config.ShutdownGraceCritical)
+	s.agent.Shutdown(ctx, s.config.Shutdown)
+}
+
+// readShutdown reads what pods get to end when the host goes down: a period for
+// each of some priorities, or one with a part that is kept for critical pods.
+func readShutdown(grace, critical time.Duration, byPriority string) ([]agent.ShutdownPeriod, error) {
+	if byPriority == "" {
+		if critical < 0 || grace < critical {
+			return nil, fmt.Errorf("--shutdown-grace-period-critical-pods %v: it is a part of --shutdown-grace-period, which is %v", critical, grace)
+		}
+		if grace == 0 {
+			return nil, nil
+		}
+		return []agent.ShutdownPeriod{{Grace: grace - critical}, {Priority: agent.CriticalPriority, Grace: critical}}, nil
+	}
+	if grace != 0 || critical != 0 {
+		return nil, errors.New("--shutdown-grace-period-by-pod-priority says all that --shutdown-grace-period and --shutdown-grace-period-critical-pods do: give it without them")
+	}
+	var out []agent.ShutdownPeriod
+	for priority, period := range pairs(byPriority, "=") {
+		n, err := strconv.ParseInt(priority, 10, 32)
+		d, derr := time.ParseDuration(period)
+		if err != nil || derr != nil || d < 0 {
+			return nil, fmt.Errorf("--shutdown-grace-period-by-pod-priority %q: write PRIORITY=DURATION,…", byPriority)
+		}
+		out = append(out, agent.ShutdownPeriod{Priority: int32(n), Grace: d})
+	}
+	return out, nil
 }

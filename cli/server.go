@@ -83,10 +83,9 @@ type ServerConfig struct {
 	Ranges    addressRanges
 	DualStack bool
 	Encrypt   bool
-	// ShutdownGrace is what pods get to end when the host goes down, and
-	// ShutdownGraceCritical the part of it that is kept for critical ones. 0:
-	// they are left to the host.
-	ShutdownGrace, ShutdownGraceCritical time.Duration
+	// Shutdown is what pods get to end when the host goes down; none: they are
+	// left to the host.
+	Shutdown []agent.ShutdownPeriod
 
 	// Join is the token to join with; nil founds a cluster, unless the data
 	// folder is a member of one already.
@@ -469,7 +468,7 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		Dir: s.config.DataDir, RunDir: s.path("run"), Addresses: s.own.both, AddressesChanged: s.own.watch(),
 		SeccompDefault: s.config.SeccompDefault, UnsafeSysctls: s.config.UnsafeSysctls,
 		Labels: s.config.Labels, Annotations: s.nodeAnnotations(), Zone: s.config.Labels[corev1.LabelTopologyZone],
-		Listener: kubelet, TLS: s.certs.Server("h2", "http/1.1"), Authorize: s.authorizeKubelet,
+		Listener: kubelet, TLS: s.certs.ServerToAll("h2", "http/1.1"), Authorize: s.authorizeKubelet,
 		Paths: s.pathsFailing, DirectRoutes: s.config.DirectRoutes,
 		ClusterDNS: cluster.DNS, ClusterDomain: cluster.Domain,
 		APIServer: netip.AddrPortFrom(cluster.ServiceCIDR.Masked().Addr().Next(), 443),
@@ -481,7 +480,8 @@ func (s *Server) equip(ctx context.Context) (err error) {
 		StaticDir:  cmp.Or(s.config.StaticPods, s.path("manifests")),
 		CgroupRoot: filepath.Join(s.config.CgroupParent, "kubepods"), MaxPods: s.config.MaxPods, Reserved: s.config.Reserved,
 		EvictionHard: s.config.EvictionHard, EvictionSoft: s.config.EvictionSoft, EvictionTransition: s.config.EvictionTransition, PodPIDs: s.config.PodPIDs,
-		Version: serverVersion().GitVersion, Log: s.log.With("room", "agent"),
+		KernelLog: "/dev/kmsg",
+		Version:   serverVersion().GitVersion, Log: s.log.With("room", "agent"),
 	})
 	return err
 }
@@ -1547,7 +1547,7 @@ func (e engineRuntime) Containers(podID string) []agent.ContainerStatus {
 		out[i] = agent.ContainerStatus{
 			PodID: c.PodID, ID: c.ID, Image: c.Image, State: agent.State(c.State), PID: c.PID,
 			StartedAt: c.StartedAt, FinishedAt: c.FinishedAt, ExitCode: c.ExitCode, OOMKilled: c.OOMKilled,
-			Reason: c.Reason, Message: c.Message,
+			Reason: c.Reason, Message: c.Message, User: (*agent.ContainerUser)(c.User), StopSignal: c.StopSignal,
 		}
 	}
 	return out
@@ -1580,6 +1580,7 @@ func (e engineRuntime) Stats(podID, id string) (agent.Stats, error) {
 	return agent.Stats{
 		Time: u.Time, CPUNanoseconds: uint64(u.CPU), MemoryUsage: u.Memory, MemoryWorkingSet: u.WorkingSet,
 		MemoryRSS: u.RSS, MemoryLimit: u.MemoryLimit, PageFaults: u.PageFaults, MajorFaults: u.MajorFaults, Processes: u.PIDs,
+		Periods: u.Periods, Throttled: u.Throttled, ThrottledNanoseconds: uint64(u.ThrottledTime),
 	}, err
 }
 

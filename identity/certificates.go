@@ -270,6 +270,20 @@ func (c *Certificates) Server(nextProtos ...string) *tls.Config {
 	}
 }
 
+// ServerToAll is Server, for who shows no certificate too: whoever answers them
+// has to know them by something else.
+func (c *Certificates) ServerToAll(nextProtos ...string) *tls.Config {
+	config := c.Server(nextProtos...)
+	known := config.VerifyConnection
+	config.VerifyConnection = func(cs tls.ConnectionState) error {
+		if len(cs.PeerCertificates) == 0 {
+			return nil
+		}
+		return known(cs)
+	}
+	return config
+}
+
 // Client is the config for dialling the node with this id; set NextProtos on a
 // clone. For the Kubernetes API's protocols the peer's serving certificate has
 // to name the id too, unless it names none (one minted elsewhere). An empty id

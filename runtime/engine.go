@@ -266,6 +266,8 @@ func (e *Engine) learn(p *pod, r proto.Record, add bool) {
 		OOMKilled:  r.OOM,
 		Reason:     r.Reason,
 		Message:    r.Message,
+		User:       (*User)(r.User),
+		StopSignal: signalName(r.Stop),
 	}
 	for s := range e.subs {
 		s.put(c.status)

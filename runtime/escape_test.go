@@ -211,6 +211,7 @@ func TestHostileRoot(t *testing.T) {
 		{"/etc/passwd is a link to the host", []file{symlink("etc/passwd", m)}, ContainerConfig{Args: []string{"id"}}, "uid 0 gid 0 groups [0] home / wd /\n", false},
 		{"/etc/passwd is a fifo", []file{{name: "etc/passwd", mode: 0o644, head: tar.Header{Typeflag: tar.TypeFifo}}}, ContainerConfig{Args: []string{"id"}}, "", true},
 		{"the working directory is a link to the host", []file{symlink("work", filepath.Dir(m))}, ContainerConfig{Args: []string{"read", "marker"}, WorkingDir: "/work"}, "", true},
+		{"a termination message's folder is a link to the host", []file{symlink("msg", up+filepath.Dir(m))}, ContainerConfig{Args: []string{"read", "/msg/marker"}, Mounts: []specs.Mount{bind(own, "/msg/marker")}}, "the pod's", false},
 		{"a volume's target is a link to the host", []file{symlink("data", up+filepath.Dir(m))}, ContainerConfig{Args: []string{"ls", "/data"}, Mounts: []specs.Mount{bind(filepath.Dir(own), "/data")}}, "own\n", false},
 		{"a target inside a volume is a link to the host", nil, ContainerConfig{Args: []string{"ls", "/v/out"}, Mounts: []specs.Mount{bind(volume(t, [2]string{"out", up + filepath.Dir(m)}), "/v"), bind(filepath.Dir(own), "/v/out")}}, "own\n", false},
 		{"a target inside a volume is a link to /proc", nil, ContainerConfig{Args: []string{"try", "write:" + pattern}, Mounts: []specs.Mount{bind(volume(t, [2]string{"out", "/proc/sys"}), "/v"), bind(filepath.Dir(own), "/v/out")}}, "", true},
@@ -242,6 +243,29 @@ func TestHostileRoot(t *testing.T) {
 	}
 	if got, err := os.ReadFile(own); err != nil || string(got) != "the pod's" {
 		t.Errorf("the pod's own file holds %q, %v", got, err)
+	}
+	if after, err := os.ReadFile(pattern); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("core_pattern is %q now, %v", after, err)
+	}
+}
+
+// TestSysctlInjection: the value of a harmless sysctl that names another one
+// (CVE-2022-0811 of CRI-O, whose helper split it at the +).
+func TestSysctlInjection(t *testing.T) {
+	h := newHost(t)
+	const pattern = "/proc/sys/kernel/core_pattern"
+	before, err := os.ReadFile(pattern)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, value := range []string{"1+kernel.core_pattern=|/bin/evil", "1\nkernel.core_pattern=|/bin/evil", "1 kernel.core_pattern=|/bin/evil"} {
+		id := fmt.Sprintf("p%d", i)
+		if err := h.engine.StartPod(t.Context(), PodConfig{ID: id, Sysctls: map[string]string{"kernel.shm_rmid_forced": value}}); err == nil {
+			t.Logf("%q was taken", value) // the kernel reads a number and leaves the rest
+		}
+		if err := h.engine.StopPod(t.Context(), id); err != nil {
+			t.Error(err)
+		}
 	}
 	if after, err := os.ReadFile(pattern); err != nil || !bytes.Equal(before, after) {
 		t.Errorf("core_pattern is %q now, %v", after, err)

@@ -414,24 +414,61 @@ func hostDevices() ([]specs.LinuxDevice, error) {
 	return out, err
 }
 
-// parseSignal reads "SIGQUIT", "quit" or "3"; empty is SIGTERM.
+// Signals that C libraries leave free are counted from their first up and from
+// their last down; Kubernetes writes the lower half in the one way and the upper
+// in the other.
+const firstFree, upperFree, lastFree = 34, 50, 64
+
+// signalName is how Kubernetes writes a signal, empty for none.
+func signalName(n int) string {
+	switch {
+	case n == firstFree:
+		return "SIGRTMIN"
+	case n > firstFree && n < upperFree:
+		return fmt.Sprintf("SIGRTMIN+%d", n-firstFree)
+	case n == lastFree:
+		return "SIGRTMAX"
+	case n >= upperFree && n < lastFree:
+		return fmt.Sprintf("SIGRTMAX-%d", lastFree-n)
+	}
+	return unix.SignalName(syscall.Signal(n))
+}
+
+// otherNames are those that a signal has besides the kernel's own.
+var otherNames = map[string]syscall.Signal{"SIGCLD": unix.SIGCHLD, "SIGIOT": unix.SIGABRT, "SIGPOLL": unix.SIGIO}
+
+// parseSignal reads "SIGQUIT", "quit", "3" or "SIGRTMIN+3"; empty is SIGTERM.
 func parseSignal(s string) (syscall.Signal, error) {
 	if s == "" {
 		return unix.SIGTERM, nil
 	}
-	if n, err := strconv.Atoi(s); err == nil && n > 0 && n <= 64 {
+	if n, err := strconv.Atoi(s); err == nil && n > 0 && n <= lastFree {
 		return syscall.Signal(n), nil
 	}
 	name := strings.ToUpper(s)
 	if !strings.HasPrefix(name, "SIG") {
 		name = "SIG" + name
 	}
-	if base, plus, ok := strings.Cut(strings.TrimPrefix(name, "SIGRTMIN"), "+"); ok && base == "" {
-		// systemd's images ask to be stopped by SIGRTMIN+3; 34 is the first
-		// that C libraries leave free.
-		if n, err := strconv.Atoi(plus); err == nil && n >= 0 && n <= 30 {
-			return syscall.Signal(34 + n), nil
+	for _, from := range []struct {
+		name, sign string
+		n, step    int
+	}{{"SIGRTMIN", "+", firstFree, 1}, {"SIGRTMAX", "-", lastFree, -1}} {
+		rest, ok := strings.CutPrefix(name, from.name)
+		if !ok {
+			continue
 		}
+		distance := 0
+		if rest != "" {
+			digits, ok := strings.CutPrefix(rest, from.sign)
+			var err error
+			if distance, err = strconv.Atoi(digits); !ok || err != nil || distance < 0 || distance > lastFree-firstFree {
+				break
+			}
+		}
+		return syscall.Signal(from.n + from.step*distance), nil
+	}
+	if n, ok := otherNames[name]; ok {
+		return n, nil
 	}
 	if n := unix.SignalNum(name); n != 0 {
 		return n, nil

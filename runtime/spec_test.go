@@ -147,14 +147,32 @@ func TestMakeCapabilities(t *testing.T) {
 func TestParseSignal(t *testing.T) {
 	for s, want := range map[string]syscall.Signal{
 		"": syscall.SIGTERM, "SIGQUIT": syscall.SIGQUIT, "quit": syscall.SIGQUIT, "3": syscall.SIGQUIT, "SIGRTMIN+3": 37, "rtmin+0": 34,
+		"SIGRTMIN": 34, "SIGRTMAX": 64, "SIGRTMAX-14": 50, "SIGCLD": syscall.SIGCHLD, "SIGIOT": syscall.SIGABRT, "SIGPOLL": syscall.SIGIO,
 	} {
 		if got, err := parseSignal(s); got != want || err != nil {
 			t.Errorf("%q: %v %v", s, got, err)
 		}
 	}
-	for _, s := range []string{"0", "99", "-1", "SIGNOTHING", "RTMIN+99"} {
+	for _, s := range []string{"0", "99", "-1", "SIGNOTHING", "RTMIN+99", "RTMAX-31", "RTMAX+1", "RTMIN-1"} {
 		if got, err := parseSignal(s); err == nil {
 			t.Errorf("%q was taken as %v", s, got)
+		}
+	}
+}
+
+func TestSignalName(t *testing.T) {
+	for n := 1; n <= 64; n++ {
+		if n == 32 || n == 33 { // the C library's
+			continue
+		}
+		name := signalName(n)
+		if got, err := parseSignal(name); int(got) != n || err != nil {
+			t.Errorf("%d is %q, which is %d, %v", n, name, got, err)
+		}
+	}
+	for n, want := range map[int]string{0: "", 34: "SIGRTMIN", 37: "SIGRTMIN+3", 49: "SIGRTMIN+15", 50: "SIGRTMAX-14", 64: "SIGRTMAX", 15: "SIGTERM"} {
+		if got := signalName(n); got != want {
+			t.Errorf("%d is %q", n, got)
 		}
 	}
 }
@@ -186,7 +204,7 @@ func TestCheckSysctls(t *testing.T) {
 func TestUsageV2(t *testing.T) {
 	dir := t.TempDir()
 	for name, content := range map[string]string{
-		"cpu.stat":       "usage_usec 1500\nuser_usec 1000\n",
+		"cpu.stat":       "usage_usec 1500\nuser_usec 1000\nnr_periods 9\nnr_throttled 4\nthrottled_usec 70\n",
 		"memory.current": "1000\n",
 		"memory.max":     "max\n",
 		"memory.stat":    "anon 300\nfile 500\ninactive_file 400\npgfault 7\npgmajfault 2\n",
@@ -197,7 +215,7 @@ func TestUsageV2(t *testing.T) {
 		}
 	}
 	u, err := usageV2(dir)
-	if want := (Usage{CPU: 1_500_000, Memory: 1000, WorkingSet: 600, RSS: 300, PIDs: 3, PageFaults: 7, MajorFaults: 2}); err != nil || u != want {
+	if want := (Usage{CPU: 1_500_000, Memory: 1000, WorkingSet: 600, RSS: 300, PIDs: 3, PageFaults: 7, MajorFaults: 2, Periods: 9, Throttled: 4, ThrottledTime: 70_000}); err != nil || u != want {
 		t.Errorf("%+v %v", u, err)
 	}
 }

@@ -32,7 +32,7 @@ func (e *Engine) Stats(podID, id string) (Usage, error) {
 	if e.v2 {
 		u, err = usageV2(m.Path(""))
 	} else {
-		u, err = usageV1(m.Path("cpuacct"), m.Path("memory"), m.Path("pids"))
+		u, err = usageV1(m.Path("cpuacct"), m.Path("cpu"), m.Path("memory"), m.Path("pids"))
 	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) {
 		err = ErrContainerNotRunning
@@ -50,6 +50,7 @@ func usageV2(dir string) (u Usage, err error) {
 		return u, err
 	}
 	u.CPU = time.Duration(cpu["usage_usec"]) * time.Microsecond
+	u.Periods, u.Throttled, u.ThrottledTime = cpu["nr_periods"], cpu["nr_throttled"], time.Duration(cpu["throttled_usec"])*time.Microsecond
 	if u.Memory, err = readNumber(filepath.Join(dir, "memory.current")); err != nil {
 		return u, err
 	}
@@ -66,12 +67,17 @@ func usageV2(dir string) (u Usage, err error) {
 	return u, err
 }
 
-func usageV1(cpu, memory, pids string) (u Usage, err error) {
-	ns, err := readNumber(filepath.Join(cpu, "cpuacct.usage"))
+func usageV1(cpuacct, cpu, memory, pids string) (u Usage, err error) {
+	ns, err := readNumber(filepath.Join(cpuacct, "cpuacct.usage"))
 	if err != nil {
 		return u, err
 	}
 	u.CPU = time.Duration(ns)
+	limited, err := readKeys(filepath.Join(cpu, "cpu.stat"))
+	if err != nil {
+		return u, err
+	}
+	u.Periods, u.Throttled, u.ThrottledTime = limited["nr_periods"], limited["nr_throttled"], time.Duration(limited["throttled_time"])
 	if u.Memory, err = readNumber(filepath.Join(memory, "memory.usage_in_bytes")); err != nil {
 		return u, err
 	}

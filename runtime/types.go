@@ -167,6 +167,14 @@ type ContainerStatus struct {
 	OOMKilled  bool
 	Reason     string
 	Message    string
+	User       *User // nil if it is not known
+	StopSignal string
+}
+
+// User is who a container's first process runs as.
+type User struct {
+	UID, GID uint32
+	Groups   []uint32 // GID among them
 }
 
 // Usage is what a container or a pod uses now.
@@ -180,6 +188,10 @@ type Usage struct {
 	MemoryLimit uint64 // 0: none
 	PageFaults  uint64
 	MajorFaults uint64
+	// Of the periods in which its CPU limit counts, so many have passed, in so
+	// many of them it had to wait, and for so long in all.
+	Periods, Throttled uint64
+	ThrottledTime      time.Duration
 }
 
 // Image is one image in the store.

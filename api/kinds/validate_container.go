@@ -63,7 +63,7 @@ func (e *problems) containers(p *field.Path, spec *corev1.PodSpec, scope contain
 		name(at, c.Name)
 		e.container(at, c, scope)
 		e.restartPolicy(at, c, false)
-		e.lifecycleAndProbes(at, c, scope.grace)
+		e.lifecycleAndProbes(at, c, scope)
 	}
 	e.hostPorts(p.Child("containers"), spec.Containers)
 
@@ -73,7 +73,7 @@ func (e *problems) containers(p *field.Path, spec *corev1.PodSpec, scope contain
 		e.container(at, c, scope)
 		e.restartPolicy(at, c, true)
 		if isSidecar(c) {
-			e.lifecycleAndProbes(at, c, scope.grace)
+			e.lifecycleAndProbes(at, c, scope)
 			continue
 		}
 		for _, no := range []struct {
@@ -586,7 +586,8 @@ func (e *problems) containerSecurity(p *field.Path, sc *corev1.SecurityContext, 
 	}
 }
 
-func (e *problems) lifecycleAndProbes(p *field.Path, c *corev1.Container, grace int64) {
+func (e *problems) lifecycleAndProbes(p *field.Path, c *corev1.Container, scope containerScope) {
+	grace := scope.grace
 	if l := c.Lifecycle; l != nil {
 		for _, h := range []struct {
 			field   string
@@ -597,6 +598,9 @@ func (e *problems) lifecycleAndProbes(p *field.Path, c *corev1.Container, grace 
 					exec: h.handler.Exec, httpGet: h.handler.HTTPGet, tcpSocket: h.handler.TCPSocket, sleep: h.handler.Sleep,
 				}, grace)
 			}
+		}
+		if l.StopSignal != nil {
+			e.stopSignal(p.Child("lifecycle", "stopSignal"), *l.StopSignal, scope.spec.OS)
 		}
 	}
 	for _, of := range []struct {
@@ -619,6 +623,34 @@ func (e *problems) lifecycleAndProbes(p *field.Path, c *corev1.Container, grace 
 				e.invalid(at.Child("terminationGracePeriodSeconds"), *seconds, "must be greater than 0")
 			}
 		}
+	}
+}
+
+// stopSignals are those that may ask a container of Linux to end.
+var stopSignals = func() []corev1.Signal {
+	all := []corev1.Signal{corev1.SIGRTMIN, corev1.SIGRTMAX}
+	for _, name := range strings.Fields("ABRT ALRM BUS CHLD CLD CONT FPE HUP ILL INT IO IOT KILL PIPE POLL PROF PWR QUIT SEGV STKFLT STOP SYS TERM TRAP TSTP TTIN TTOU URG USR1 USR2 VTALRM WINCH XCPU XFSZ") {
+		all = append(all, corev1.Signal("SIG"+name))
+	}
+	const lower, upper = 15, 14 // how far they are counted from the first and from the last
+	for n := 1; n <= lower; n++ {
+		all = append(all, corev1.Signal(fmt.Sprintf("SIGRTMIN+%d", n)))
+	}
+	for n := 1; n <= upper; n++ {
+		all = append(all, corev1.Signal(fmt.Sprintf("SIGRTMAX-%d", n)))
+	}
+	slices.Sort(all)
+	return all
+}()
+
+func (e *problems) stopSignal(p *field.Path, signal corev1.Signal, os *corev1.PodOS) {
+	switch {
+	case os == nil || os.Name == "":
+		e.forbidden(p, "may not be set for containers with empty `spec.os.name`")
+	case os.Name == corev1.Windows:
+		oneOf(e, p, signal, corev1.SIGKILL, corev1.SIGTERM)
+	case os.Name == corev1.Linux:
+		oneOf(e, p, signal, stopSignals...)
 	}
 }
 

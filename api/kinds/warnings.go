@@ -27,7 +27,6 @@ type gap struct {
 // podGaps are below a pod's spec. Rows of containers are of init containers
 // too; see containerGaps.
 var podGaps = []gap{
-	{path: "os.name", but: []string{string(corev1.Linux)}},
 	{path: "resourceClaims"},
 	{path: "schedulingGroup"},
 	{path: "evictionResponders"},

@@ -140,6 +140,8 @@ func (s *server) create(id string, req *proto.Create) (err error) {
 	}
 	err = s.change(c, func(r *proto.Record) bool {
 		r.State, r.Created, r.PID = proto.Created, time.Now(), pid
+		u := c.process.User
+		r.User = &proto.User{UID: u.UID, GID: u.GID, Groups: u.AdditionalGids}
 		return true
 	})
 	go s.reap(c)

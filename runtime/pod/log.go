@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxLine is the longest content of one entry; a longer line is cut into
@@ -67,7 +69,7 @@ func newOutput(path string, maxSize int64, maxFiles int) (*output, error) {
 }
 
 func (o *output) open() error {
-	f, err := os.OpenFile(o.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
+	f, err := os.OpenFile(o.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o640)
 	if err != nil {
 		return fmt.Errorf("log: %w", err)
 	}

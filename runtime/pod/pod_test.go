@@ -242,6 +242,25 @@ func TestLookUpUser(t *testing.T) {
 	}
 }
 
+// A log is written to no file that somebody has put a link to in its place.
+func TestLogIsNoLink(t *testing.T) {
+	dir := t.TempDir()
+	path, host := filepath.Join(dir, "0.log"), filepath.Join(dir, "host")
+	if err := os.WriteFile(host, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(host, path); err != nil {
+		t.Fatal(err)
+	}
+	if o, err := newOutput(path, 10, 2); err == nil {
+		o.log([]byte("entry\n"), testTime)
+		o.end()
+	}
+	if got, err := os.ReadFile(host); len(got) > 0 || err != nil {
+		t.Errorf("the file of the host: %q %v", got, err)
+	}
+}
+
 func TestOverlayOptions(t *testing.T) {
 	got := overlayOptions([]string{"b", "a:x"}, "/u,p", "/w")
 	if want := `lowerdir=b:a\:x,upperdir=/u\,p,workdir=/w`; got != want {

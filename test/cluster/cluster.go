@@ -48,7 +48,9 @@ type Config struct {
 	Bare bool
 	// IPv6 hosts have no other addresses.
 	IPv6 bool
-	Say  func(format string, args ...any)
+	// DiskSize gives every host a disk of its own of so many bytes.
+	DiskSize int64
+	Say      func(format string, args ...any)
 }
 
 // Root finds the project's folder from anywhere inside it.
@@ -92,7 +94,7 @@ func New(ctx context.Context, c Config) (_ *Cluster, err error) {
 			err = errors.Join(err, cl.Down())
 		}
 	}()
-	cl.Lab, err = lab.Create(lab.Config{Name: c.Name, Dir: filepath.Join(dir, "lab"), Binary: binary, Args: c.Args, UpArgs: c.Up, IPv6: c.IPv6})
+	cl.Lab, err = lab.Create(lab.Config{Name: c.Name, Dir: filepath.Join(dir, "lab"), Binary: binary, Args: c.Args, UpArgs: c.Up, IPv6: c.IPv6, DiskSize: c.DiskSize})
 	if err != nil {
 		return nil, err
 	}

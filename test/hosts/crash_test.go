@@ -40,31 +40,49 @@ func TestCrashWalk(t *testing.T) {
 	if err := c.Import(t.Context(), "busybox"); err != nil {
 		t.Fatal(err)
 	}
-	w := &crashWalk{&nodeTest{t, c, metav1.NamespaceDefault}, c.Hosts[0], t.TempDir(), 0}
+	w := &crashWalk{&nodeTest{t, c, metav1.NamespaceDefault}, c.Hosts[0], t.TempDir(), 0, false}
 
 	// The first pod's life tells which steps there are.
 	seen := filepath.Join(c.DataDir(w.host), "faults-seen")
-	w.live("", "")
-	raw, err := os.ReadFile(seen)
+	var labels []string
+	walk := func() {
+		t.Helper()
+		w.live("", "")
+		raw, err := os.ReadFile(seen)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var fresh []string
+		for label := range strings.FieldsSeq(string(raw)) {
+			if !slices.Contains(labels, label) {
+				labels, fresh = append(labels, label), append(fresh, label)
+			}
+		}
+		t.Logf("%d steps: %s", len(fresh), fresh)
+		for _, label := range fresh {
+			// Some steps are of both, or happen again at the end.
+			for _, when := range []string{"start", "end"} {
+				w.live(label, when)
+			}
+		}
+	}
+	walk()
+	wanted := []string{"network.attached", "pod.spawned", "container.started", "container.ran", "container.stopping", "stop.killed", "network.detached", "object.deleted"}
+	// One that has users of its own has further steps, where the kernel can do it.
+	node, err := c.Client.CoreV1().Nodes().Get(t.Context(), w.host.Name, metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	var labels []string
-	for label := range strings.FieldsSeq(string(raw)) {
-		if !slices.Contains(labels, label) {
-			labels = append(labels, label)
-		}
+	if slices.ContainsFunc(node.Status.RuntimeHandlers, func(h corev1.NodeRuntimeHandler) bool { return *h.Features.UserNamespaces }) {
+		openFolders(t, c.DataDir(w.host))
+		openFolders(t, w.dir)
+		w.ownUsers = true
+		walk()
+		wanted = append(wanted, "pod.isolating")
 	}
-	t.Logf("%d steps: %s", len(labels), labels)
-	for _, must := range []string{"network.attached", "pod.spawned", "container.started", "container.ran", "container.stopping", "stop.killed", "network.detached", "object.deleted"} {
+	for _, must := range wanted {
 		if !slices.Contains(labels, must) {
 			t.Errorf("there is no step %s", must)
-		}
-	}
-	for _, label := range labels {
-		// Some steps are of both, or happen again at the end.
-		for _, when := range []string{"start", "end"} {
-			w.live(label, when)
 		}
 	}
 }
@@ -74,6 +92,8 @@ type crashWalk struct {
 	host *lab.Host
 	dir  string
 	n    int
+
+	ownUsers bool // the pods have users of their own
 }
 
 // live has a pod live once, and conclave die at one step of its start or its
@@ -90,6 +110,7 @@ func (w *crashWalk) live(label, when string) {
 		c.Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"true"}}}}
 	})), inits(sh("init", "echo init >> /v/diary")), func(p *corev1.Pod) { p.Spec.TerminationGracePeriodSeconds = new(int64(20)) }, mountShared, func(p *corev1.Pod) {
 		p.Spec.Volumes[0].VolumeSource = corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: diary}}
+		p.Spec.HostUsers = new(!w.ownUsers)
 		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "empty", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory}}})
 	})
 	if when == "start" {
@@ -200,9 +221,10 @@ func (w *crashWalk) leftovers(uid string) error {
 		}
 	}
 	inside := filepath.Join("/proc", fmt.Sprint(w.host.Init.PID), "root", w.c.DataDir(w.host))
-	for _, pattern := range []string{"pods/*", "containers/*", "run/*/*", "run/*/*/*"} {
+	for _, pattern := range []string{"pods/*", "containers/*", "run/*/*", "run/*/*/*", "log/*/*"} {
 		for _, path := range must(filepath.Glob(filepath.Join(inside, pattern))) {
-			if strings.Contains(filepath.Base(path), uid) {
+			to, _ := os.Readlink(path) // empty if it is no link
+			if strings.Contains(filepath.Base(path), uid) || strings.Contains(to, uid) {
 				left = append(left, "file "+strings.TrimPrefix(path, inside))
 			}
 		}

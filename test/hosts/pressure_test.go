@@ -119,6 +119,19 @@ func TestPressure(t *testing.T) {
 	if p.Status.Reason != "Evicted" || p.Status.Message != `Usage of EmptyDir volume "cache" exceeds the limit "1Mi". ` {
 		t.Errorf("%s %q", p.Status.Reason, p.Status.Message)
 	}
+
+	// One that is critical has room made for it.
+	createPod(t, c, ns, edited(nodePod("filler", sized("c1", "memory=130Mi", "")), always))
+	waitForPod(t, c, ns, "filler", corev1.PodRunning)
+	createPod(t, c, ns, edited(nodePod("critical", sized("c1", "memory=130Mi", "")), always, func(p *corev1.Pod) {
+		p.Spec.NodeName, p.Spec.PriorityClassName = c.Hosts[0].Name, "system-node-critical"
+	}))
+	waitForPod(t, c, ns, "critical", corev1.PodRunning)
+	p = waitForPod(t, c, ns, "filler", corev1.PodFailed)
+	if p.Status.Reason != "Preempting" || p.Status.Message != "Preempted in order to admit critical pod" {
+		t.Errorf("%s %q", p.Status.Reason, p.Status.Message)
+	}
+	waitForPod(t, c, ns, "burstable", corev1.PodRunning)
 }
 
 // inCgroup reads a setting below a host's cgroup; "" where the version has it

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -312,6 +313,15 @@ func TestUserNamespaces(t *testing.T) {
 		}
 		maps[said[1]] = name
 		mustContain(t, "exec", kubectl(t, c, "exec", "-n", ns, name, "--", "id"), "uid=0")
+		const masks = "grep -c ' /proc/' /proc/self/mountinfo || true"
+		if out := kubectl(t, c, "exec", "-n", ns, name, "--", "sh", "-c", masks); out != "0\n" {
+			t.Errorf("of an unmasked /proc so many parts are masked: %s", out)
+		}
+	}
+	createPod(t, c, ns, nodePod("masked", sh("main", "grep -c ' /proc/' /proc/self/mountinfo")))
+	waitForPod(t, c, ns, "masked", corev1.PodSucceeded)
+	if out := logOf(t, c, ns, "masked", "main"); out == "0\n" {
+		t.Error("nothing of an ordinary container's /proc is masked")
 	}
 	if len(maps) != 2 {
 		t.Errorf("two pods have the same users: %v", maps)
@@ -331,6 +341,33 @@ func openFolders(t *testing.T, path string) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestNoAbstractSockets: pods of the host's network reach the abstract sockets of
+// the host (CVE-2020-15257, by which they commanded containerd's shims). Ours has
+// none.
+func TestNoAbstractSockets(t *testing.T) {
+	t.Parallel()
+	c := three(t)
+	ns := namespace(t, c)
+	createPod(t, c, ns, edited(nodePod("on-host", sh("main", "cat /proc/net/unix; "+forever)), func(p *corev1.Pod) { p.Spec.HostNetwork = true }))
+	node := waitForPod(t, c, ns, "on-host", corev1.PodRunning).Spec.NodeName
+	owned, err := c.On(t.Context(), node, "sh", "-c", `for p in /proc/[0-9]*; do case $(cat $p/comm 2>/dev/null) in conclave*) ls -l $p/fd;; esac; done 2>/dev/null`)
+	if err != nil || !strings.Contains(owned, "socket:[") {
+		t.Fatalf("the sockets of conclave: %q %v", owned, err)
+	}
+	eventually(t, "the pod sees the host's sockets", func() error {
+		said := logOf(t, c, ns, "on-host", "main")
+		if !strings.Contains(said, "/run/") {
+			return fmt.Errorf("it says %q", said)
+		}
+		for line := range strings.Lines(said) {
+			if f := strings.Fields(line); len(f) == 8 && strings.HasPrefix(f[7], "@") && strings.Contains(owned, "socket:["+f[6]+"]") {
+				t.Errorf("an abstract socket: %s", line)
+			}
+		}
+		return nil
+	})
 }
 
 // TestHostilePods: what pods do to the node itself, and to their own end. Each
@@ -362,12 +399,25 @@ func TestHostilePods(t *testing.T) {
 	}{
 		// A terabyte costs the pod nothing, and bytes that are no text.
 		"huge": {nodePod("", sh("main", "truncate -s 1099511627776 /etc/hosts /etc/resolv.conf /dev/termination-log && printf '\\377\\376end' >> /dev/termination-log")), corev1.PodSucceeded},
+		// Real bytes, into what every pod may write: not into the node's memory.
+		"fills": {nodePod("", sh("main", "for f in /etc/hosts /etc/hostname /etc/resolv.conf /dev/termination-log; do head -c 33554432 /dev/zero > $f; done; echo filled; "+forever)), corev1.PodRunning},
 		// It mounts into what it shares with the host, and holds that open.
 		"mounts": {shared("mkdir /v/a && mount -t tmpfs tmpfs /v/a && mkdir /v/a/b && mount -t tmpfs tmpfs /v/a/b && cd /v/a/b && echo mounted; " + forever), corev1.PodRunning},
 		// A link to the host where the node will remove files.
 		"links":    {shared("ln -s /etc/passwd /v/passwd; ln -s / /v/root; echo linked; " + forever), corev1.PodRunning},
 		"stubborn": {edited(nodePod("", sh("main", "trap '' TERM; (trap '' TERM; "+forever+") & "+forever)), func(p *corev1.Pod) { p.Spec.TerminationGracePeriodSeconds = new(int64(1)) }), corev1.PodRunning},
 	}
+	runFolder := func() (kib int) {
+		t.Helper()
+		out, err := c.On(t.Context(), node, "sh", "-c", "df -k "+c.DataDir(host)+"/run | tail -n 1")
+		if f := strings.Fields(out); err != nil || len(f) < 3 {
+			t.Fatalf("df: %v %q", err, out)
+		} else if kib, err = strconv.Atoi(f[2]); err != nil {
+			t.Fatal(err)
+		}
+		return kib
+	}
+	before := runFolder()
 	uids := map[string]string{}
 	for name, k := range cases {
 		k.pod.Name, k.pod.Spec.NodeName = name, node
@@ -379,13 +429,16 @@ func TestHostilePods(t *testing.T) {
 	if s := waitForPod(t, c, ns, "huge", corev1.PodSucceeded).Status.ContainerStatuses[0].State.Terminated; s == nil || !strings.HasSuffix(s.Message, "end") || len(s.Message) > 3*4096 {
 		t.Errorf("its message: %s", shown(s))
 	}
-	for name, line := range map[string]string{"mounts": "mounted\n", "links": "linked\n"} {
+	for name, line := range map[string]string{"fills": "filled\n", "mounts": "mounted\n", "links": "linked\n"} {
 		eventually(t, name, func() error {
 			if got := logOf(t, c, ns, name, "main"); got != line {
 				return fmt.Errorf("it says %q", got)
 			}
 			return nil
 		})
+	}
+	if after := runFolder(); after > before+64<<10 {
+		t.Errorf("the node's run folder, which is in memory, held %d KiB and holds %d", before, after)
 	}
 	for name := range cases {
 		if err := c.Client.CoreV1().Pods(ns).Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {

@@ -1,6 +1,7 @@
 package hosts
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -21,6 +22,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
@@ -285,6 +287,27 @@ func TestCopy(t *testing.T) {
 	if got := hex.EncodeToString(again.Sum(nil)); got != want {
 		t.Errorf("back again its hash is %s, not %s", got, want)
 	}
+	// A pod whose tar says what it likes writes nothing beside what was asked for
+	// (CVE-2018-1002100, CVE-2019-1002101, CVE-2019-11246, CVE-2019-11249: kubectl's).
+	outside := filepath.Join(dir, "outside")
+	if err := os.Mkdir(outside, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	hostile := filepath.Join(dir, "hostile.tar")
+	if err := os.WriteFile(hostile, hostileTar(t, outside), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k("cp", hostile, "copy:/v/hostile.tar")
+	k("exec", "copy", "--", "sh", "-c", `mv /bin/tar /v/tar && printf '#!/bin/sh\ncat /v/hostile.tar\n' > /bin/tar && chmod +x /bin/tar`)
+	out, err := c.Kubectl(t.Context(), "-n", ns, "cp", "copy:/v/there", filepath.Join(dir, "into", "it"))
+	t.Logf("kubectl cp of a hostile tar: %q %v", out, err)
+	if left := must(os.ReadDir(outside)); len(left) > 0 {
+		t.Errorf("a hostile tar wrote %v", left)
+	}
+	for _, path := range must(filepath.Glob(filepath.Join(dir, "*evil*"))) {
+		t.Errorf("a hostile tar wrote %s", path)
+	}
+	k("exec", "copy", "--", "mv", "/v/tar", "/bin/tar")
 	// A folder, with what folders hold.
 	folder := filepath.Join(dir, "folder")
 	if err := errors.Join(os.MkdirAll(filepath.Join(folder, "deep", "er"), 0o755), os.WriteFile(filepath.Join(folder, "deep", "er", "a file"), []byte("text\n"), 0o640), os.WriteFile(filepath.Join(folder, "empty"), nil, 0o600)); err != nil {
@@ -295,6 +318,32 @@ func TestCopy(t *testing.T) {
 	if text, err := os.ReadFile(filepath.Join(dir, "folder2", "deep", "er", "a file")); string(text) != "text\n" || err != nil {
 		t.Errorf("a file deep in a folder: %q %v", text, err)
 	}
+}
+
+// hostileTar would write into a folder beside where it is unpacked.
+func hostileTar(t *testing.T, outside string) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w := tar.NewWriter(&out)
+	for _, h := range []tar.Header{
+		{Name: "v/there", Typeflag: tar.TypeSymlink, Linkname: outside},
+		{Name: "v/there/evil-1", Mode: 0o644, Size: 1},
+		{Name: "v/there/../../evil-2", Mode: 0o644, Size: 1},
+		{Name: "../evil-3", Mode: 0o644, Size: 1},
+		{Name: filepath.Join(outside, "evil-4"), Mode: 0o644, Size: 1},
+		{Name: "v/link", Typeflag: tar.TypeLink, Linkname: filepath.Join(outside, "evil-5")},
+	} {
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(make([]byte, h.Size)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
 }
 
 // TestLogOptions shows every option of kubectl logs.
@@ -527,4 +576,107 @@ func usageOf(t *testing.T, c *cluster.Cluster, uid string) (u usage) {
 		t.Fatalf("the processes were not found: %s", u)
 	}
 	return u
+}
+
+// TestStreamsEnd: every stream into a pod ends when the pod does, and when the
+// node's own process does; who waits at the other end is not left waiting.
+func TestStreamsEnd(t *testing.T) {
+	t.Parallel()
+	c := own(t, 2)
+	if err := c.Import(t.Context(), "busybox"); err != nil {
+		t.Fatal(err)
+	}
+	n := &nodeTest{t, c, metav1.NamespaceDefault}
+	config := must(c.RESTConfig(c.Hosts[0].Name))
+	victim := c.Hosts[1].Name
+	for _, end := range []struct {
+		name string
+		do   func(pod string)
+	}{
+		{"the pod is deleted", func(pod string) { kubectl(t, c, "delete", "pod", pod, "--wait=false") }},
+		{"the node's process is killed", func(string) {
+			if err := c.Kill(victim); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		pod := "ends-" + strings.ReplaceAll(strings.Fields(end.name)[1], "'s", "")
+		n.create(edited(nodePod(pod, sh("main", "nc -ll -p 9001 -e sleep 3600 & echo begins; "+forever)), always, func(p *corev1.Pod) { p.Spec.NodeName = victim }))
+		n.until(pod, "runs", readyNow, nil)
+		type over struct {
+			what string
+			err  error
+		}
+		ended, begun := make(chan over), make(chan string, 16)
+		streams := 0
+		run := func(what string, f func() error) {
+			streams++
+			go func() { ended <- over{what, f()} }()
+		}
+		said := func(what string) io.Writer {
+			return writer(func(p []byte) (int, error) {
+				select {
+				case begun <- what:
+				default:
+				}
+				return len(p), nil
+			})
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		for protocol, executor := range n.executors(config, pod) {
+			in, typed := io.Pipe()
+			defer typed.Close()
+			e := must(executor("exec", url.Values{"container": {"main"}, "stdin": {"true"}, "stdout": {"true"}, "command": {"sh", "-c", "echo begins; sleep 3600"}}))
+			run("exec by "+protocol, func() error {
+				return e.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: said("exec")})
+			})
+			a := must(executor("attach", url.Values{"container": {"main"}, "stdout": {"true"}}))
+			run("attach by "+protocol, func() error {
+				return a.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: io.Discard})
+			})
+		}
+		run("logs -f", func() error {
+			body, err := c.Client.CoreV1().Pods(n.ns).GetLogs(pod, &corev1.PodLogOptions{Follow: true}).Stream(ctx)
+			if err != nil {
+				return err
+			}
+			defer body.Close()
+			_, err = io.Copy(said("logs"), body)
+			return err
+		})
+		for protocol, dialer := range n.dialers(config, pod) {
+			stop, ready := make(chan struct{}), make(chan struct{})
+			f := must(portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{"0:9001"}, stop, ready, io.Discard, io.Discard))
+			go func() { _ = f.ForwardPorts() }()
+			t.Cleanup(func() { close(stop) })
+			<-ready
+			conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", must(f.GetPorts())[0].Local))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { conn.Close() })
+			run("a forwarded connection by "+protocol, func() error {
+				_, err := io.Copy(io.Discard, conn)
+				return err
+			})
+		}
+		for range 3 { // both commands, and the log
+			select {
+			case <-begun:
+			case o := <-ended:
+				t.Fatalf("%s ended before %s: %v", o.what, end.name, o.err)
+			case <-ctx.Done():
+				t.Fatal("the streams did not begin")
+			}
+		}
+		end.do(pod)
+		for range streams {
+			o := <-ended
+			if ctx.Err() != nil {
+				t.Errorf("when %s, %s does not end", end.name, o.what)
+			}
+			t.Logf("when %s, %s ends: %v", end.name, o.what, o.err)
+		}
+	}
 }

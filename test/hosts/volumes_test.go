@@ -2,11 +2,13 @@ package hosts
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
@@ -30,6 +32,14 @@ func TestHostPathTypes(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(root, "file"), []byte("of the host\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	socket, err := net.Listen("unix", filepath.Join(root, "listens"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { socket.Close() })
+	if err := unix.Mknod(filepath.Join(root, "disk"), unix.S_IFBLK|0o600, int(unix.Mkdev(7, 250))); err != nil {
+		t.Fatal(err)
+	}
 	pod := func(name, path string, kind corev1.HostPathType, script string) *corev1.Pod {
 		p := storagePod(name, shell("main", script))
 		p.Spec.NodeName = host.Name
@@ -41,6 +51,8 @@ func TestHostPathTypes(t *testing.T) {
 		"d\n":                pod("made-dir", filepath.Join(root, "new", "dir"), corev1.HostPathDirectoryOrCreate, "test -d /v/host && echo d"),
 		"f\n":                pod("made-file", filepath.Join(root, "new-file"), corev1.HostPathFileOrCreate, "test -f /v/host && echo f"),
 		"of the host\n":      pod("file", filepath.Join(root, "file"), corev1.HostPathFile, "cat /v/host"),
+		"s\n":                pod("socket", filepath.Join(root, "listens"), corev1.HostPathSocket, "test -S /v/host && echo s"),
+		"b\n":                pod("disk", filepath.Join(root, "disk"), corev1.HostPathBlockDev, "test -b /v/host && echo b"),
 		"character device\n": pod("device", "/dev/null", corev1.HostPathCharDev, "test -c /v/host && echo character device"),
 	}
 	for path, kind := range map[string]corev1.HostPathType{

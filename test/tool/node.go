@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -18,19 +19,25 @@ func euid(context.Context, []string) error {
 }
 
 // health answers gRPC's health checks at an address: the service is always
-// well. A call is an HTTP/2 request with one framed message.
+// well, or, if services are named, these alone are. A call is an HTTP/2 request
+// with one framed message.
 func health(ctx context.Context, args []string) error {
-	if len(args) != 1 {
-		return errors.New("health: give the address to listen at, such as :5000")
+	if len(args) == 0 {
+		return errors.New("health: give the address to listen at, such as :5000, and the services that are well, if it is not all")
 	}
-	const serving = 1
-	message := binary.AppendUvarint([]byte{1 << 3}, serving)
-	frame := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message))), message...)
+	const serving, notServing, head = 1, 2, 7 // of the frame five bytes, of the message two
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /grpc.health.v1.Health/Check", func(w http.ResponseWriter, r *http.Request) {
-		if _, err := io.Copy(io.Discard, r.Body); err != nil {
+		asked, err := io.ReadAll(r.Body)
+		if err != nil {
 			return
 		}
+		state := uint64(serving)
+		if len(args) > 1 && (len(asked) < head || !slices.Contains(args[1:], string(asked[head:]))) {
+			state = notServing
+		}
+		message := binary.AppendUvarint([]byte{1 << 3}, state)
+		frame := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message))), message...)
 		w.Header().Set("Content-Type", "application/grpc")
 		w.Header().Set("Trailer", "Grpc-Status")
 		_, _ = w.Write(frame)

@@ -111,6 +111,13 @@ type Record struct {
 	Message  string    `json:",omitempty"`
 	Stop     int       `json:",omitempty"` // the signal that asks it to stop
 	TTY      bool      `json:",omitempty"`
+	User     *User     `json:",omitempty"` // nil in records of older programs
+}
+
+// User is who a container's first process runs as, in the pod's own numbers.
+type User struct {
+	UID, GID uint32
+	Groups   []uint32 `json:",omitempty"` // GID among them
 }
 
 // Op is what a Request asks for.
