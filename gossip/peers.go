@@ -355,8 +355,11 @@ func (s *searchPause) changed(missing map[string]netip.AddrPort) bool {
 	return more
 }
 
-// next is how long to wait before the next search, a quarter of it by chance.
+// next is how long to wait before the next search, a quarter of it by chance. It
+// grows by a quarter each time: whoever was away for less than a minute meets the
+// others again within a third of that time and a second, not within as much
+// again.
 func (s *searchPause) next() time.Duration {
-	s.wait = min(max(2*s.wait, searchFirst), searchMost)
+	s.wait = min(max(s.wait*5/4, searchFirst), searchMost)
 	return s.wait*3/4 + rand.N(s.wait/4)
 }
