@@ -25,10 +25,12 @@ import (
 //	dispatch       for our DNS: nothing
 //	               to ServiceCIDR from outside PodCIDR: mark
 //	               plain[address, protocol, port] is n → picks[n] → pick-n
-//	               services[address, protocol, port] → svc-…, loc-…, ext-…, fw-… or drop
+//	               services[address, protocol, port] → svc-…, loc-…, ext-…, fw-…, in-… or drop
 //	               to an address of this node: nodeports, then host ports
 //	fw-…           a Firewall: → ext-… for some clients, drop for the others
 //	ext-…          an Entry: mark, → svc-…; or by where the client is
+//	in-…           an Entry to a cluster address outside ServiceCIDR: mark
+//	               unless from PodCIDR, → svc-… or loc-…
 //	svc-…, loc-…   a Balancer: dnat to ep-svc-…[random number]
 //	pick-n         the plain Balancers of n endpoints: dnat to
 //	               endpoints[plain[address, protocol, port], random number below n]
@@ -406,6 +408,8 @@ func (r *Rules) String() string {
 	}
 	for name, e := range r.Entries {
 		switch {
+		case e.Inside:
+			add("chain %s: masquerade but from pods, goto %s", name, e.Cluster)
 		case !e.LocalOnly:
 			add("chain %s: masquerade, goto %s", name, e.Cluster)
 		case e.Local == "":
