@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -429,7 +430,24 @@ var serviceFields = []struct {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, p := range []*corev1.Pod{w.pods[0], w.pods[1], w.pods[2]} {
+		nobody := func(s *corev1.Service) { s.Spec.Selector = map[string]string{"app": "nobody"} }
+		for _, p := range []*corev1.Pod{w.pods[0], w.pods[1], nil, w.pods[2]} {
+			if p == nil { // packets that nobody gets begin a flow too
+				w.change(t, "datagrams", nobody)
+				for _, conn := range []net.Conn{inside, outside} {
+					eventually(t, "nobody answers", func() error {
+						if err := conn.SetDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+							return err
+						}
+						_, _ = io.WriteString(conn, "who")
+						if _, err := conn.Read(make([]byte, 100)); !errors.Is(err, syscall.ECONNREFUSED) {
+							return fmt.Errorf("it is not refused: %w", err)
+						}
+						return nil
+					})
+				}
+				continue
+			}
 			w.change(t, "datagrams", only(p))
 			for where, conn := range map[string]net.Conn{"a host": inside, "outside": outside} {
 				// One socket, which goes on sending.
@@ -451,6 +469,30 @@ var serviceFields = []struct {
 		}
 		inside.Close()
 		outside.Close()
+	}},
+	{"endpoints in the hosts' networks", func(t *testing.T, w *world) {
+		for _, p := range w.hosts {
+			kubectl(t, w.c, "-n", w.ns, "label", "pod", p.Name, "app=on-host", "is="+p.Name)
+		}
+		s := w.service(t, "on-hosts", func(s *corev1.Service) {
+			s.Spec.Selector, s.Spec.Type, s.Spec.Ports[0].TargetPort = map[string]string{"app": "on-host"}, corev1.ServiceTypeNodePort, intstr.FromInt32(18080)
+		})
+		// A pod of the host's network is called as its host.
+		var all []string
+		for _, h := range w.c.Hosts {
+			all = append(all, h.Name)
+		}
+		for _, from := range []*corev1.Pod{w.pods[0], w.hosts[1]} {
+			for _, page := range []string{pageAt(s.Spec.ClusterIP, 80), "http://" + w.atHost(0, s.Spec.Ports[0].NodePort), "http://" + w.atHost(2, s.Spec.Ports[0].NodePort)} {
+				w.wantAnswers(t, from, slices.Clone(all), "get", "-n", "30", page)
+			}
+		}
+		w.outside(t, w.atHost(1, s.Spec.Ports[0].NodePort), netip.Addr{}, "")
+		w.change(t, "on-hosts", func(s *corev1.Service) {
+			s.Spec.Selector["is"], s.Spec.ExternalTrafficPolicy = w.hosts[2].Name, corev1.ServiceExternalTrafficPolicyLocal
+		})
+		w.outside(t, w.atHost(2, s.Spec.Ports[0].NodePort), w.c.Gateway(), "")
+		w.outside(t, w.atHost(1, s.Spec.Ports[0].NodePort), netip.Addr{}, tooLate)
 	}},
 	{"endpoints outside the cluster", func(t *testing.T, w *world) {
 		l, err := net.Listen("tcp", net.JoinHostPort(w.c.Gateway().String(), "0"))
