@@ -354,6 +354,52 @@ func TestSessionAffinity(t *testing.T) {
 	})
 }
 
+// A client stays where it was while the node's process ends and another builds
+// its rules from scratch; for as long as it was to, and not longer.
+func TestSessionAffinityAcrossRestarts(t *testing.T) {
+	t.Parallel()
+	all, _ := twoNodes(t)
+	client := all[0].attach("client")
+	var endpoints []ep
+	for i := range 6 {
+		name := fmt.Sprintf("s%d", i)
+		p := all[i%2].attach(name)
+		p.serve(name, 8080)
+		endpoints = append(endpoints, ep{addr: p.addr, node: all[i%2].config.Name})
+	}
+	ports, targets := both(80, 8080)
+	sticky := func(name, ip string, seconds int32) *corev1.Service {
+		return serviceOf(name, ip, func(s *corev1.Service) {
+			s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+			s.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: &seconds}}
+		}, ports...)
+	}
+	objects := []api.Object{all[0].object(), all[1].object(),
+		sticky("web", "10.96.0.20", 600), sliceOf("web", targets, endpoints...), sticky("other", "10.96.0.21", 600), sliceOf("other", targets, endpoints...)}
+	all.put(objects...)
+	at := func(to string) string {
+		t.Helper()
+		who, _, err := client.talk("tcp4", to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return who
+	}
+	web, other := at("10.96.0.20:80"), at("10.96.0.21:80")
+	// Six endpoints, two services, three times: by chance this passes once in
+	// 46,656.
+	all[0].config.Held = true // until all is there, as it is for a node that finds its cluster
+	for range 3 {
+		all[0].kill()
+		all[0].start()
+		all[:1].put(objects...)
+		all[0].do(order{Do: "reached"})
+		if a, b := at("10.96.0.20:80"), at("10.96.0.21:80"); a != web || b != other {
+			t.Errorf("the client was at %s and %s and is now at %s and %s", web, other, a, b)
+		}
+	}
+}
+
 // Same hostPort with different hostIP or protocol coexists on one node and is
 // reachable.
 //

@@ -224,11 +224,20 @@ func (k *kernel) change(old, r, all *Rules) error {
 	applied := k.applied
 	k.applied = nil
 	b := rulesBatch{tx, k.ip}
+	var clients map[string][]nftables.SetElement
 	if applied == nil || applied.Base != all.Base {
+		clients, _ = k.clients(all) // better rules that have forgotten than none
 		b.scratch(all.Base)
 		old, r = newRules(all.Base), all
 	}
 	b.change(old, r)
+	for name, elements := range clients {
+		set := clientsSet(k.ip, name, all.Balancers[name].Affinity)
+		set.Table = b.nft
+		for part := range slices.Chunk(elements, chunk) {
+			b.fail(b.c.SetAddElements(set, part))
+		}
+	}
 	if err := b.commit(); err != nil {
 		return err
 	}
@@ -334,6 +343,54 @@ func (b *rulesBatch) balancer(name string, old, is Balancer) {
 	b.delete(ep, old.elements(), is.elements())
 	b.add(ep, old.elements(), is.elements())
 	b.rules(name, balancerRules(b.ip, name, is)...)
+}
+
+// clients are those that the table remembers, by balancer: what is built from
+// scratch knows them again, each for as long as it was to be remembered still,
+// at an endpoint that is there.
+func (k *kernel) clients(r *Rules) (map[string][]nftables.SetElement, error) {
+	sticky := map[string]string{}
+	for name, b := range r.Balancers {
+		if b.Affinity != 0 {
+			sticky[clientsSet(k.ip, name, b.Affinity).Name] = name
+		}
+	}
+	if len(sticky) == 0 {
+		return nil, nil
+	}
+	there, err := k.exists()
+	if err != nil || !there {
+		return nil, err
+	}
+	c, err := connect()
+	if err != nil {
+		return nil, err
+	}
+	sets, err := c.GetSets(k.nft())
+	if err != nil {
+		return nil, fmt.Errorf("listing the sets of the nftables table %s: %w", k, err)
+	}
+	all := map[string][]nftables.SetElement{}
+	for _, set := range sets {
+		name, ok := sticky[set.Name]
+		if !ok {
+			continue
+		}
+		elements, err := c.GetSetElements(set)
+		if err != nil {
+			return nil, fmt.Errorf("reading the clients of %s: %w", name, err)
+		}
+		b, at := r.Balancers[name], map[string]bool{}
+		for _, ep := range b.Endpoints {
+			at[targetKey(ep)] = true
+		}
+		for _, e := range elements {
+			if left := min(e.Expires, b.Affinity); left > 0 && at[string(e.Val)] {
+				all[name] = append(all[name], nftables.SetElement{Key: e.Key, Val: e.Val, Timeout: left})
+			}
+		}
+	}
+	return all, nil
 }
 
 // forgetClients makes balancers forget the clients of endpoints that they no

@@ -190,6 +190,22 @@ var serviceFields = []struct {
 			}
 			return nil
 		})
+		// A new process makes the node's rules anew, and knows the clients still.
+		from, page := w.pods[2], pageAt(s.Spec.ClusterIP, 80)
+		had, err := w.ask(t, from, "get", page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 3 {
+			if err := errors.Join(w.c.Kill(w.c.Hosts[2].Name), w.c.Start(w.c.Hosts[2].Name, "up")); err != nil {
+				t.Fatal(err)
+			}
+			news := w.service(t, fmt.Sprintf("news-%d", i), only(w.pods[0]))
+			w.wantAnswers(t, from, names(w.pods[0]), "get", pageAt(news.Spec.ClusterIP, 80))
+			if got, err := w.ask(t, from, "get", page); err != nil || !slices.Equal(got, had) {
+				t.Errorf("the client was at %v, and after a restart at %v (%v)", had, got, err)
+			}
+		}
 	}},
 	{"internalTrafficPolicy Local", func(t *testing.T, w *world) {
 		s := w.service(t, "inside", func(s *corev1.Service) {
