@@ -159,6 +159,15 @@ func TestDNS(t *testing.T) {
 			}
 		}
 	})
+	t.Run("DNS by its own name", func(t *testing.T) {
+		// Charts name it so, and scripts ask for its address.
+		if ip := kubectl(t, c, "get", "service", "-n", "kube-system", "-l", "k8s-app=kube-dns", "-o", "jsonpath={.items[*].spec.clusterIP}"); ip != "10.96.0.10" {
+			t.Errorf("its service has the address %q", ip)
+		}
+		w.wantRecords(t, w.pods[0], []string{"A 10.96.0.10"}, "A", "kube-dns.kube-system", "kube-dns.kube-system.svc.cluster.local.")
+		w.wantRecords(t, w.pods[0], []string{"PTR kube-dns.kube-system.svc.cluster.local."}, "PTR", reverse("10.96.0.10"))
+		w.wantRecords(t, w.pods[0], []string{"SRV 0 100 53 kube-dns.kube-system.svc.cluster.local."}, "SRV", "_dns._udp.kube-dns.kube-system", "_dns-tcp._tcp.kube-dns.kube-system")
+	})
 	t.Run("sizes", func(t *testing.T) {
 		w.service(t, "many", func(s *corev1.Service) { headless(s); s.Spec.Selector = nil })
 		slice := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Name: "many-1", Labels: map[string]string{discoveryv1.LabelServiceName: "many"}}, AddressType: discoveryv1.AddressTypeIPv4,
