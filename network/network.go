@@ -366,6 +366,11 @@ func (n *Network) pass(k *kernels, links *hostConfig) (*hostConfig, error) {
 	want, linkErr := n.hostConfig()
 	if linkErr == nil && (links == nil || !want.equal(*links) || !n.host.tunnelWell()) {
 		linkErr = n.host.set(want)
+		if err := guardPorts(ranges{n.cfg.PodCIDR, n.cfg.PodCIDR6}); errors.Is(err, errNoBridgeRules) {
+			n.cfg.Log.Warn("frames of pods are not looked at", "err", err)
+		} else {
+			linkErr = errors.Join(linkErr, err)
+		}
 	}
 	kept, ruleErr := n.applyRules(k.rules, gone)
 	policed := true
@@ -717,7 +722,7 @@ func (n *Network) Teardown(ctx context.Context) error {
 	for _, f := range n.cfg.families() {
 		errs = append(errs, nftTable{tableName, f}.remove(), nftTable{policyTableName, f}.remove())
 	}
-	errs = append(errs, n.host.teardown(), os.RemoveAll(n.cfg.Dir))
+	errs = append(errs, unguardPorts(), n.host.teardown(), os.RemoveAll(n.cfg.Dir))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("taking the network down: %w", err)
 	}
