@@ -107,13 +107,32 @@ func podResolver(pod *corev1.Pod, host resolver, clusterDNS, domain string) reso
 		r.searches = union(r.searches, c.Searches)
 		r.options = mergeOptions(r.options, c.Options)
 	}
+	return r
+}
+
+// fit leaves out what resolvers do not read, and says so in kubelet's words.
+func (r resolver) fit() (_ resolver, omitted []string) {
 	if len(r.nameservers) > maxNameservers {
 		r.nameservers = r.nameservers[:maxNameservers]
+		omitted = append(omitted, "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: "+strings.Join(r.nameservers, " "))
 	}
+	all := len(r.searches)
 	for len(r.searches) > maxSearches || len(strings.Join(r.searches, " ")) > maxSearchChars {
 		r.searches = r.searches[:len(r.searches)-1]
 	}
-	return r
+	if len(r.searches) < all {
+		omitted = append(omitted, "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: "+strings.Join(r.searches, " "))
+	}
+	return r, omitted
+}
+
+// resolverOf is what a pod's resolv.conf says here, and what had to be left out.
+func (a *Agent) resolverOf(pod *corev1.Pod) (resolver, []string) {
+	dns := ""
+	if a.cfg.ClusterDNS.IsValid() {
+		dns = a.cfg.ClusterDNS.String()
+	}
+	return podResolver(pod, hostResolver(), dns, a.cfg.ClusterDomain).fit()
 }
 
 func union(a, b []string) []string {
@@ -225,14 +244,11 @@ func (a *Agent) writeEtc(pod *corev1.Pod, d podDirs, ips []string, fresh bool) e
 	if err != nil && pod.Spec.HostNetwork {
 		a.log.Warn("the host's hosts file cannot be read", "err", err)
 	}
-	dns := ""
-	if a.cfg.ClusterDNS.IsValid() {
-		dns = a.cfg.ClusterDNS.String()
-	}
+	dns, _ := a.resolverOf(pod)
 	for name, content := range map[string][]byte{
 		"hostname":    []byte(hostname + "\n"),
 		"hosts":       hostsFile(pod, hostHosts, ips, a.cfg.ClusterDomain),
-		"resolv.conf": []byte(podResolver(pod, hostResolver(), dns, a.cfg.ClusterDomain).String()),
+		"resolv.conf": []byte(dns.String()),
 	} {
 		path := filepath.Join(d.etc, name)
 		if name != "hosts" && !fresh {

@@ -600,6 +600,10 @@ func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod, ids uint32, f
 		return nil, err
 	}
 	w.a.fault("sandbox.started")
+	_, omitted := w.a.resolverOf(pod)
+	for _, message := range omitted {
+		w.event(nil, corev1.EventTypeWarning, "DNSConfigForming", message)
+	}
 	return ips, w.a.writeEtc(pod, w.dirs, addresses, fresh)
 }
 

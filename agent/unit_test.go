@@ -503,6 +503,23 @@ func TestResolver(t *testing.T) {
 	}
 }
 
+// What resolvers would not read is left out, and said.
+func TestResolverLimits(t *testing.T) {
+	few, omitted := resolver{nameservers: []string{"a", "b", "c"}, searches: make([]string, 32)}.fit()
+	if len(omitted) > 0 || len(few.nameservers) != 3 || len(few.searches) != 32 {
+		t.Errorf("%q of %v", omitted, few)
+	}
+	many := resolver{nameservers: []string{"a", "b", "c", "d"}, searches: []string{"first"}}
+	for range 40 {
+		many.searches = append(many.searches, strings.Repeat("x", 70))
+	}
+	fits, omitted := many.fit()
+	if len(omitted) != 2 || !strings.HasSuffix(omitted[0], "the applied nameserver line is: a b c") || !strings.Contains(omitted[1], "the applied search line is: first xx") ||
+		len(strings.Join(fits.searches, " ")) > 2048 || len(fits.searches) != 29 {
+		t.Errorf("%q of %v", omitted, fits)
+	}
+}
+
 func TestHostsFile(t *testing.T) {
 	pod := testPod()
 	pod.Spec.Hostname, pod.Spec.Subdomain = "h", "sub"

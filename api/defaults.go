@@ -15,14 +15,18 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// The name of the service by which pods find the API.
-const kubernetesService = "kubernetes"
+const (
+	// kubernetesService is the name of the service by which pods find the API.
+	kubernetesService = "kubernetes"
+	// dnsServiceName is that of DNS.
+	dnsServiceName = "kube-dns"
+)
 
 // system is the server acting on its own account.
 var system = User{Name: "system:apiserver", Groups: []string{groupMasters}}
 
 // EnsureDefaults creates what every cluster has and is not there: its
-// namespaces, the kubernetes service, what systemObjects lists, the roles of the
+// namespaces, the services kubernetes and kube-dns, what systemObjects lists, the roles of the
 // system and the levels of priority, which it also keeps up, and, once, a storage
 // class. The leader calls it
 // when it begins to lead; it frees leftover reservations, too.
@@ -34,20 +38,7 @@ func (s *Server) EnsureDefaults(ctx context.Context) error {
 			return err
 		}
 	}
-	svc := &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{
-			Name: kubernetesService, Namespace: metav1.NamespaceDefault,
-			Labels: map[string]string{"component": "apiserver", "provider": "kubernetes"},
-		},
-		Spec: corev1.ServiceSpec{
-			Type: corev1.ServiceTypeClusterIP, ClusterIP: nth(s.cfg.ServiceCIDR, 1).String(),
-			Ports: []corev1.ServicePort{{Name: "https", Protocol: corev1.ProtocolTCP, Port: 443, TargetPort: intstr.FromInt32(6443)}},
-		},
-	}
-	if err := ensure(ctx, c, svc); err != nil {
-		return err
-	}
-	for _, obj := range append([]Object{s.clusterSettings()}, s.systemObjects()...) {
+	for _, obj := range append([]Object{s.apiService(), s.dnsService(), s.clusterSettings()}, s.systemObjects()...) {
 		if err := ensure(ctx, c, obj); err != nil {
 			return err
 		}
@@ -62,6 +53,38 @@ func (s *Server) EnsureDefaults(ctx context.Context) error {
 		return err
 	}
 	return s.repair(ctx)
+}
+
+func (s *Server) apiService() *corev1.Service {
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: kubernetesService, Namespace: metav1.NamespaceDefault,
+			Labels: map[string]string{"component": "apiserver", "provider": "kubernetes"},
+		},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeClusterIP, ClusterIP: nth(s.cfg.ServiceCIDR, 1).String(),
+			Ports: []corev1.ServicePort{{Name: "https", Protocol: corev1.ProtocolTCP, Port: 443, TargetPort: intstr.FromInt32(6443)}},
+		},
+	}
+}
+
+// dnsService is the service of the cluster's DNS, by the name and the labels
+// under which manifests and tools look for it. It has no endpoints: every node
+// answers at its address itself.
+func (s *Server) dnsService() *corev1.Service {
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: dnsServiceName, Namespace: metav1.NamespaceSystem,
+			Labels: map[string]string{"k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "KubeDNS"},
+		},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeClusterIP, ClusterIP: nth(s.cfg.ServiceCIDR, 10).String(),
+			Ports: []corev1.ServicePort{
+				{Name: "dns", Protocol: corev1.ProtocolUDP, Port: 53, TargetPort: intstr.FromInt32(53)},
+				{Name: "dns-tcp", Protocol: corev1.ProtocolTCP, Port: 53, TargetPort: intstr.FromInt32(53)},
+			},
+		},
+	}
 }
 
 // ensure creates an object unless one of its name exists.

@@ -250,9 +250,9 @@ func (a *allocation) address(ctx context.Context, family corev1.IPFamily, ip str
 func (s *Server) reserved(addr netip.Addr) (owner string, ok bool) {
 	switch addr {
 	case nth(s.cfg.ServiceCIDR, 1):
-		return "default/kubernetes", true
+		return metav1.NamespaceDefault + "/" + kubernetesService, true
 	case nth(s.cfg.ServiceCIDR, 10):
-		return "kube-system/kube-dns", true
+		return metav1.NamespaceSystem + "/" + dnsServiceName, true
 	}
 	return "", false
 }

@@ -21,6 +21,9 @@
 //	table ip conclave-policy, table ip6 conclave-policy
 //	              network policies, while one isolates a pod of this node;
 //	              policy_nft.go has the picture
+//	table bridge conclave
+//	              keeps pods from handing each other frames past those;
+//	              ports.go has it
 //
 // A cluster has a first family of addresses, IPv4 or IPv6, and a dual-stack one
 // (PodCIDR6) IPv6 as its second. The first is that of nodes' own addresses, of

@@ -204,6 +204,12 @@ func nodeProcess(config string) error {
 			}
 			a.Paths = n.TestPaths(ctx)
 			return a, nil
+		case "reached": // a cluster that was held can be
+			close(client.held)
+			if err := n.await(ctx, "the cluster", func() bool { return n.cluster.isSynced("services", "endpointslices", "nodes") }); err != nil {
+				return a, err
+			}
+			return a, n.settled(ctx)
 		case "ready":
 			return a, n.await(ctx, "readiness", func() bool {
 				return n.problems["links"] == nil && n.problems["rules"] == nil && n.problems["DNS"] == nil

@@ -551,6 +551,9 @@ func randomMAC() net.HardwareAddr {
 	mac := make(net.HardwareAddr, 6)
 	_, _ = rand.Read(mac) // crypto/rand never fails
 	mac[0] = mac[0]&^1 | 2
+	if [2]byte(mac) == podMACs {
+		mac[1]++ // what is for pods alone never is for the bridge
+	}
 	return mac
 }
 
@@ -579,11 +582,14 @@ func overlayLocal(r netip.Prefix) netip.Addr {
 	return netip.AddrFrom16(b)
 }
 
+// podMACs is what the MACs of all pods begin with.
+var podMACs = [2]byte{0x0a, 0xc0}
+
 // podMAC follows from the pod's first address too: an address used again has the
 // MAC that neighbours may still remember.
 func podMAC(a netip.Addr) net.HardwareAddr {
 	b := a.AsSlice()
-	return append(net.HardwareAddr{0x0a, 0xc0}, b[len(b)-4:]...)
+	return append(net.HardwareAddr(podMACs[:]), b[len(b)-4:]...)
 }
 
 func vethName(uid types.UID) string {

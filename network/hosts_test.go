@@ -3,7 +3,6 @@ package network
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"hash/crc32"
 	"net"
 	"net/netip"
@@ -259,99 +258,6 @@ func TestProtocolsAreApart(t *testing.T) {
 	all.put(serviceOf("web", "10.96.0.20", nil, ports[1]))
 	a.expectRefused("tcp4", "10.96.0.20:80")
 	a.expect("udp4", "10.96.0.20:80", "c", "")
-}
-
-// A client stays at one pod, by cluster address and by node port, and is free
-// again when the affinity is switched off.
-//
-// conformance: Service, ClusterIP type, session affinity to ClientIP
-// conformance: Service, NodePort type, session affinity to ClientIP
-// conformance: Service, ClusterIP type, session affinity to None
-// conformance: Service, NodePort type, session affinity to None
-func TestSessionAffinity(t *testing.T) {
-	t.Parallel()
-	all, l := twoNodes(t)
-	client := all[0].attach("client")
-	outside := l.host(200)
-	var endpoints []ep
-	for i := range 4 {
-		name := fmt.Sprintf("s%d", i)
-		n := all[i%2]
-		p := n.attach(name)
-		p.serve(name, 8080)
-		endpoints = append(endpoints, ep{addr: p.addr, node: n.config.Name})
-	}
-	ports, targets := both(80, 8080)
-	ports[0].NodePort, ports[1].NodePort = 30080, 30080
-	free := serviceOf("web", "10.96.0.20", func(s *corev1.Service) { s.Spec.Type = corev1.ServiceTypeNodePort }, ports...)
-	sticky := free.DeepCopy()
-	sticky.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
-	sticky.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: ptr[int32](600)}}
-	all.put(sliceOf("web", targets, endpoints...))
-
-	port := 20000
-	answers := func(t *testing.T, m *machine, network, to string) map[string]int {
-		t.Helper()
-		seen := map[string]int{}
-		for range 40 {
-			// A port of its own each time: a UDP flow that is still known
-			// stays where it was.
-			port++
-			c, err := m.dial(network, to, fmt.Sprintf("0.0.0.0:%d", port))
-			if err != nil {
-				t.Fatalf("%s %s: %v", network, to, err)
-			}
-			who, _, err := exchange(c)
-			c.Close()
-			if err != nil {
-				t.Fatalf("%s %s: %v", network, to, err)
-			}
-			seen[who]++
-		}
-		return seen
-	}
-	for _, network := range protocols {
-		for name, from := range map[string]struct {
-			m  *machine
-			to string
-		}{"cluster address": {client, "10.96.0.20:80"}, "node port": {outside, "192.168.77.1:30080"}, "from a node": {all[0].machine, "10.96.0.20:80"}} {
-			t.Run(network+" "+name, func(t *testing.T) {
-				for range 2 {
-					all.put(sticky)
-					if seen := answers(t, from.m, network, from.to); len(seen) != 1 {
-						t.Errorf("with affinity, %v answered", seen)
-					}
-					all.put(free)
-					if seen := answers(t, from.m, network, from.to); len(seen) < 2 {
-						t.Errorf("without affinity, only %v answered", seen)
-					}
-				}
-			})
-		}
-	}
-	t.Run("the endpoint goes", func(t *testing.T) {
-		all.put(sticky)
-		gone, _, err := client.talk("tcp4", "10.96.0.20:80")
-		if err != nil {
-			t.Fatal(err)
-		}
-		var left []ep
-		for i, e := range endpoints {
-			if fmt.Sprintf("s%d", i) != gone {
-				left = append(left, e)
-			}
-		}
-		all.put(sliceOf("web", targets, left...))
-		seen := answers(t, client, "tcp4", "10.96.0.20:80")
-		if seen[gone] > 0 || len(seen) != 1 {
-			t.Errorf("after %s went, %v answered", gone, seen)
-		}
-		// Another endpoint coming changes nothing for a client.
-		all.put(sliceOf("web", targets, endpoints...))
-		if again := answers(t, client, "tcp4", "10.96.0.20:80"); len(again) != 1 || again[gone] > 0 {
-			t.Errorf("after %s came back, %v answered instead of %v", gone, again, seen)
-		}
-	})
 }
 
 // Same hostPort with different hostIP or protocol coexists on one node and is

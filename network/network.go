@@ -105,6 +105,7 @@ type Network struct {
 	progress     chan struct{}
 	bridged      bool         // the bridge, and DNS's address on it, are there
 	linked       ranges       // those whose links are there
+	mtu          int          // of the links that are there
 	gone         []netip.Addr // addresses of detached pods whose flows must be forgotten
 	problems     map[string]error
 }
@@ -365,6 +366,11 @@ func (n *Network) pass(k *kernels, links *hostConfig) (*hostConfig, error) {
 	want, linkErr := n.hostConfig()
 	if linkErr == nil && (links == nil || !want.equal(*links) || !n.host.tunnelWell()) {
 		linkErr = n.host.set(want)
+		if err := guardPorts(ranges{n.cfg.PodCIDR, n.cfg.PodCIDR6}); errors.Is(err, errNoBridgeRules) {
+			n.cfg.Log.Warn("frames of pods are not looked at", "err", err)
+		} else {
+			linkErr = errors.Join(linkErr, err)
+		}
 	}
 	kept, ruleErr := n.applyRules(k.rules, gone)
 	policed := true
@@ -377,7 +383,7 @@ func (n *Network) pass(k *kernels, links *hostConfig) (*hostConfig, error) {
 	defer n.mu.Unlock()
 	n.problems["links"], n.problems["rules"] = linkErr, ruleErr
 	if linkErr == nil {
-		links, n.bridged, n.linked = &want, true, want.Range
+		links, n.bridged, n.linked, n.mtu = &want, true, want.Range, want.MTU
 		if !want.Range.first.IsValid() {
 			n.problems["links"] = errors.New("this node has no range of pod addresses yet")
 		}
@@ -398,12 +404,36 @@ func (n *Network) pass(k *kernels, links *hostConfig) (*hostConfig, error) {
 	return links, errors.Join(linkErr, ruleErr)
 }
 
+// address is this node's own, invalid as long as it has none of the first
+// family.
+func (n *Network) address() netip.Addr {
+	if a := n.cfg.Address().Unmap(); n.cfg.families()[0].has(a) {
+		return a
+	}
+	return netip.Addr{}
+}
+
+// refit has the links set up anew if the MTU of this host's own link is another
+// by now: nobody tells of that, so whoever counts on it asks.
+func (n *Network) refit(ctx context.Context) error {
+	up, err := uplinkOf(n.address())
+	if err != nil {
+		return err
+	}
+	fits := func() bool { return n.mtu == up.mtu-n.cfg.overhead() }
+	n.mu.Lock()
+	did := fits()
+	n.mu.Unlock()
+	if did {
+		return nil
+	}
+	n.want()
+	return n.await(ctx, "links as large as this host's own", fits)
+}
+
 // hostConfig is what the links shall be now. It learns this node's range.
 func (n *Network) hostConfig() (hostConfig, error) {
-	c := hostConfig{DNS: n.cfg.ClusterDNS, ServiceCIDR: n.cfg.ServiceCIDR, ServiceCIDR6: n.cfg.ServiceCIDR6, Address: n.cfg.Address().Unmap()}
-	if !n.cfg.families()[0].has(c.Address) {
-		c.Address = netip.Addr{}
-	}
+	c := hostConfig{DNS: n.cfg.ClusterDNS, ServiceCIDR: n.cfg.ServiceCIDR, ServiceCIDR6: n.cfg.ServiceCIDR6, Address: n.address()}
 	up, err := uplinkOf(c.Address)
 	if err != nil {
 		return c, err
@@ -614,6 +644,9 @@ func (n *Network) Attach(ctx context.Context, pod *corev1.Pod) (netns string, ip
 	if isNew {
 		err := n.host.detach(path, pod.UID, r) // what a crash may have left
 		if err == nil {
+			err = n.refit(ctx)
+		}
+		if err == nil {
 			err = n.host.attach(path, n.made(pod), r, n.ipam.node())
 		}
 		if err != nil {
@@ -689,7 +722,7 @@ func (n *Network) Teardown(ctx context.Context) error {
 	for _, f := range n.cfg.families() {
 		errs = append(errs, nftTable{tableName, f}.remove(), nftTable{policyTableName, f}.remove())
 	}
-	errs = append(errs, n.host.teardown(), os.RemoveAll(n.cfg.Dir))
+	errs = append(errs, unguardPorts(), n.host.teardown(), os.RemoveAll(n.cfg.Dir))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("taking the network down: %w", err)
 	}

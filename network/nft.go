@@ -25,10 +25,12 @@ import (
 //	dispatch       for our DNS: nothing
 //	               to ServiceCIDR from outside PodCIDR: mark
 //	               plain[address, protocol, port] is n → picks[n] → pick-n
-//	               services[address, protocol, port] → svc-…, loc-…, ext-…, fw-… or drop
+//	               services[address, protocol, port] → svc-…, loc-…, ext-…, fw-…, in-… or drop
 //	               to an address of this node: nodeports, then host ports
 //	fw-…           a Firewall: → ext-… for some clients, drop for the others
 //	ext-…          an Entry: mark, → svc-…; or by where the client is
+//	in-…           an Entry to a cluster address outside ServiceCIDR: mark
+//	               unless from PodCIDR, → svc-… or loc-…
 //	svc-…, loc-…   a Balancer: dnat to ep-svc-…[random number]
 //	pick-n         the plain Balancers of n endpoints: dnat to
 //	               endpoints[plain[address, protocol, port], random number below n]
@@ -222,11 +224,20 @@ func (k *kernel) change(old, r, all *Rules) error {
 	applied := k.applied
 	k.applied = nil
 	b := rulesBatch{tx, k.ip}
+	var clients map[string][]nftables.SetElement
 	if applied == nil || applied.Base != all.Base {
+		clients, _ = k.clients(all) // better rules that have forgotten than none
 		b.scratch(all.Base)
 		old, r = newRules(all.Base), all
 	}
 	b.change(old, r)
+	for name, elements := range clients {
+		set := clientsSet(k.ip, name, all.Balancers[name].Affinity)
+		set.Table = b.nft
+		for part := range slices.Chunk(elements, chunk) {
+			b.fail(b.c.SetAddElements(set, part))
+		}
+	}
 	if err := b.commit(); err != nil {
 		return err
 	}
@@ -334,6 +345,54 @@ func (b *rulesBatch) balancer(name string, old, is Balancer) {
 	b.rules(name, balancerRules(b.ip, name, is)...)
 }
 
+// clients are those that the table remembers, by balancer: what is built from
+// scratch knows them again, each for as long as it was to be remembered still,
+// at an endpoint that is there.
+func (k *kernel) clients(r *Rules) (map[string][]nftables.SetElement, error) {
+	sticky := map[string]string{}
+	for name, b := range r.Balancers {
+		if b.Affinity != 0 {
+			sticky[clientsSet(k.ip, name, b.Affinity).Name] = name
+		}
+	}
+	if len(sticky) == 0 {
+		return nil, nil
+	}
+	there, err := k.exists()
+	if err != nil || !there {
+		return nil, err
+	}
+	c, err := connect()
+	if err != nil {
+		return nil, err
+	}
+	sets, err := c.GetSets(k.nft())
+	if err != nil {
+		return nil, fmt.Errorf("listing the sets of the nftables table %s: %w", k, err)
+	}
+	all := map[string][]nftables.SetElement{}
+	for _, set := range sets {
+		name, ok := sticky[set.Name]
+		if !ok {
+			continue
+		}
+		elements, err := c.GetSetElements(set)
+		if err != nil {
+			return nil, fmt.Errorf("reading the clients of %s: %w", name, err)
+		}
+		b, at := r.Balancers[name], map[string]bool{}
+		for _, ep := range b.Endpoints {
+			at[targetKey(ep)] = true
+		}
+		for _, e := range elements {
+			if left := min(e.Expires, b.Affinity); left > 0 && at[string(e.Val)] {
+				all[name] = append(all[name], nftables.SetElement{Key: e.Key, Val: e.Val, Timeout: left})
+			}
+		}
+	}
+	return all, nil
+}
+
 // forgetClients makes balancers forget the clients of endpoints that they no
 // longer have; the other clients keep theirs.
 func (k *kernel) forgetClients(old, r *Rules) error {
@@ -406,6 +465,8 @@ func (r *Rules) String() string {
 	}
 	for name, e := range r.Entries {
 		switch {
+		case e.Inside:
+			add("chain %s: masquerade but from pods, goto %s", name, e.Cluster)
 		case !e.LocalOnly:
 			add("chain %s: masquerade, goto %s", name, e.Cluster)
 		case e.Local == "":

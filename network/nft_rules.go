@@ -228,6 +228,12 @@ func firewallRules(f *family, w Firewall) [][]expr.Any {
 
 // entryRules are those of an ext- chain.
 func entryRules(e Entry, b Base) [][]expr.Any {
+	if e.Inside {
+		return [][]expr.Any{
+			rule(b.ip().sourceIs(expr.CmpOpNeq, b.PodCIDR), setMark(true)),
+			rule(verdict(expr.VerdictGoto, e.Cluster)),
+		}
+	}
 	if !e.LocalOnly {
 		return [][]expr.Any{rule(setMark(true), verdict(expr.VerdictGoto, e.Cluster))}
 	}

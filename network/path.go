@@ -33,6 +33,11 @@ const (
 	pathTests   = 16 // at the same time
 	pathClosed  = 33434
 	pathUnknown = "" // of a reason: the path is well
+	// refusalPause is how long a kernel waits between two refusals to one
+	// address, once it has sent a few in a row (icmp_ratelimit). Whoever asks
+	// more often hears nothing, on the best of paths.
+	refusalPause = time.Second
+	refusalTries = 4 // longer together than the pause
 	// A path that fails counts as failing once it did so for longer than a node
 	// needs to set itself up, and is tested again ever more slowly.
 	pathFailures = 4
@@ -69,9 +74,13 @@ type pathState struct {
 	doubtful bool // pods' packets may pass all the same
 	failures int
 	next     time.Time // of the next test; zero: none is due
+	tested   time.Time // when the last test ended
+	refused  time.Time // when a packet of UDP was answered last
 }
 
 type paths struct {
+	testing keyedMutex // one test of a path at a time
+
 	mu      sync.Mutex
 	all     map[pathKey]*pathState
 	lost    map[pathKey]pathEnd // to which no direct route works: the overlay is used
@@ -175,22 +184,38 @@ func (n *Network) test(ctx context.Context, due map[pathKey]pathEnd) {
 	if n.cfg.DirectRoutes {
 		defer n.giveUp(due)
 	}
+	// Links that do not fit are no reason not to test what there is.
+	fit, cancel := context.WithTimeout(ctx, pathWait)
+	if err := n.refit(fit); err != nil {
+		n.cfg.Log.Debug("paths are tested with links as they are", "err", err)
+	}
+	cancel()
 	var g errgroup.Group
 	g.SetLimit(pathTests)
-	own, overhead := n.ipam.node(), n.cfg.overhead()
+	own, overhead, asked := n.ipam.node(), n.cfg.overhead(), time.Now()
 	for key, p := range due {
 		from := own.first
 		if key.second {
 			from = own.second
 		}
 		g.Go(func() error {
-			reason, doubtful := n.unkeyed(key.node), false
+			defer n.paths.testing.lock(fmt.Sprint(key))()
+			was := n.paths.state(key, p)
+			if was.tested.After(asked) {
+				return nil // somebody else did, meanwhile
+			}
+			reason, doubtful, spoke := n.unkeyed(key.node), false, time.Since(was.refused) < refusalPause
 			if reason == "" {
-				reason, doubtful = testPath(ctx, gatewayOf(from), gatewayOf(p.pods), overhead)
+				reason, doubtful = testPath(ctx, gatewayOf(from), gatewayOf(p.pods), overhead, spoke)
 			}
-			if ctx.Err() == nil {
-				n.paths.keep(key, p, reason, doubtful, time.Now())
+			if ctx.Err() != nil {
+				return nil
 			}
+			now := time.Now()
+			if !spoke && reason == pathUnknown {
+				was.refused = now
+			}
+			n.paths.keep(key, p, reason, doubtful, now, was.refused)
 			return nil
 		})
 	}
@@ -223,7 +248,18 @@ func (s *paths) isLost(key pathKey, end pathEnd) bool {
 	return s.lost[key] == end && end != pathEnd{}
 }
 
-func (s *paths) keep(key pathKey, end pathEnd, reason string, doubtful bool, now time.Time) {
+// state is what is known of a path that leads there.
+func (s *paths) state(key pathKey, end pathEnd) pathState {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if is := s.all[key]; is != nil && is.end == end {
+		return *is
+	}
+	return pathState{}
+}
+
+// keep keeps the result of a test that has ended, and when UDP was answered.
+func (s *paths) keep(key pathKey, end pathEnd, reason string, doubtful bool, now, refused time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	is := s.all[key]
@@ -231,6 +267,7 @@ func (s *paths) keep(key pathKey, end pathEnd, reason string, doubtful bool, now
 		is = &pathState{}
 		s.all[key] = is
 	}
+	is.tested, is.refused = now, refused
 	if is.end, is.reason, is.doubtful = end, reason, doubtful; reason == pathUnknown {
 		is.failures, is.next = 0, time.Time{}
 		return
@@ -319,8 +356,9 @@ var echoesOf = map[*family]echoes{
 
 // testPath says why packets of pods do not get from one node's address to
 // another's, or nothing; and whether that is in doubt, because the other host
-// may only refuse what is for itself. The overlay takes overhead bytes.
-func testPath(ctx context.Context, from, to netip.Addr, overhead int) (reason string, doubtful bool) {
+// may only refuse what is for itself. The overlay takes overhead bytes. UDP that
+// was answered just now need not be tried again.
+func testPath(ctx context.Context, from, to netip.Addr, overhead int, spoke bool) (reason string, doubtful bool) {
 	mtu, dropped := 0, "packets of pods, which have a direct route, are dropped on the way"
 	routes, err := netlink.RouteGetWithOptions(to.AsSlice(), &netlink.RouteGetOptions{SrcAddr: from.AsSlice()})
 	if err == nil && len(routes) > 0 {
@@ -361,6 +399,9 @@ func testPath(ctx context.Context, from, to netip.Addr, overhead int) (reason st
 			}
 		}
 		return fmt.Sprintf("packets of %d bytes do not pass, those of %d do: lower the MTU of this host's link to %d", mtu, passes, passes+overhead), false
+	}
+	if spoke {
+		return pathUnknown, false
 	}
 	if err := refused(ctx, from, to, small); err != nil {
 		return "pings pass, UDP does not: a network card computes wrong checksums (see ethtool -K, tx-checksum-ip-generic), or a firewall there drops what is for the host itself", true
@@ -449,7 +490,7 @@ func refused(ctx context.Context, from, to netip.Addr, size int) error {
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
-	for range pathTries {
+	for range refusalTries {
 		if _, err = c.Write(make([]byte, size-f.header-8)); err == nil {
 			c.SetDeadline(time.Now().Add(pathWait))
 			_, err = c.Read(make([]byte, 64))

@@ -20,7 +20,7 @@ type Rules struct {
 	Services map[VIP]string
 	// NodePorts maps a port of any of this node's addresses to a chain.
 	NodePorts map[Port]string
-	// Refused are addresses outside ServiceCIDR without any endpoint.
+	// Refused are destinations outside ServiceCIDR without any endpoint.
 	Refused map[VIP]struct{}
 	// Virtual are load balancers' addresses that no node has: nobody is behind
 	// the ports that no service has.
@@ -98,6 +98,9 @@ type Entry struct {
 	// else masquerades, so that the answer comes back this way.
 	LocalOnly bool
 	Local     string
+	// Inside leads to a cluster address outside ServiceCIDR, of a range that was
+	// added later: pods keep their address on the way, as in ServiceCIDR.
+	Inside bool
 }
 
 // Firewall is loadBalancerSourceRanges.
@@ -242,6 +245,9 @@ func (p *part) balance(name string, all []netip.AddrPort, affinity time.Duration
 // partOf is what a service wants. It depends on nothing but what is given.
 func partOf(s *service, all []*endpointSlice, here place, base Base) *part {
 	p := &part{key: s.key, created: s.created}
+	if s.elsewhere {
+		return p
+	}
 	for _, port := range s.ports {
 		if port.proto == sctp && base.NoSCTP {
 			continue
@@ -258,7 +264,7 @@ func (p *part) add(s *service, port servicePort, t targets, base Base) {
 	chain := func(kind string) string {
 		return fmt.Sprintf("%s-%s/%s/%s/%d", kind, s.key.Namespace, s.key.Name, port.proto, port.port)
 	}
-	svc, loc, ext, fw := chain("svc"), chain("loc"), chain("ext"), chain("fw")
+	svc, loc, ext, fw, in := chain("svc"), chain("loc"), chain("ext"), chain("fw"), chain("in")
 	used := map[string]bool{}
 
 	internal := svc
@@ -269,12 +275,21 @@ func (p *part) add(s *service, port servicePort, t targets, base Base) {
 		}
 	}
 	for _, ip := range s.clusterIPs {
+		vip := VIP{ip, port.proto, port.port}
+		switch inside := base.ServiceCIDR.Contains(ip); {
 		// Our own resolver answers at DNS's address, whoever else claims it.
-		// Without endpoints there is no element, and what the tables do not
-		// know in ServiceCIDR is refused.
-		if f.has(ip) && ip != base.DNS && served {
-			p.vips = append(p.vips, vipClaim{VIP{ip, port.proto, port.port}, internal})
+		case !f.has(ip) || ip == base.DNS:
+		case inside && !served:
+			// There is no element: what the tables do not know in ServiceCIDR is
+			// refused.
+		case !served:
+			p.vips = append(p.vips, vipClaim{vip, ""})
+		case inside || internal == dropChain:
+			p.vips = append(p.vips, vipClaim{vip, internal})
 			used[internal] = true
+		default:
+			p.vips = append(p.vips, vipClaim{vip, in})
+			used[internal], used[in] = true, true
 		}
 	}
 	external := func(ip netip.Addr, chain string) {
@@ -317,7 +332,10 @@ func (p *part) add(s *service, port servicePort, t targets, base Base) {
 		}
 		p.chains = append(p.chains, namedChain{name: ext, entry: e})
 	}
-	plain := !used[ext] && s.affinity == 0
+	if used[in] {
+		p.chains = append(p.chains, namedChain{name: in, entry: &Entry{Cluster: internal, Inside: true}})
+	}
+	plain := !used[ext] && !used[in] && s.affinity == 0
 	if used[svc] {
 		p.balance(svc, t.cluster, s.affinity, plain)
 	}

@@ -179,6 +179,13 @@ func TestRules(t *testing.T) {
 		{"those meant for this zone drain: the others serve", []api.Object{web(nil), nodeAt("node1", "192.168.0.1", "a"), sliceFor("web", forZone(drained(onOne), "a"), forZone(onTwo, "b"))}, nil},
 		{"hints do not bind what must be local", []api.Object{web(internalLocal), nodeAt("node1", "192.168.0.1", "a"), sliceFor("web", forZone(onOne, "b"), forZone(onTwo, "a"))}, nil},
 		{"a service at DNS's address changes nothing", []api.Object{serviceOf("web", "10.96.0.10", nil, clusterOnly...), sliceFor("web", onOne)}, nil},
+		{"a cluster address of an added range", []api.Object{serviceOf("web", "10.112.0.5", nil, clusterOnly...), sliceFor("web", onOne, onTwo)}, nil},
+		{"a cluster address of an added range without endpoints", []api.Object{serviceOf("web", "10.112.0.5", nil, clusterOnly...)}, nil},
+		{"a cluster address of an added range, internalTrafficPolicy Local", []api.Object{serviceOf("web", "10.112.0.5", internalLocal, clusterOnly...), sliceFor("web", onOne, onTwo)}, nil},
+		{"a cluster address of an added range, internalTrafficPolicy Local, none here", []api.Object{serviceOf("web", "10.112.0.5", internalLocal, clusterOnly...), sliceFor("web", onTwo)}, nil},
+		{"another proxy's", []api.Object{serviceOf("web", "10.96.0.20", func(s *corev1.Service) {
+			s.Labels = map[string]string{"service.kubernetes.io/service-proxy-name": "other"}
+		}, clusterOnly...), sliceFor("web", onOne)}, nil},
 		{"IPv6 addresses are left out", []api.Object{serviceOf("web", "10.96.0.20", func(s *corev1.Service) { s.Spec.ClusterIPs = append(s.Spec.ClusterIPs, "fd00::20") }, clusterOnly...),
 			sliceFor("web", onOne, ep{addr: addr("fd00::1")})}, nil},
 		{"nodes", []api.Object{

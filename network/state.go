@@ -68,6 +68,9 @@ type service struct {
 	affinity      time.Duration // 0: none
 	internalLocal bool
 	externalLocal bool
+	// elsewhere says that another proxy carries it, by its label: here it is
+	// but a name.
+	elsewhere bool
 }
 
 // balancer is what only a Service of type LoadBalancer has.
@@ -366,8 +369,13 @@ func parseAddrs(all []string) []netip.Addr {
 	return out
 }
 
+// labelServiceProxy names the proxy that carries a service, where that is not
+// the one that every node has.
+const labelServiceProxy = "service.kubernetes.io/service-proxy-name"
+
 func parseService(s *corev1.Service) *service {
 	out := &service{key: keyOf(s), created: s.CreationTimestamp.Time}
+	_, out.elsewhere = s.Labels[labelServiceProxy]
 	if s.Spec.Type == corev1.ServiceTypeExternalName {
 		out.external = strings.ToLower(strings.TrimSuffix(s.Spec.ExternalName, "."))
 		return out
@@ -386,6 +394,9 @@ func parseService(s *corev1.Service) *service {
 	out.externalIPs = parseAddrs(s.Spec.ExternalIPs)
 	if s.Spec.Type == corev1.ServiceTypeLoadBalancer {
 		out.balancer = parseBalancer(s)
+		if out.elsewhere {
+			out.balancer.healthPort = 0
+		}
 	}
 	if s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
 		out.affinity = time.Duration(corev1.DefaultClientIPServiceAffinitySeconds) * time.Second

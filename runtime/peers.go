@@ -70,7 +70,7 @@ func (s *store) peerImage(ref, arch string) ([]byte, error) {
 		s.mu.Unlock()
 		return nil, fmt.Errorf("%s: %w", ref, errNotHere)
 	}
-	out := peerImage{Digests: i.image.Digests, Rights: i.rights, Docs: map[string][]byte{}}
+	out := peerImage{Digests: i.image.Digests, Rights: elsewhere(i.rights), Docs: map[string][]byte{}}
 	if slices.Contains(i.image.Names, called) {
 		out.Names = []string{called}
 	}
@@ -328,7 +328,17 @@ func (s *store) fetchFound(ctx context.Context, ref name.Reference, p *peerImage
 type right struct {
 	Repository string
 	Anyone     bool     `json:",omitempty"`
+	Here       bool     `json:",omitempty"` // every pod of this node, whose own credential it was
 	Keys       []string `json:",omitempty"` // of credentials that the registry accepted
+}
+
+// elsewhere are rights as they are on other nodes.
+func elsewhere(here []right) []right {
+	out := slices.Clone(here)
+	for i := range out {
+		out[i].Here = false
+	}
+	return out
 }
 
 // entitled says whether one of some credentials was accepted before, or none is
@@ -341,7 +351,7 @@ func entitled(rights []right, repository string, o PullOptions) bool {
 		if r.Repository != repository {
 			continue
 		}
-		if r.Anyone {
+		if r.Anyone || r.Here {
 			return true
 		}
 		if o.Credentials == nil {
@@ -366,7 +376,7 @@ func mergeRights(have, add []right) []right {
 			out = append(out, a)
 			continue
 		}
-		out[i].Anyone = out[i].Anyone || a.Anyone
+		out[i].Anyone, out[i].Here = out[i].Anyone || a.Anyone, out[i].Here || a.Here
 		out[i].Keys = sortedSet(append(slices.Clone(out[i].Keys), a.Keys...))
 	}
 	slices.SortFunc(out, func(a, b right) int { return strings.Compare(a.Repository, b.Repository) })

@@ -294,6 +294,35 @@ func TestRights(t *testing.T) {
 		t.Errorf("from a peer: %v", err)
 	}
 	check("from a peer", second)
+	// What the node's own credential was for is for every pod of this node, and
+	// for nobody on another.
+	r.do(func(w http.ResponseWriter, req *http.Request) bool {
+		if user, pass, _ := req.BasicAuth(); user == "me" && pass == "pw" {
+			return false
+		}
+		w.Header().Set("WWW-Authenticate", `Basic realm="here"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+	w = newSwarm(t, 2)
+	own := storeEngine(w.nodes[0])
+	if _, err := own.Pull(t.Context(), ref, PullOptions{Credentials: func(string) ([]Credential, error) {
+		return []Credential{{Username: "me", Password: "pw", Node: true}}, nil
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	if !own.Entitled(ref, nil) {
+		t.Error("what the node's own credential was for is refused to its pods")
+	}
+	r.do(func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(http.StatusBadGateway); return true })
+	second = storeEngine(w.nodes[1])
+	if _, err := second.Pull(t.Context(), ref, PullOptions{}); !errors.Is(err, ErrRegistryUnavailable) {
+		t.Errorf("another node's own credential let a pod have it: %v", err)
+	}
+	if _, err := second.Pull(t.Context(), ref, PullOptions{Credentials: as("me", "pw")}); err != nil {
+		t.Errorf("from a peer: %v", err)
+	}
+	check("from a peer whose own credential it was", second)
 	// What was put here by hand is for everybody.
 	third := storeEngine(newStore(t, t.TempDir()))
 	if _, err := third.Import(t.Context(), dockerArchive(t, "example.org/hand:1", testImage(t, "h"))); err != nil {

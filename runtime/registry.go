@@ -241,7 +241,7 @@ func (s *store) resolveOnce(ctx context.Context, ref name.Reference, e *endpoint
 	if got := digestOf(out.config); got != out.manifest.Config.Digest.String() {
 		return nil, fmt.Errorf("%w: its config has the digest %s, not %s", ErrDamagedImage, got, out.manifest.Config.Digest)
 	}
-	out.right = right{Repository: repository(ref), Anyone: c.Node || c.auth() == authn.Anonymous}
+	out.right = right{Repository: repository(ref), Anyone: c.auth() == authn.Anonymous, Here: c.Node}
 	if !out.right.Anyone {
 		out.right.Keys = []string{c.key()}
 	}

@@ -1,6 +1,7 @@
 package kinds
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -45,6 +46,21 @@ func TestServiceWarnings(t *testing.T) {
 	}}
 	if w := serviceWarnings(s); len(w) > 0 {
 		t.Errorf("what works is warned of: %q", w)
+	}
+	s.Annotations = map[string]string{corev1.AnnotationTopologyMode: "Disabled"}
+	if w := serviceWarnings(s); len(w) > 0 {
+		t.Errorf("what asks for nothing is warned of: %q", w)
+	}
+	s.Annotations[corev1.AnnotationTopologyMode] = "Auto"
+	if w := serviceWarnings(s); len(w) != 1 || !strings.HasPrefix(w[0], "metadata.annotations[service.kubernetes.io/topology-mode]: ") || !strings.Contains(w[0], "spec.trafficDistribution") {
+		t.Errorf("hints that nobody makes: %q", w)
+	}
+	s.Annotations = nil
+	ignored := &corev1.Service{Spec: corev1.ServiceSpec{ClusterIP: corev1.ClusterIPNone, ExternalIPs: []string{"192.0.2.1"}, LoadBalancerIP: "192.0.2.2", SessionAffinity: corev1.ServiceAffinityClientIP}}
+	if w := serviceWarnings(ignored); !slices.Equal(w, []string{
+		"spec.SessionAffinity is ignored for headless services", "spec.externalIPs is ignored for headless services", "spec.loadBalancerIP is ignored for headless services",
+	}) {
+		t.Errorf("a headless one: %q", w)
 	}
 	s.Spec.Ports[0].Protocol = corev1.ProtocolSCTP
 	w := serviceWarnings(s)

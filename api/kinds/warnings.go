@@ -288,6 +288,9 @@ func containerWarnings(p *field.Path, c *corev1.Container) []string {
 	return out
 }
 
+// topologyAnnotations asked for hints by zone before there was a field for it.
+var topologyAnnotations = []string{corev1.AnnotationTopologyMode, corev1.DeprecatedAnnotationTopologyAwareHints}
+
 func serviceWarnings(svc *corev1.Service) []string {
 	var out []string
 	for i, p := range svc.Spec.Ports {
@@ -295,8 +298,20 @@ func serviceWarnings(svc *corev1.Service) []string {
 			out = append(out, specPath.Child("ports").Index(i).Child("protocol").String()+": this node's kernel has no SCTP; only nodes and pods whose kernel has it can speak it")
 		}
 	}
-	if svc.Spec.ClusterIP == corev1.ClusterIPNone && svc.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
-		out = append(out, "spec.SessionAffinity is ignored for headless services")
+	for _, a := range topologyAnnotations {
+		if mode := svc.Annotations[a]; mode != "" && !strings.EqualFold(mode, "disabled") {
+			out = append(out, unsupported(field.NewPath("metadata", "annotations").Key(a))+"; please use spec.trafficDistribution instead")
+		}
+	}
+	if svc.Spec.ClusterIP == corev1.ClusterIPNone {
+		for name, set := range sorted(map[string]bool{
+			"spec.loadBalancerIP": svc.Spec.LoadBalancerIP != "", "spec.externalIPs": len(svc.Spec.ExternalIPs) > 0,
+			"spec.SessionAffinity": svc.Spec.SessionAffinity == corev1.ServiceAffinityClientIP,
+		}) {
+			if set {
+				out = append(out, name+" is ignored for headless services")
+			}
+		}
 	}
 	for i, ip := range svc.Spec.ExternalIPs {
 		if at := specPath.Child("externalIPs").Index(i); len(validation.IsValidIPForLegacyField(at, ip, true, nil)) == 0 {

@@ -272,8 +272,8 @@ func realRegistry(t *testing.T, c *cluster.Cluster) (host string, ca []byte) {
 
 // TestPrivateRegistry pulls from a real registry that wants a password and has a
 // CA of its own: by pull secrets of both forms, of the pod and of its service
-// account, by the node's own Docker file and by a credential provider plugin; and
-// gives nobody what the registry would not.
+// account, and by the node's own Docker file; and gives nobody what the registry
+// would not. TestCredentialPrograms has helpers and plugins.
 func TestPrivateRegistry(t *testing.T) {
 	c := three(t)
 	t.Parallel()

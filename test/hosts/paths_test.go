@@ -1,6 +1,7 @@
 package hosts
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -42,6 +43,13 @@ func TestPathsBetweenNodes(t *testing.T) {
 		}
 		return nil
 	})
+	for range 12 { // however often it is asked
+		for _, h := range c.Hosts {
+			if out := status(h.Name); strings.Contains(out, "problem:") {
+				t.Fatalf("a problem where there is none:\n%s", out)
+			}
+		}
+	}
 	if _, err := c.On(t.Context(), three.Name, "nft", "add table ip lossy; add chain ip lossy raw { type filter hook prerouting priority raw; }; add rule ip lossy raw ip saddr "+one.Address.String()+" udp dport 8472 drop"); err != nil {
 		t.Fatal(err)
 	}
@@ -66,9 +74,26 @@ func TestPathsBetweenNodes(t *testing.T) {
 	if is := condition(two.Name); is.Reason != "RouteCreated" {
 		t.Errorf("%s: %+v", two.Name, is)
 	}
-	if _, err := c.On(t.Context(), three.Name, "nft", "delete table ip lossy"); err != nil {
-		t.Fatal(err)
+	lossy := func(rule string) {
+		t.Helper()
+		if _, err := c.On(t.Context(), three.Name, "nft", "delete table ip lossy; "+rule); err != nil {
+			t.Fatal(err)
+		}
 	}
+	for _, fault := range []struct{ rule, want string }{
+		{"ip saddr " + one.Address.String() + " udp dport 8472 meta length > 1400 drop",
+			"packets of 1450 bytes do not pass, those of 1350 do: lower the MTU of this host's link to 1400"},
+		{`iifname "conclave.vx" ip saddr 10.244.0.0/16 meta l4proto udp drop`, "pings pass, UDP does not"},
+	} {
+		lossy("add table ip lossy; add chain ip lossy raw { type filter hook prerouting priority raw; }; add rule ip lossy raw " + fault.rule)
+		eventually(t, "status says: "+fault.want, func() error {
+			if out := status(two.Name); !strings.Contains(out, fault.want) {
+				return errors.New(out)
+			}
+			return nil
+		})
+	}
+	lossy("")
 	eventually(t, "the pair is well again", func() error {
 		if out := status(two.Name); strings.Contains(out, "problem:") {
 			return fmt.Errorf("%s", out)
@@ -80,6 +105,31 @@ func TestPathsBetweenNodes(t *testing.T) {
 		}
 		return nil
 	})
+
+	// The MTU of pods is found, not assumed: that of the host's link, less the
+	// overlay's own.
+	if err := c.Import(t.Context(), "tool"); err != nil {
+		t.Fatal(err)
+	}
+	ns := namespace(t, c)
+	mtu := func(pod string) string {
+		t.Helper()
+		runPods(t, c, ns, toolPod(pod, one.Name, nil, "serve", "http:8080"))
+		out, err := inPod(t.Context(), c, ns, pod, "cat", "/sys/class/net/eth0/mtu")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(out)
+	}
+	if got := mtu("before"); got != "1450" {
+		t.Errorf("a pod's MTU is %s", got)
+	}
+	if _, err := c.On(t.Context(), one.Name, "ip", "link", "set", "eth0", "mtu", "1400"); err != nil {
+		t.Fatal(err)
+	}
+	if got := mtu("after"); got != "1350" {
+		t.Errorf("after the link's MTU became 1400 a pod's is %s", got)
+	}
 }
 
 // A node that is no master, and shares its link with another that says so too:

@@ -3,6 +3,7 @@ package hosts
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/utils/ptr"
 
 	"conclave/test/cluster"
 )
@@ -31,10 +33,18 @@ type matrix struct {
 // server is one thing to ask.
 type server struct {
 	pod    *corev1.Pod // that answers
-	kind   string      // http or udp
+	kind   string      // http, udp or icmp
 	port   string      // by which policies know it
 	at     string
 	direct bool
+}
+
+// says is what an answer is.
+func (s server) says() string {
+	if s.kind == "icmp" {
+		return "pong"
+	}
+	return s.pod.Name
 }
 
 // The ports of each pod.
@@ -151,6 +161,42 @@ func TestNetworkPolicy(t *testing.T) {
 			}
 		}
 	})
+	t.Run("what a pod sends first is judged too", func(t *testing.T) {
+		// The first thing that these do is what they may not; on both nodes, to
+		// pods of both.
+		var early []*corev1.Pod
+		for i := range 6 {
+			args := []string{"reach"}
+			for _, to := range m.pods {
+				args = append(args, fmt.Sprintf("http:%s:%d", to.Status.PodIP, webPort), fmt.Sprintf("udp:%s:%d", to.Status.PodIP, udpPort), "icmp:"+to.Status.PodIP)
+			}
+			p := toolPod(fmt.Sprintf("early-%d", i), c.Hosts[i%2].Name, map[string]string{"app": "early"}, args...)
+			p.Spec.RestartPolicy = corev1.RestartPolicyNever
+			putPod(t, c, m.red, p)
+			early = append(early, p)
+		}
+		for _, p := range early {
+			var ip string
+			eventually(t, p.Name+" ends", func() error {
+				is, err := c.Client.CoreV1().Pods(m.red).Get(t.Context(), p.Name, metav1.GetOptions{})
+				if err == nil && is.Status.Phase != corev1.PodSucceeded {
+					err = fmt.Errorf("it is %s", is.Status.Phase)
+				}
+				if err == nil {
+					ip = is.Status.PodIP
+				}
+				return err
+			})
+			if out := kubectl(t, c, "logs", "-n", m.red, p.Name); strings.Trim(out, "-\n") != "" {
+				t.Errorf("%s was answered:\n%s", p.Name, out)
+			}
+			for _, to := range m.pods {
+				if seen := kubectl(t, c, "exec", "-n", to.Namespace, to.Name, "-c", "sniff", "--", "cat", "/seen"); ip == "" || strings.Contains(seen, " "+ip+" ") {
+					t.Errorf("packets of %s (%s) arrived at %s", p.Name, ip, to.Name)
+				}
+			}
+		}
+	})
 	t.Run("kubectl", func(t *testing.T) {
 		mustContain(t, "the table", kubectl(t, c, "get", "netpol", "-n", m.red), "NAME", "POD-SELECTOR", "deny", "<none>")
 		mustContain(t, "the description", kubectl(t, c, "describe", "netpol", "deny", "-n", m.red), "Allowing ingress traffic:", "Policy Types: Ingress, Egress")
@@ -165,6 +211,7 @@ func (m *matrix) pod(name, node, app string) *corev1.Pod {
 	p := toolPod(name, node, map[string]string{"app": app}, "serve",
 		fmt.Sprintf("http:%d=%s", webPort, name), fmt.Sprintf("http:%d=%s", otherPort, name), fmt.Sprintf("udp:%d=%s", udpPort, name))
 	p.Spec.Containers[0].Ports = []corev1.ContainerPort{{Name: "web", ContainerPort: webPort}}
+	p.Spec.InitContainers = []corev1.Container{{Name: "sniff", Image: toolImage, Args: []string{"sniff", "/seen"}, RestartPolicy: ptr.To(corev1.ContainerRestartPolicyAlways)}}
 	return p
 }
 
@@ -181,6 +228,7 @@ func (m *matrix) start(t *testing.T) {
 		number     int32
 	}{{"http", "web", webPort}, {"http", "other", otherPort}, {"udp", "udp", udpPort}}
 	for _, p := range m.pods {
+		m.servers = append(m.servers, server{p, "icmp", "icmp", p.Status.PodIP, true})
 		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: p.Name}}
 		kubectl(t, m.c, "label", "pod", "-n", p.Namespace, p.Name, "name="+p.Name)
 		s.Spec.Selector = map[string]string{"name": p.Name}
@@ -224,7 +272,7 @@ func (m *matrix) check(t *testing.T, allowed func(from, to *corev1.Pod, port str
 	}
 	sources := append(slices.Clone(m.pods), m.host)
 	cases := 0
-	eventually(t, "all packets go where they may, and nowhere else", func() error {
+	round := func() error {
 		answers := make([][]string, len(sources))
 		errs := make([]error, len(sources))
 		var all sync.WaitGroup
@@ -247,7 +295,7 @@ func (m *matrix) check(t *testing.T, allowed func(from, to *corev1.Pod, port str
 			for j, s := range m.servers {
 				want := "-"
 				if allowed(from, s.pod, s.port) {
-					want = s.pod.Name
+					want = s.says()
 				}
 				cases++
 				if got := answers[i][j]; got != want {
@@ -259,6 +307,77 @@ func (m *matrix) check(t *testing.T, allowed func(from, to *corev1.Pod, port str
 			return fmt.Errorf("%d of %d: %s", len(wrong), cases, strings.Join(wrong[:min(len(wrong), 8)], "; "))
 		}
 		return nil
-	})
+	}
+	eventually(t, "all that may be answered is, and nothing else", round)
+	// Once more, looking at what arrives: an answer that does not come does not
+	// say that the question did not.
+	for _, p := range m.pods {
+		m.sniffed(t, p)
+	}
+	if err := round(); err != nil {
+		t.Error(err)
+	}
+	for _, p := range m.pods {
+		missing := map[string]bool{} // what must arrive
+		for _, from := range m.pods {
+			for _, s := range m.servers {
+				if s.pod == p && from != p && allowed(from, p, s.port) {
+					missing[from.Name+" "+s.port] = true
+				}
+			}
+		}
+		eventually(t, "packets arrive at "+p.Name, func() error {
+			for _, line := range m.sniffed(t, p) {
+				from, port := m.sender(p, line)
+				if from == nil {
+					continue
+				}
+				delete(missing, from.Name+" "+port)
+				if !allowed(from, p, port) {
+					t.Errorf("at %s/%s arrives what may not: %s, of %s/%s", p.Namespace, p.Name, line, from.Namespace, from.Name)
+				}
+			}
+			if len(missing) > 0 {
+				return fmt.Errorf("these have not: %v", slices.Sorted(maps.Keys(missing)))
+			}
+			return nil
+		})
+	}
 	return cases
+}
+
+// sniffed returns what has arrived at a pod since it was called last.
+func (m *matrix) sniffed(t *testing.T, p *corev1.Pod) []string {
+	t.Helper()
+	// One reader: what is written between the two commands is not lost, because
+	// the file is moved on by as much as was read.
+	out, err := m.c.Kubectl(t.Context(), "exec", "-n", p.Namespace, p.Name, "-c", "sniff", "--", "sh", "-c", `had=$(cat /had 2>/dev/null || echo 0); tail -n +$((had+1)) /seen | tee /new; echo $((had+$(wc -l < /new))) > /had`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Split(strings.TrimSpace(out), "\n")
+}
+
+// sender is who sent a packet that arrived at a pod, and to which port, as
+// policies call it; nobody if it came from the pod's own node, which always may,
+// or is none of the matrix.
+func (m *matrix) sender(to *corev1.Pod, line string) (from *corev1.Pod, port string) {
+	f := strings.Fields(line)
+	if len(f) != 3 {
+		return nil, ""
+	}
+	port = map[string]string{"tcp " + fmt.Sprint(webPort): "web", "tcp " + fmt.Sprint(otherPort): "other", "udp " + fmt.Sprint(udpPort): "udp", "icmp 0": "icmp"}[f[0]+" "+f[2]]
+	if port == "" {
+		return nil, ""
+	}
+	for _, p := range m.pods {
+		if p.Status.PodIP == f[1] {
+			return p, port
+		}
+	}
+	node := func(p *corev1.Pod) string { return p.Status.PodIP[:strings.LastIndexByte(p.Status.PodIP, '.')] + ".1" }
+	if f[1] == node(m.pods[0]) && f[1] != node(to) { // the first host, at which the host's pod is
+		return m.host, port
+	}
+	return nil, ""
 }

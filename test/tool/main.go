@@ -23,6 +23,7 @@ var commands = map[string]func(ctx context.Context, args []string) error{
 	"udp":   udp,
 	"dig":   dig,
 	"reach": reach,
+	"sniff": sniff,
 
 	"whoami": whoami,
 	"oidc":   oidc,

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"strings"
@@ -11,9 +13,10 @@ import (
 	"time"
 )
 
-// reach asks many servers at once, each given as http:HOST:PORT or
-// udp:HOST:PORT, and prints a line for each, in order: the name that answers,
-// or "-" if nobody does for as long as an answer would never take.
+// reach asks many servers at once, each given as http:HOST:PORT,
+// udp:HOST:PORT or icmp:HOST, and prints a line for each, in order: the name
+// that answers (pong, to a ping), or "-" if nobody does for as long as an answer
+// would never take.
 func reach(ctx context.Context, targets []string) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -21,14 +24,11 @@ func reach(ctx context.Context, targets []string) error {
 	var all sync.WaitGroup
 	for i, target := range targets {
 		kind, address, ok := strings.Cut(target, ":")
-		if !ok || kind != "http" && kind != "udp" {
-			return fmt.Errorf("reach: %q is neither http:HOST:PORT nor udp:HOST:PORT", target)
+		ask := map[string]func(context.Context, string) (string, error){"http": askHTTP, "udp": askUDP, "icmp": askICMP}[kind]
+		if !ok || ask == nil {
+			return fmt.Errorf("reach: %q is neither http:HOST:PORT, udp:HOST:PORT nor icmp:HOST", target)
 		}
 		all.Go(func() {
-			ask := askUDP
-			if kind == "http" {
-				ask = askHTTP
-			}
 			if answer, err := ask(ctx, address); err == nil {
 				answers[i] = strings.TrimSpace(answer)
 			}
@@ -42,6 +42,42 @@ func reach(ctx context.Context, targets []string) error {
 		fmt.Println(answer)
 	}
 	return nil
+}
+
+// askICMP pings, which takes CAP_NET_RAW.
+func askICMP(ctx context.Context, host string) (string, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "ip4:icmp", host)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	if end, ok := ctx.Deadline(); ok {
+		if err := conn.SetDeadline(end); err != nil {
+			return "", err
+		}
+	}
+	// An echo request with a number of its own; the checksum makes the sum of
+	// all words ones.
+	number := uint16(rand.Uint32())
+	request := binary.BigEndian.AppendUint16([]byte{8, 0}, ^uint16(0))
+	sum := uint32(8<<8) + uint32(number)
+	sum = sum>>16 + sum&0xffff
+	binary.BigEndian.PutUint16(request[2:], ^uint16(sum))
+	request = binary.BigEndian.AppendUint16(request, number)
+	request = binary.BigEndian.AppendUint16(request, 0)
+	if _, err := conn.Write(request); err != nil {
+		return "", err
+	}
+	answer := make([]byte, 64)
+	for {
+		n, _, err := conn.(*net.IPConn).ReadFromIP(answer) // without the IP header
+		if err != nil {
+			return "", err
+		}
+		if n >= 8 && answer[0] == 0 && binary.BigEndian.Uint16(answer[4:]) == number {
+			return "pong", nil
+		}
+	}
 }
 
 func askHTTP(ctx context.Context, address string) (string, error) {
