@@ -59,6 +59,9 @@ func boundGarbage() {
 		if worthReturning(samples[0].Value.Uint64(), samples[1].Value.Uint64(), samples[2].Value.Uint64()) {
 			debug.FreeOSMemory()
 		}
+		if n, err := mappedFiles(); err == nil && n > mappedAtRest {
+			_ = unmapProgram() // what it cannot give back stays as it was
+		}
 	})
 	type sentinel struct{ _ [32]byte } // too large to share its memory with others
 	var collected func(*sentinel)
