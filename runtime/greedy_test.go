@@ -1,9 +1,12 @@
 package runtime
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -145,5 +148,56 @@ func TestHeldMount(t *testing.T) {
 	}
 	if err := unix.Unmount(volume, 0); err != nil {
 		t.Errorf("the volume is still in use: %v", err)
+	}
+}
+
+// children are the children of a pod's process, zombies too, by their stat.
+func (h *testHost) children(pod string) (out []string) {
+	h.engine.mu.Lock()
+	pid := h.engine.pods[pod].pid
+	h.engine.mu.Unlock()
+	all, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for _, path := range all {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // it is gone
+		}
+		if fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])); len(fields) > 1 && fields[1] == strconv.Itoa(pid) {
+			out = append(out, string(stat))
+		}
+	}
+	return out
+}
+
+// TestExecAtTheEnd: a command is started in a container at the moment when it
+// ends, as a probe may be; the container ends all the same.
+func TestExecAtTheEnd(t *testing.T) {
+	h := newHost(t)
+	p := h.pod(PodConfig{})
+	for i := range 20 {
+		id := "web_" + strconv.Itoa(i)
+		h.mustRun(p, id, ContainerConfig{Args: []string{"idle"}})
+		var probes sync.WaitGroup
+		for range 4 {
+			probes.Go(func() {
+				for {
+					if _, err := h.engine.Exec(t.Context(), p, id, []string{"/bin/guest", "echo"}, false, nil, nil, nil, nil); err != nil {
+						return
+					}
+				}
+			})
+		}
+		time.Sleep(time.Duration(i) * 3 * time.Millisecond) // somewhere in the middle of them
+		if err := h.engine.StopContainer(t.Context(), p, id, 0); err != nil {
+			t.Fatal(err)
+		}
+		probes.Wait()
+		h.await(p, id, exited)
+	}
+	if left := h.children(p); len(left) != 0 {
+		t.Errorf("the pod process has the children %q", left)
 	}
 }

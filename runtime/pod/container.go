@@ -107,7 +107,7 @@ func (s *server) create(id string, req *proto.Create) (err error) {
 	s.mu.Unlock()
 
 	if err := s.build(c, id, req); err != nil {
-		c.release()
+		s.release(c)
 		s.mu.Lock()
 		delete(s.containers, id)
 		s.mu.Unlock()
@@ -115,8 +115,8 @@ func (s *server) create(id string, req *proto.Create) (err error) {
 		close(c.cleaned)
 		return err
 	}
-	if err := c.launch(req); err != nil {
-		c.release()
+	if err := s.launch(c, req); err != nil {
+		s.release(c)
 		now := time.Now()
 		werr := s.change(c, func(r *proto.Record) bool {
 			r.State, r.Created, r.Finished = proto.Exited, now, now
@@ -221,7 +221,7 @@ func (s *server) sharedInit() int {
 
 // launch starts the container's first process, up to the fifo before its
 // program.
-func (c *container) launch(req *proto.Create) error {
+func (s *server) launch(c *container, req *proto.Create) error {
 	c.proc = newProcess(c.process)
 	c.proc.Init = true
 	var far []*os.File
@@ -262,7 +262,10 @@ func (c *container) launch(req *proto.Create) error {
 			}
 		}
 	}
-	if err := c.lc.Start(c.proc); err != nil {
+	s.births.begin()
+	err := c.lc.Start(c.proc)
+	s.births.end(c.proc, err)
+	if err != nil {
 		return err
 	}
 	if req.TTY {
@@ -290,11 +293,11 @@ func (c *container) launch(req *proto.Create) error {
 }
 
 // release undoes build and launch, as far as they came.
-func (c *container) release() {
+func (s *server) release(c *container) {
 	if c.lc != nil {
 		_ = c.lc.Signal(unix.SIGKILL) // it may not have come to live
 		if c.proc != nil {
-			_, _ = c.proc.Wait()
+			_, _ = s.births.wait(c.proc)
 		}
 		_ = c.lc.Destroy() // the engine removes the pod's cgroup whole
 	}
@@ -408,7 +411,7 @@ func (c *container) kill() {
 
 // reap waits for the exit, and records it once the output is complete.
 func (s *server) reap(c *container) {
-	state, err := wait(c.proc)
+	state, err := s.births.wait(c.proc)
 	finished := time.Now()
 	code := 255
 	if err == nil || state != nil {
@@ -588,7 +591,10 @@ func (s *server) exec(conn *net.UnixConn, id string, req *proto.Exec, files []*o
 	if want != len(files) {
 		return proto.Response{}, fmt.Errorf("exec came with %d files, not %d", len(files), want)
 	}
-	if err := c.lc.Run(p); err != nil {
+	s.births.begin()
+	err = c.lc.Run(p)
+	s.births.end(p, err)
+	if err != nil {
 		return proto.Response{}, &proto.Error{Code: proto.CodeStart, Message: err.Error()}
 	}
 	proto.Close(files)
@@ -602,7 +608,7 @@ func (s *server) exec(conn *net.UnixConn, id string, req *proto.Exec, files []*o
 	gone := hangUp(context.Background(), conn)
 	stop := context.AfterFunc(gone, func() { _ = p.Signal(unix.SIGKILL) })
 	defer stop()
-	state, err := wait(p)
+	state, err := s.births.wait(p)
 	if err != nil && state == nil {
 		return proto.Response{}, err
 	}

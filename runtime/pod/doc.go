@@ -27,6 +27,8 @@
 // killed by their cgroup. A reaper here would compete with libcontainer for
 // the exit codes of its children.
 //
+// Processes that libcontainer forgot are waited for all the same (births.go).
+//
 // Goroutines: one accepts connections; one is the guard of a fenced pod; one serves each connection and ends
 // with it; per container one waits for the exit and one per output stream
 // copies, all ending with the container. None of them holds a thread: pidfds

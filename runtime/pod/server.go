@@ -28,7 +28,8 @@ type server struct {
 	// lowestScore is the lowest OOM score that a container can be given here.
 	lowestScore int
 
-	rest *rest
+	rest   *rest
+	births births
 
 	// mu guards what follows and every container's rec. It is held while a
 	// record is written, which is to a tmpfs.
@@ -75,6 +76,9 @@ func newServer(dir string, pod proto.Pod) (*server, error) {
 		rest:        newRest(),
 		containers:  map[string]*container{},
 		watchers:    map[*watcher]struct{}{},
+	}
+	if pause != nil {
+		s.births.know(pause.Process.Pid)
 	}
 	s.setFence(pod.Fence)
 	return s, nil
