@@ -59,7 +59,6 @@ type podWorker struct {
 	pod     *corev1.Pod
 	rec     record
 	saved   savedState // what the disk has
-	unsaved time.Time  // since when it is not all
 	ops     map[string]*operation
 	results chan opResult
 	wg      sync.WaitGroup
@@ -135,6 +134,8 @@ type opResult struct {
 	apply func()
 }
 
+type savedState struct{ manifest, record []byte }
+
 func newPodWorker(a *Agent, pod *corev1.Pod, rec record) *podWorker {
 	w := &podWorker{
 		a: a, uid: pod.UID, dirs: a.dirs(string(pod.UID)), wake: make(chan struct{}, 1),
@@ -195,7 +196,6 @@ func (w *podWorker) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			w.end()
-			w.saveLast()
 			return
 		case <-w.wake:
 		case r := <-w.results:
@@ -255,7 +255,7 @@ func (w *podWorker) sync() (until time.Time, over bool) {
 			wait := waiter{now: o.now, until: a.until}
 			w.syncProbes(o)
 			w.report(o, &wait)
-			w.save(&wait)
+			w.save()
 			wait.later(w.tokens.renewal())
 			wait.later(w.republication())
 			return wait.until, false
@@ -525,7 +525,7 @@ func (w *podWorker) makeSandbox() {
 	var problem error
 	if ownUsers(pod) && w.rec.IDs == 0 {
 		if w.rec.IDs, problem = w.a.users.take(w.uid); problem == nil {
-			w.saveNow() // before anything is made with them
+			w.save() // before anything is made with them
 		}
 	}
 	ids := w.rec.IDs

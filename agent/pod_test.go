@@ -682,40 +682,6 @@ func TestFirstWord(t *testing.T) {
 	})
 }
 
-// What a start changes is written once, and a process that ends leaves nothing
-// unwritten.
-func TestSavedSoon(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		file := func(p *corev1.Pod) string { return filepath.Join(w.config.Dir, "pods", string(p.UID), "state.json") }
-		p := w.create(pod("a"))
-		after(time.Millisecond)
-		if _, err := os.Stat(file(p)); !os.IsNotExist(err) {
-			t.Errorf("written while more is to come: %v", err)
-		}
-		after(2 * time.Second)
-		first, err := os.Stat(file(p))
-		if err != nil {
-			t.Fatal(err)
-		}
-		after(time.Hour)
-		if again, err := os.Stat(file(p)); err != nil || !os.SameFile(first, again) {
-			t.Errorf("written again while nothing happened: %v", err)
-		}
-		p = w.create(pod("b"))
-		after(time.Millisecond)
-		w.stop()
-		if _, err := os.Stat(file(p)); err != nil {
-			t.Errorf("when the process has ended: %v", err)
-		}
-		w.start()
-		after(time.Second)
-		if n := len(w.runtime.Started()); n != 2 {
-			t.Errorf("%d containers were started", n)
-		}
-	})
-}
-
 func TestSandboxFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

@@ -186,95 +186,40 @@ func (w *podWorker) view() podView {
 	return w.shown
 }
 
-// saveSoon is how long a change may be in memory alone: a start makes several,
-// and an SD card bears few writes. A crash of this process in that time loses
-// nothing that the runtime does not know; that of the host, how often the
-// container that it ended had been started.
-const saveSoon = time.Second
-
-// save keeps on disk what is not there yet, soon, or at once if the pod is
-// given up: that must not be thought again. It does not hold the loop up: a
+// save keeps on disk what is not there yet. It does not hold the loop up: a
 // pod's start does not wait for an SD card.
-func (w *podWorker) save(wait *waiter) {
+func (w *podWorker) save() {
 	if w.ops["save"] != nil {
 		return
 	}
-	now, ok := w.state()
-	if !ok || now.equal(w.saved) {
-		w.unsaved = time.Time{}
+	m, errM := json.Marshal(manifest(w.pod))
+	r, errR := json.Marshal(&w.rec)
+	if err := errors.Join(errM, errR); err != nil {
+		w.log.Error("a pod cannot be kept on disk", "err", err)
 		return
 	}
-	if w.unsaved.IsZero() {
-		w.unsaved = wait.now
-	}
-	if w.rec.Failed == nil && !w.rec.Down && wait.later(w.unsaved.Add(saveSoon)) {
+	newManifest, newRecord := !bytes.Equal(m, w.saved.manifest), !bytes.Equal(r, w.saved.record)
+	if !newManifest && !newRecord {
 		return
 	}
-	w.startSave(now)
-}
-
-// saveNow is save without the wait, for what is made by what is written.
-func (w *podWorker) saveNow() {
-	if now, ok := w.state(); ok && w.ops["save"] == nil {
-		w.startSave(now)
-	}
-}
-
-func (w *podWorker) startSave(now savedState) {
-	before := w.saved
-	w.unsaved = time.Time{}
 	w.start("save", idle, 0, func(context.Context) func() {
-		err := now.write(w.dirs.disk, before)
+		err := os.MkdirAll(w.dirs.disk, 0o750)
+		if err == nil && newManifest {
+			err = writeDurably(filepath.Join(w.dirs.disk, manifestFile), m)
+		}
+		if err == nil && newRecord {
+			err = writeDurably(filepath.Join(w.dirs.disk, recordFile), r)
+		}
 		w.a.fault("record.saved")
 		return func() {
 			// What could not be written counts as written until it changes
 			// again: a full disk is not written to in a loop.
-			w.saved = now
+			w.saved = savedState{m, r}
 			if err != nil {
 				w.log.Error("a pod cannot be kept on disk", "err", err)
 			}
 		}
 	})
-}
-
-// saveLast writes what is not on disk when this process ends.
-func (w *podWorker) saveLast() {
-	now, ok := w.state()
-	if !ok || now.equal(w.saved) {
-		return
-	}
-	if err := now.write(w.dirs.disk, w.saved); err != nil {
-		w.log.Error("a pod cannot be kept on disk", "err", err)
-	}
-}
-
-// savedState is the content of a pod's two files.
-type savedState struct{ manifest, record []byte }
-
-func (w *podWorker) state() (s savedState, ok bool) {
-	m, errM := json.Marshal(manifest(w.pod))
-	r, errR := json.Marshal(&w.rec)
-	if err := errors.Join(errM, errR); err != nil {
-		w.log.Error("a pod cannot be kept on disk", "err", err)
-		return s, false
-	}
-	return savedState{m, r}, true
-}
-
-func (s savedState) equal(t savedState) bool {
-	return bytes.Equal(s.manifest, t.manifest) && bytes.Equal(s.record, t.record)
-}
-
-// write writes what differs from what was written before.
-func (s savedState) write(dir string, before savedState) error {
-	err := os.MkdirAll(dir, 0o750)
-	if err == nil && !bytes.Equal(s.manifest, before.manifest) {
-		err = writeDurably(filepath.Join(dir, manifestFile), s.manifest)
-	}
-	if err == nil && !bytes.Equal(s.record, before.record) {
-		err = writeDurably(filepath.Join(dir, recordFile), s.record)
-	}
-	return err
 }
 
 // forget removes the last traces of a pod.
