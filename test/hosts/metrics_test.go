@@ -47,10 +47,14 @@ func TestMetrics(t *testing.T) {
 	for _, h := range c.Hosts {
 		mustContain(t, "top nodes", out, h.Name)
 	}
-	out = kubectl(t, c, "top", "pods", "-n", ns, "--containers", "--no-headers", "-l", "app=busy")
-	if lines := strings.Split(strings.TrimSpace(out), "\n"); len(lines) != 2 || strings.Contains(out, "other") {
-		t.Errorf("top pods -l app=busy:\n%s", out)
-	}
+	// A container that has just started has no rate yet.
+	eventually(t, "top pods -l app=busy", func() error {
+		out, err := c.Kubectl(t.Context(), "top", "pods", "-n", ns, "--containers", "--no-headers", "-l", "app=busy")
+		if lines := strings.Split(strings.TrimSpace(out), "\n"); err == nil && (len(lines) != 2 || strings.Contains(out, "other")) {
+			err = fmt.Errorf("it prints %q", out)
+		}
+		return err
+	})
 	// It spins as fast as its limit allows.
 	eventually(t, "the rate is that of the limit", func() error {
 		out := kubectl(t, c, "top", "pods", "-n", ns, "--containers", "--no-headers", "-l", "app=busy")

@@ -601,8 +601,15 @@ func TestStreamsEnd(t *testing.T) {
 		}},
 	} {
 		pod := "ends-" + strings.ReplaceAll(strings.Fields(end.name)[1], "'s", "")
-		n.create(edited(nodePod(pod, sh("main", "nc -ll -p 9001 -e sleep 3600 & echo begins; "+forever)), always, func(p *corev1.Pod) { p.Spec.NodeName = victim }))
+		n.create(edited(nodePod(pod, sh("main", "nc -ll -p 9001 -e sleep 3600 & until grep -q :2329 /proc/net/tcp*; do sleep 0.1; done; echo begins; "+forever)), always, func(p *corev1.Pod) { p.Spec.NodeName = victim }))
 		n.until(pod, "runs", readyNow, nil)
+		eventually(t, "its port is there", func() error {
+			out, err := c.Kubectl(t.Context(), "logs", "-n", n.ns, pod)
+			if err == nil && !strings.Contains(out, "begins") {
+				err = fmt.Errorf("it says %q", out)
+			}
+			return err
+		})
 		type over struct {
 			what string
 			err  error
