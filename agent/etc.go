@@ -229,8 +229,8 @@ func hostsFile(pod *corev1.Pod, hostHosts []byte, ips []string, domain string) [
 
 // writeEtc writes the three files that pods find in /etc. Unless the sandbox is
 // a new one, they are rewritten only if they are not there: containers may have
-// changed theirs.
-func (a *Agent) writeEtc(pod *corev1.Pod, d podDirs, ips []string, fresh bool) error {
+// changed theirs. dns is resolverOf's.
+func (a *Agent) writeEtc(pod *corev1.Pod, d podDirs, ips []string, dns resolver, fresh bool) error {
 	if err := os.MkdirAll(d.etc, dirMode); err != nil {
 		return err
 	}
@@ -244,7 +244,6 @@ func (a *Agent) writeEtc(pod *corev1.Pod, d podDirs, ips []string, fresh bool) e
 	if err != nil && pod.Spec.HostNetwork {
 		a.log.Warn("the host's hosts file cannot be read", "err", err)
 	}
-	dns, _ := a.resolverOf(pod)
 	for name, content := range map[string][]byte{
 		"hostname":    []byte(hostname + "\n"),
 		"hosts":       hostsFile(pod, hostHosts, ips, a.cfg.ClusterDomain),

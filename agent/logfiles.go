@@ -82,7 +82,13 @@ func (d podDirs) removeLogs() error {
 	if err != nil {
 		return err
 	}
+	// Links to it begin with the pod's name, or what the folder has of that.
+	_, rest, _ := strings.Cut(folder, "_")
+	name, _, _ := strings.Cut(rest, "_")
 	for _, l := range links {
+		if !strings.HasPrefix(l.Name(), name) {
+			continue
+		}
 		path := filepath.Join(d.logs, containLinks, l.Name())
 		if to, err := os.Readlink(path); err == nil && strings.HasPrefix(to, filepath.Join(hostLogs, podLogs, folder)+"/") {
 			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -600,11 +600,11 @@ func (w *podWorker) startPod(ctx context.Context, pod *corev1.Pod, ids uint32, f
 		return nil, err
 	}
 	w.a.fault("sandbox.started")
-	_, omitted := w.a.resolverOf(pod)
+	dns, omitted := w.a.resolverOf(pod)
 	for _, message := range omitted {
 		w.event(nil, corev1.EventTypeWarning, "DNSConfigForming", message)
 	}
-	return ips, w.a.writeEtc(pod, w.dirs, addresses, fresh)
+	return ips, w.a.writeEtc(pod, w.dirs, addresses, dns, fresh)
 }
 
 // startContainer starts a container for the next time.

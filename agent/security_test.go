@@ -137,7 +137,8 @@ func TestHugeFiles(t *testing.T) {
 	const huge = 1 << 40
 	a := &Agent{cfg: Config{ClusterDomain: "cluster.local"}}
 	pod, d := testPod(), podDirs{disk: t.TempDir(), etc: t.TempDir()}
-	if err := a.writeEtc(pod, d, []string{"10.0.0.1"}, false); err != nil {
+	dns, _ := a.resolverOf(pod)
+	if err := a.writeEtc(pod, d, []string{"10.0.0.1"}, dns, false); err != nil {
 		t.Fatal(err)
 	}
 	message := d.termination(pod.Spec.Containers[0].Name, 0)
@@ -156,7 +157,7 @@ func TestHugeFiles(t *testing.T) {
 	if got := terminationMessage(&pod.Spec.Containers[0], d, 0, 0); len(got) != messageMaxBytes {
 		t.Errorf("the message has %d bytes", len(got))
 	}
-	if err := a.writeEtc(pod, d, []string{"10.0.0.1"}, false); err != nil {
+	if err := a.writeEtc(pod, d, []string{"10.0.0.1"}, dns, false); err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range files {
@@ -164,14 +165,14 @@ func TestHugeFiles(t *testing.T) {
 			t.Errorf("%s was written anew: %v %v", f, info, err)
 		}
 	}
-	if err := a.writeEtc(pod, d, []string{"10.0.0.2"}, false); err != nil {
+	if err := a.writeEtc(pod, d, []string{"10.0.0.2"}, dns, false); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := os.ReadFile(filepath.Join(d.etc, "hosts")); err != nil || !strings.Contains(string(got), "10.0.0.2") {
 		t.Errorf("another address: %d bytes, %v", len(got), err)
 	}
 	// A new sandbox, be it after a reboot, begins with what is right now.
-	if err := a.writeEtc(pod, d, []string{"10.0.0.2"}, true); err != nil {
+	if err := a.writeEtc(pod, d, []string{"10.0.0.2"}, dns, true); err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range files[1:] {

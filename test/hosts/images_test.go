@@ -43,17 +43,13 @@ import (
 	"conclave/test/images"
 )
 
-// busyboxWith is busybox with one more layer that holds these files.
-func busyboxWith(t *testing.T, files map[string][]byte) v1.Image {
+// layerOf is the archive of a layer that holds these files.
+func layerOf(t *testing.T, mode int64, files map[string][]byte) []byte {
 	t.Helper()
-	base, err := images.Build(t.Context(), images.Recipes["busybox"])
-	if err != nil {
-		t.Fatal(err)
-	}
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for path, data := range files {
-		if err := w.WriteHeader(&tar.Header{Name: path, Mode: 0o755, Size: int64(len(data)), Typeflag: tar.TypeReg, ModTime: time.Unix(1700000000, 0)}); err != nil {
+		if err := w.WriteHeader(&tar.Header{Name: path, Mode: mode, Size: int64(len(data)), Typeflag: tar.TypeReg, ModTime: time.Unix(1700000000, 0)}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := w.Write(data); err != nil {
@@ -63,7 +59,18 @@ func busyboxWith(t *testing.T, files map[string][]byte) v1.Image {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil })
+	return b.Bytes()
+}
+
+// busyboxWith is busybox with one more layer that holds these files.
+func busyboxWith(t *testing.T, files map[string][]byte) v1.Image {
+	t.Helper()
+	base, err := images.Build(t.Context(), images.Recipes["busybox"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := layerOf(t, 0o755, files)
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil })
 	if err != nil {
 		t.Fatal(err)
 	}

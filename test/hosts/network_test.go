@@ -108,6 +108,26 @@ func inPod(ctx context.Context, c *cluster.Cluster, ns, pod string, argv ...stri
 	return out.String(), nil
 }
 
+// runOnEach runs a pod with labels by its number on each host, and one in the
+// host's own network.
+func (w *world) runOnEach(t *testing.T, labels func(i int) map[string]string) {
+	t.Helper()
+	var pods []*corev1.Pod
+	for i, h := range w.c.Hosts {
+		pods = append(pods, toolPod(fmt.Sprintf("net-%d", i), h.Name, labels(i), "serve", "http:8080", "http:8083", "udp:8081"))
+		onHost := toolPod(fmt.Sprintf("host-%d", i), h.Name, nil, "serve", "http:18080")
+		onHost.Spec.HostNetwork, onHost.Spec.DNSPolicy = true, corev1.DNSClusterFirstWithHostNet
+		pods = append(pods, onHost)
+	}
+	for i, p := range runPods(t, w.c, w.ns, pods...) {
+		if i%2 == 0 {
+			w.pods = append(w.pods, p)
+		} else {
+			w.hosts = append(w.hosts, p)
+		}
+	}
+}
+
 // ask runs the tool in a pod of the world and returns the lines that it printed.
 func (w *world) ask(t *testing.T, from *corev1.Pod, args ...string) ([]string, error) {
 	out, err := inPod(t.Context(), w.c, from.Namespace, from.Name, append([]string{"/tool"}, args...)...)
@@ -205,20 +225,7 @@ func TestNetwork(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := &world{c: c, ns: namespace(t, c), tool: tool}
-	var pods []*corev1.Pod
-	for i, h := range c.Hosts {
-		pods = append(pods, toolPod(fmt.Sprintf("net-%d", i), h.Name, netLabels, "serve", "http:8080", "http:8083", "udp:8081"))
-		onHost := toolPod(fmt.Sprintf("host-%d", i), h.Name, nil, "serve", "http:18080")
-		onHost.Spec.HostNetwork, onHost.Spec.DNSPolicy = true, corev1.DNSClusterFirstWithHostNet
-		pods = append(pods, onHost)
-	}
-	for i, p := range runPods(t, c, w.ns, pods...) {
-		if i%2 == 0 {
-			w.pods = append(w.pods, p)
-		} else {
-			w.hosts = append(w.hosts, p)
-		}
-	}
+	w.runOnEach(t, func(int) map[string]string { return netLabels })
 	for _, b := range slices.Concat(podNetwork, serviceProxy, serviceTypes, affinity, dnsNames, endpointObjects, apiProxy) {
 		t.Run(b.name, func(t *testing.T) {
 			t.Parallel()

@@ -33,20 +33,7 @@ func TestServiceFields(t *testing.T) {
 	}
 	w := &world{c: c, ns: "fields"} // the cluster does not live to delete it
 	kubectl(t, c, "create", "namespace", w.ns)
-	var pods []*corev1.Pod
-	for i, h := range c.Hosts {
-		pods = append(pods, toolPod(fmt.Sprintf("net-%d", i), h.Name, map[string]string{"app": "net", "is": fmt.Sprintf("net-%d", i)}, "serve", "http:8080", "http:8083", "udp:8081"))
-		onHost := toolPod(fmt.Sprintf("host-%d", i), h.Name, nil, "serve", "http:18080")
-		onHost.Spec.HostNetwork, onHost.Spec.DNSPolicy = true, corev1.DNSClusterFirstWithHostNet
-		pods = append(pods, onHost)
-	}
-	for i, p := range runPods(t, c, w.ns, pods...) {
-		if i%2 == 0 {
-			w.pods = append(w.pods, p)
-		} else {
-			w.hosts = append(w.hosts, p)
-		}
-	}
+	w.runOnEach(t, func(i int) map[string]string { return map[string]string{"app": "net", "is": fmt.Sprintf("net-%d", i)} })
 	for _, f := range serviceFields {
 		t.Run(f.name, func(t *testing.T) { f.show(t, w) })
 	}

@@ -44,18 +44,28 @@ func reach(ctx context.Context, targets []string) error {
 	return nil
 }
 
+// dialUntil makes a connection that is of no use after ctx's deadline.
+func dialUntil(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	if end, ok := ctx.Deadline(); ok {
+		if err := conn.SetDeadline(end); err != nil {
+			conn.Close()
+			return nil, err
+		}
+	}
+	return conn, nil
+}
+
 // askICMP pings, which takes CAP_NET_RAW.
 func askICMP(ctx context.Context, host string) (string, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "ip4:icmp", host)
+	conn, err := dialUntil(ctx, "ip4:icmp", host)
 	if err != nil {
 		return "", err
 	}
 	defer conn.Close()
-	if end, ok := ctx.Deadline(); ok {
-		if err := conn.SetDeadline(end); err != nil {
-			return "", err
-		}
-	}
 	// An echo request with a number of its own; the checksum makes the sum of
 	// all words ones.
 	number := uint16(rand.Uint32())
@@ -95,16 +105,11 @@ func askHTTP(ctx context.Context, address string) (string, error) {
 }
 
 func askUDP(ctx context.Context, address string) (string, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "udp", address)
+	conn, err := dialUntil(ctx, "udp", address)
 	if err != nil {
 		return "", err
 	}
 	defer conn.Close()
-	if end, ok := ctx.Deadline(); ok {
-		if err := conn.SetDeadline(end); err != nil {
-			return "", err
-		}
-	}
 	if _, err := io.WriteString(conn, "who"); err != nil {
 		return "", err
 	}
